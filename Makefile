@@ -1,0 +1,32 @@
+# Each target is one line that a person could type; the README shows them.
+UV := $(or $(shell command -v uv),python3 -m uv)
+
+.PHONY: setup quickstart test lab report lint lock
+.DEFAULT_GOAL := quickstart
+
+setup: .venv/.ready
+
+.venv/.ready: requirements.lock pyproject.toml
+	$(UV) --version || python3 -m pip install uv
+	$(UV) venv --allow-existing --python '>=3.11' .venv
+	$(UV) pip sync --python .venv --require-hashes requirements.lock
+	$(UV) pip install --python .venv --no-deps --editable .
+	touch .venv/.ready
+
+quickstart: setup
+	.venv/bin/papermill notebooks/run_experiment.ipynb outputs/quickstart.ipynb -p variant lite -p dataset digits
+
+test: setup
+	.venv/bin/python -m pytest
+
+lab: setup
+	.venv/bin/jupyter lab notebooks
+
+report: setup
+	.venv/bin/python -m resnetlib.report README.md
+
+lint: setup
+	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+lock:
+	$(UV) pip compile --universal --generate-hashes --upgrade --extra dev --output-file requirements.lock pyproject.toml

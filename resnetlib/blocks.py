@@ -1,0 +1,129 @@
+"""Residual blocks and squeeze-and-excitation. Nothing here knows about depth.
+
+Images and activations are (N, C, H, W). A block maps (N, in_channels, H, W) to
+(N, out_channels, H/stride, W/stride). An absent part is an empty `nn.Sequential()`: an identity
+that torchsummary, like the published tables, gives no row.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    """3×3 convolution with padding 1."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias)
+
+
+def projection(in_channels: int, out_channels: int, stride: int, bias: bool) -> nn.Sequential:
+    """conv1x1 - BN where the shape changes, else the identity (He et al. 2015, option B)."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Sequential()
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+class SqueezeExcitation(nn.Module):
+    """mean - conv1x1 - ReLU - conv1x1 - sigmoid, times the input (Hu et al. 2017, fig. 2)."""
+
+    def __init__(self, channels: int, reduction: int):
+        super().__init__()
+        squeezed = max(1, channels // reduction)
+        self.squeeze = nn.Conv2d(channels, squeezed, 1)
+        self.excite = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
+        scale = F.relu(self.squeeze(scale))
+        scale = torch.sigmoid(self.excite(scale))
+        return x * scale
+
+
+class BasicBlock(nn.Module):
+    """conv3x3 - BN - ReLU - conv3x3 - BN, plus the shortcut, then ReLU (He et al. 2015, fig. 2)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, bias: bool, attention: nn.Module
+    ):
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, out_channels, stride, bias)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels, bias=bias)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.attention = attention
+        self.shortcut = projection(in_channels, out_channels, stride, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out = self.attention(out)
+        out = out + self.shortcut(x)
+        return F.relu(out)
+
+
+class DropoutBlock(nn.Module):
+    """shortcut first; conv3x3 - BN - ReLU - Dropout2d - conv3x3 - BN, plus it, then ReLU.
+
+    Dropout between the convolutions as in Zagoruyko & Komodakis 2016 (fig. 1d), here of whole
+    channels, as the `dropout` team drew it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        bias: bool,
+        attention: nn.Module,
+        dropout: float,
+    ):
+        super().__init__()
+        self.shortcut = projection(in_channels, out_channels, stride, bias)
+        self.conv1 = conv3x3(in_channels, out_channels, stride, bias)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.dropout = nn.Dropout2d(dropout)
+        self.conv2 = conv3x3(out_channels, out_channels, bias=bias)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.shortcut(x)
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.dropout(out)
+        out = self.bn2(self.conv2(out))
+        out = self.attention(out)
+        out = out + shortcut
+        return F.relu(out)
+
+
+class PreActBlock(nn.Module):
+    """BN - ReLU - conv3x3 - BN - ReLU - conv3x3, plus the shortcut (He et al. 2016, fig. 1b).
+
+    Where the shape changes, the first BN - ReLU serves both paths and the shortcut is a 1×1
+    convolution of its output, as in the authors' code.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, bias: bool, attention: nn.Module
+    ):
+        super().__init__()
+        changes = stride != 1 or in_channels != out_channels
+        activation = nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU())
+        shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias)
+        self.shared_activation = activation if changes else nn.Sequential()
+        self.branch_activation = nn.Sequential() if changes else activation
+        self.shortcut = shortcut if changes else nn.Sequential()
+        self.conv1 = conv3x3(in_channels, out_channels, stride, bias)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels, bias=bias)
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.shared_activation(x)
+        out = self.branch_activation(x)
+        out = self.conv1(out)
+        out = self.conv2(F.relu(self.bn2(out)))
+        out = self.attention(out)
+        return out + self.shortcut(x)

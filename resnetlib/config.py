@@ -1,0 +1,495 @@
+"""What an experiment is: the models of a variant file, overrides, and one-line errors.
+
+A *variant* is a network with the recipe that trains it, one file `params/<variant>.yaml`.
+An *experiment* is a variant with every override applied: complete and checked.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+PACKAGE = Path(__file__).resolve().parent
+PROJECT = PACKAGE.parent
+DEFAULT_BUDGET = 5_000_000  # trainable parameters; the rule every team works under
+
+AugmentName = Literal[
+    "crop",
+    "flip",
+    "color_jitter",
+    "rotation",
+    "auto_augment",
+    "rand_augment",
+    "trivial_augment",
+    "cutout",
+    "random_erasing",
+    "mixup",
+    "cutmix",
+]
+
+
+class ConfigError(ValueError):
+    """A person's mistake, told in one or two lines: what, where, what is allowed."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Show a notebook's reader the message alone (IPython's protocol for exceptions)."""
+        return [f"ConfigError: {self}"]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` where something known is close to the name, else nothing."""
+    known = list(known)
+    folded = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), folded, n=1)
+    if not close:  # a short name such as `se` has no close match by ratio
+        close = [k for k in folded if name and k.startswith(name.lower())][:1]
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def _split(value: Any) -> Any:
+    """`"crop,flip"`, as papermill's -p passes a list, becomes `["crop", "flip"]`."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _refuse_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("give a number, not true or false")
+    return value
+
+
+NotBool = BeforeValidator(_refuse_bool)
+Count = Annotated[PositiveInt, NotBool]
+Fraction = Annotated[float, Field(ge=0, lt=1), NotBool]
+Share = Annotated[float, Field(ge=0, le=1), NotBool]
+
+
+class Model(BaseModel):
+    """Unknown keys, infinities and changes after construction are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SqueezeExcitation(Model):
+    """Where channel attention stands: nowhere, once after the stem, or at the end of each block."""
+
+    placement: Literal["none", "stem", "block"] = "none"
+    reduction: Count = 16
+
+    @model_validator(mode="after")
+    def _reduction_acts(self) -> Self:
+        if self.placement == "none" and self.reduction != 16:
+            raise ValueError("reduction has no effect while placement is 'none'")
+        return self
+
+
+class Architecture(Model):
+    """The network: stem, stages of blocks, pooled linear head."""
+
+    block: Literal["basic", "dropout", "preact"]
+    depths: Annotated[tuple[Annotated[NonNegativeInt, NotBool], ...], BeforeValidator(_split)]
+    widths: Annotated[tuple[Count, ...], BeforeValidator(_split)]
+    conv_bias: bool = False
+    dropout: Fraction = 0.0
+    squeeze_excitation: SqueezeExcitation = SqueezeExcitation()
+    listed_layers: Annotated[tuple[Literal["stem_relu", "pool"], ...], BeforeValidator(_split)] = (
+        "pool",
+    )  # parameterless layers that are modules, and so rows of the summary
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.depths) != len(self.widths):
+            raise ValueError(
+                f"depths has {len(self.depths)} stages and widths {len(self.widths)}; "
+                "give one of each a stage"
+            )
+        if not any(self.depths):
+            raise ValueError("depths needs at least one block")
+        if self.dropout and self.block != "dropout":
+            raise ValueError(f"dropout acts in block 'dropout' only, and block is {self.block!r}")
+        return self
+
+
+class Sgd(Model):
+    name: Literal["sgd"]
+    lr: PositiveFloat
+    momentum: Fraction = 0.0
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class Adam(Model):
+    """Adam, or AdamW with its decoupled weight decay."""
+
+    name: Literal["adam", "adamw"]
+    lr: PositiveFloat
+    betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(_split)] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class Constant(Model):
+    name: Literal["constant"]
+    interval: Literal["epoch", "step"] = "epoch"
+    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_start: Share = 0.1
+
+
+class Cosine(Model):
+    """Warm-up, hold, then half a cosine from lr to min_lr over period_epochs (null: the rest)."""
+
+    name: Literal["cosine"]
+    interval: Literal["epoch", "step"] = "epoch"
+    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_start: Share = 0.1
+    hold_epochs: NonNegativeFloat = 0.0
+    period_epochs: PositiveFloat | None = None
+    min_lr: NonNegativeFloat = 0.0
+
+
+class Step(Model):
+    name: Literal["step"]
+    milestones: Annotated[tuple[Count, ...], BeforeValidator(_split)]
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    interval: Literal["epoch", "step"] = "epoch"
+    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_start: Share = 0.1
+
+
+class OneCycle(Model):
+    """Smith's one-cycle rate as torch draws it, step by step; momentum stays constant."""
+
+    name: Literal["one_cycle"]
+    pct_start: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    div_factor: Annotated[float, Field(ge=1)] = 25.0
+    final_div_factor: Annotated[float, Field(ge=1)] = 1e4
+
+
+Optimizer = Annotated[Sgd | Adam, Field(discriminator="name")]
+Schedule = Annotated[Constant | Cosine | Step | OneCycle, Field(discriminator="name")]
+
+
+class Lookahead(Model):
+    """Every k steps, slow weights move by alpha towards the fast ones, which restart there."""
+
+    k: Count = 5
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class Clip(Model):
+    """Gradients clipped to ±limit each (`value`) or to that joint L2 norm (`norm`)."""
+
+    by: Literal["value", "norm"]
+    limit: PositiveFloat
+
+
+class Recipe(Model):
+    """Everything about training that is not the network."""
+
+    epochs: Count
+    batch_size: Count
+    optimizer: Optimizer
+    schedule: Schedule
+    lookahead: Lookahead | None = None
+    clip: Clip | None = None
+    label_smoothing: Fraction = 0.0
+    augment: Annotated[tuple[AugmentName, ...], BeforeValidator(_split)] = ()
+    normalize: Literal["dataset", "per_image_std", "none"] = "dataset"
+    holdout: Annotated[NonNegativeInt, NotBool] = 0
+    select: Literal["last", "best_holdout", "best_test"] = "last"
+
+    @model_validator(mode="after")
+    def _selection_has_data(self) -> Self:
+        if self.select == "best_holdout" and not self.holdout:
+            raise ValueError("select 'best_holdout' needs holdout above 0")
+        return self
+
+
+class Published(Model):
+    """What the authors reported; accuracies are fractions of 1, null where nothing was."""
+
+    parameters: Count | None = None
+    train_accuracy: Share | None = None
+    test_accuracy: Share | None = None
+    best_test_accuracy: Share | None = None  # selected on the test set
+    train_loss: NonNegativeFloat | None = None
+    test_loss: NonNegativeFloat | None = None
+
+
+class Execution(Model):
+    """Where and how a run is carried out; no part of what the experiment is, or of its hash."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    data_root: Path | None = None
+    output_root: Path | None = None
+    fresh: bool = False
+    keep_checkpoints: bool = False
+    allow_inexact_resume: bool = False
+
+
+class Variant(Model):
+    """One file of `params/`."""
+
+    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    title: str
+    source: str
+    budget: Annotated[PositiveInt, NotBool] | Literal["none"] = DEFAULT_BUDGET
+    architecture: Architecture
+    recipe: Recipe
+    assumed: tuple[str, ...] = ()
+    published: Published = Published()
+
+    @model_validator(mode="after")
+    def _assumed_exists(self) -> Self:
+        paths = _paths({"recipe": self.recipe.model_dump()})
+        for name in self.assumed:
+            if not _matches(name, paths):
+                raise ValueError(f"assumed names {name!r}, which is no key of the recipe")
+        return self
+
+
+class Experiment(Variant):
+    """A variant with every override applied; the one argument of `train`."""
+
+    dataset: Literal["cifar10", "digits"] = "cifar10"
+    seed: Annotated[NonNegativeInt, NotBool] = 0
+    overrides: dict[str, Any] = {}
+    execution: Execution = Execution()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides the outcome: variant, network, recipe, data set, seed."""
+        content = self.model_dump(
+            mode="json", include={"variant", "architecture", "recipe", "dataset", "seed"}
+        )
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, `<output root>/<variant>/<dataset>-seed<seed>-<hash8>`."""
+        root = self.execution.output_root or default_output_root()
+        return root / self.variant / f"{self.dataset}-seed{self.seed}-{self.digest[:8]}"
+
+    def to_yaml(self) -> str:
+        """The complete experiment; `load_experiment(path)` reads it back, equal."""
+        content = self.model_dump(mode="json", exclude={"execution"})
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+
+
+def params_folder() -> Path:
+    """`params/` of the checkout, or the copy that an installed package carries."""
+    installed = PACKAGE / "params"
+    return installed if installed.is_dir() else PROJECT / "params"
+
+
+def default_output_root() -> Path:
+    """`outputs/` of the checkout; of the working directory where the package is installed."""
+    return (PROJECT if (PROJECT / "params").is_dir() else Path.cwd()) / "outputs"
+
+
+def shown(path: Path) -> str:
+    """The path as a person would say it: from the project, the working directory or home."""
+    path = path.resolve()
+    for base, prefix in ((PROJECT, ""), (Path.cwd(), ""), (Path.home(), "~/")):
+        if path.is_relative_to(base):
+            return prefix + path.relative_to(base).as_posix()
+    return str(path)
+
+
+def list_variants() -> list[str]:
+    """The names of all variants in `params/`, sorted."""
+    return sorted(path.stem for path in params_folder().glob("*.yaml"))
+
+
+def load_experiment(variant: str, **overrides: Any) -> Experiment:
+    """Read a variant and apply overrides, by flat or dotted name; `None` keeps the variant's value.
+
+    `variant` is a name from `list_variants()`, or the path of a variant file or of a run's
+    `experiment.yaml`. Examples: `load_experiment("lite", epochs=10, lr=0.05)`,
+    `load_experiment("lite", **{"recipe.optimizer.momentum": 0.8})`.
+
+    Raises `ConfigError` naming the key, its value, what is allowed and the nearest match.
+    """
+    path = _find_variant(variant)
+    content = _read_yaml(path)
+    experiment = _validate(content, path)
+    if path.parent == params_folder() and experiment.variant != path.stem:
+        raise ConfigError(f"{path}: variant is {experiment.variant!r}; it must be {path.stem!r}")
+    return apply_overrides(experiment, overrides)
+
+
+def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
+    """The experiment with these overrides, flat or dotted, checked again as a whole."""
+    content = experiment.model_dump()
+    recorded = dict(experiment.overrides)
+    for name, value in overrides.items():
+        if value is None:
+            continue
+        path = resolve_override(experiment, name)
+        *parents, key = path.split(".")
+        branch = content
+        for parent in parents:
+            branch = branch[parent]
+        if not path.startswith("execution.") and branch[key] != value:
+            recorded[path] = value
+        branch[key] = value
+    changed = _validate(content | {"overrides": {}}, "override")
+    # Keep as recorded what pydantic made of each value, so that "1e-3" is told as 0.001.
+    dump = changed.model_dump(mode="json")
+    return changed.model_copy(update={"overrides": {p: _value_at(dump, p) for p in recorded}})
+
+
+def resolve_override(experiment: Experiment, name: str) -> str:
+    """The dotted path that a flat or dotted name means; `ConfigError` where none or several."""
+    paths = override_paths(experiment)
+    found = _matches(name, paths)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(f"{name!r} is ambiguous: say {' or '.join(map(repr, found))}")
+    flat = sorted({path.rsplit(".", 1)[-1] for path in paths} | paths)
+    short = sorted(path.rsplit(".", 1)[-1] for path in paths if not path.startswith("execution."))
+    raise ConfigError(
+        f"unknown parameter {name!r}{nearest(name, flat)} One of: {', '.join(dict.fromkeys(short))}"
+    )
+
+
+def override_paths(experiment: Experiment) -> set[str]:
+    """Every dotted path that may be overridden in this experiment."""
+    return _paths(
+        experiment.model_dump(
+            include={"budget", "architecture", "recipe", "dataset", "seed", "execution"}
+        )
+    ) - {"architecture", "recipe", "execution"}
+
+
+def _paths(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
+    found = set()
+    for key, value in tree.items():
+        found.add(prefix + key)
+        if isinstance(value, Mapping):
+            found |= _paths(value, f"{prefix}{key}.")
+    return found
+
+
+def _matches(name: str, paths: set[str]) -> list[str]:
+    return sorted(path for path in paths if path == name or path.endswith(f".{name}"))
+
+
+def _value_at(tree: Any, path: str) -> Any:
+    for key in path.split("."):
+        tree = tree[key]
+    return tree
+
+
+def _find_variant(variant: str) -> Path:
+    if not isinstance(variant, str | Path) or not str(variant):
+        raise ConfigError(
+            f"variant = {variant!r}: give a name, one of {', '.join(list_variants())}"
+        )
+    if str(variant).endswith((".yaml", ".yml")):
+        path = Path(variant)
+        if not path.is_file():
+            raise ConfigError(f"no such file: {path}")
+        return path
+    names = list_variants()
+    if variant not in names:
+        raise ConfigError(
+            f"unknown variant {variant!r}{nearest(variant, names)} One of: {', '.join(names)}"
+        )
+    return params_folder() / f"{variant}.yaml"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but a key given twice is an error, not the last one's win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected `variant: …`, `architecture: …`, `recipe: …`")
+    return content
+
+
+def _validate(content: dict, where: Any) -> Experiment:
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        messages = [_explain(problem) for problem in error.errors()]
+        more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
+        raise ConfigError(f"{where}: {messages[0]}{more}") from None
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    """One of pydantic's problems as a person would put it."""
+    model, location = _model_at(problem["loc"])
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        fields = list(model.model_fields) if model else []
+        return f"unknown key {key!r}{nearest(location[-1], fields)} One of: {', '.join(fields)}"
+    if problem["type"] == "missing":
+        return f"{key!r} is missing"
+    message = re.sub(r"^(Value error, |Input )", "", problem["msg"])
+    if problem["type"] == "union_tag_invalid":
+        allowed = problem["ctx"]["expected_tags"]
+        close = nearest(str(problem["ctx"]["tag"]), re.findall(r"'([^']+)'", allowed))
+        return f"{key}.name = {problem['ctx']['tag']!r}: should be one of {allowed}{close}"
+    if problem["type"] == "literal_error":
+        message += nearest(str(problem["input"]), re.findall(r"'([^']+)'", message))
+    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
+        return f"{key}: {message}" if key else message
+    return f"{key} = {problem['input']!r}: {message}"
+
+
+def _model_at(loc: tuple) -> tuple[type[Model] | None, list[str]]:
+    """The model that holds a pydantic location, and the location without discriminator tags."""
+    tags = {"sgd": Sgd, "adam": Adam, "adamw": Adam, "constant": Constant, "cosine": Cosine}
+    tags |= {"step": Step, "one_cycle": OneCycle}
+    model: type[Model] | None = Experiment
+    location: list[str] = []
+    for i, part in enumerate(loc):
+        if part in tags and location and location[-1] in ("optimizer", "schedule"):
+            model = tags[part]
+            continue
+        location.append(str(part))
+        if i < len(loc) - 1 and model and part in model.model_fields:
+            inner = model.model_fields[part].annotation
+            kinds = [k for k in (inner, *getattr(inner, "__args__", ())) if isinstance(k, type)]
+            model = next((k for k in kinds if issubclass(k, Model)), None)
+    return model, location

@@ -1,0 +1,86 @@
+"""What only a notebook needs: its parameters as an experiment."""
+
+import ast
+from typing import Any
+
+from IPython import get_ipython
+
+from .config import ConfigError, Experiment, apply_overrides, load_experiment, resolve_override
+from .train import check_experiment
+
+INJECTED = "# Parameters"  # how papermill begins the cell it adds
+
+
+def experiment_from_notebook() -> Experiment:
+    """The experiment that the notebook's `parameters` cell, and papermill's values, describe.
+
+    Every name assigned in these cells must be a parameter: `variant`, `overrides`, or a name that
+    `load_experiment` takes; `None` stands for the variant's own value. Raises `ConfigError` for
+    an unknown name, a bad value, or an experiment that could not be trained.
+    """
+    shell = get_ipython()
+    if shell is None:
+        raise ConfigError("experiment_from_notebook() works in a notebook; use load_experiment")
+    return experiment_from_cells(shell.user_ns["In"], shell.user_ns)
+
+
+def experiment_from_cells(cells: list[str], namespace: dict[str, Any]) -> Experiment:
+    """The same from the source of the cells run so far.
+
+    A value that is no literal, such as papermill's `float('nan')`, is taken from the namespace.
+    """
+    values = _parameters(cells, namespace)
+    if "variant" not in values:
+        raise ConfigError("the notebook sets no `variant`: run its parameters cell first")
+    experiment = load_experiment(values.pop("variant"))
+    overrides = values.pop("overrides", None) or {}
+    if not isinstance(overrides, dict):
+        raise ConfigError(
+            f"overrides = {overrides!r}: give a mapping, e.g. {{'optimizer.lr': 0.05}}"
+        )
+    flat = {resolve_override(experiment, name): value for name, value in values.items()}
+    dotted = {resolve_override(experiment, name): value for name, value in overrides.items()}
+    twice = [path for path in dotted if flat.get(path) is not None]
+    if twice:
+        raise ConfigError(f"{twice[0]} is set by name and in overrides; say it once")
+    experiment = apply_overrides(experiment, flat | dotted)
+    check_experiment(experiment)
+    return experiment
+
+
+def _parameters(cells: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
+    """What the last run parameters cell and the cells injected after it assign."""
+    assigned = [_assignments(cell) for cell in cells]
+    injected = [cell.lstrip().startswith(INJECTED) for cell in cells]
+    own = [i for i, names in enumerate(assigned) if "variant" in names and not injected[i]]
+    start = own[-1] if own else 0
+    found: dict[str, Any] = {}
+    for i in range(start, len(cells)):
+        if i == start or injected[i]:
+            found |= assigned[i]
+    return {name: _value(node, namespace[name]) for name, node in found.items()}
+
+
+def _value(node: ast.expr, default: Any) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return default
+
+
+def _assignments(cell: str) -> dict[str, ast.expr]:
+    """The names a cell assigns, if assigning is all that it does; else none."""
+    try:
+        statements = ast.parse(cell).body
+    except SyntaxError:  # a cell with a magic
+        return {}
+    found = {}
+    for statement in statements:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                found[name] = value
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                found[name] = value
+            case _:
+                return {}
+    return found

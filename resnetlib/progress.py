@@ -1,0 +1,90 @@
+"""What a waiting person sees: a live bar where somebody watches, one line an epoch elsewhere."""
+
+import os
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm.auto import tqdm
+
+
+def someone_watches() -> bool:
+    """Whether output goes to a terminal or to a notebook that is open before a person.
+
+    Jupyter's server tells its kernels the notebook's name, VS Code the file's, Colab loads its
+    own module; papermill and nbconvert start kernels without any of these.
+    """
+    if "ipykernel" not in sys.modules:
+        return sys.stderr.isatty()
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    in_vscode = shell is not None and "__vsc_ipynb_file__" in shell.user_ns
+    return "JPY_SESSION_NAME" in os.environ or in_vscode or "google.colab" in sys.modules
+
+
+def bar(**settings: Any) -> tqdm:
+    """A tqdm bar that draws itself only where somebody watches."""
+    return tqdm(disable=not someone_watches(), **settings)
+
+
+class EpochProgress:
+    """Tells how far a training run is: `step()` after each step, `epoch(row)` after each epoch."""
+
+    def __init__(self, first_epoch: int, epochs: int, steps_per_epoch: int):
+        self.epochs = epochs
+        self.first_epoch = first_epoch
+        self.steps_per_epoch = steps_per_epoch
+        self.watched = someone_watches()
+        self.seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self.bar = bar(
+            total=self.epochs * self.steps_per_epoch,
+            initial=(self.first_epoch - 1) * self.steps_per_epoch,
+            desc=f"epoch {self.first_epoch}/{self.epochs}",
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+        return self
+
+    def step(self) -> None:
+        self.bar.update()
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """Show a finished epoch's row of the history."""
+        number = int(row["epoch"])
+        if self.watched:
+            self.bar.set_description(f"epoch {min(number + 1, self.epochs)}/{self.epochs}")
+            self.bar.set_postfix_str(
+                f"loss {row['train_loss']:.3f}, train {row['train_accuracy']:.1%}, "
+                f"test {row['test_accuracy']:.1%}"
+            )
+            return
+        self.seconds += row["seconds"] if number else 0.0
+        done = number - self.first_epoch + 1
+        left = self.seconds / done * (self.epochs - number) if done and number else None
+        print(epoch_line(row, self.epochs, left), flush=True)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+
+
+def epoch_line(row: Mapping[str, float], epochs: int, seconds_left: float | None) -> str:
+    """One epoch in one line: losses in nats, accuracies in per cent, times with their units."""
+    line = (
+        f"epoch {int(row['epoch']):{len(str(epochs))}d}/{epochs}"
+        f"  train loss {row['train_loss']:.4f} acc {row['train_accuracy']:7.2%}"
+        f"  test loss {row['test_loss']:.4f} acc {row['test_accuracy']:7.2%}"
+        f"  lr {row['lr']:.2e}  {row['seconds']:.1f} s"
+    )
+    if seconds_left:
+        line += f"  ({seconds_left / 60:.0f} min left)" if seconds_left >= 90 else ""
+    return line

@@ -1,0 +1,180 @@
+"""The network that an Architecture describes, and its size: parameters, MACs, summary."""
+
+import contextlib
+import copy
+import io
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchsummary import summary
+
+from .blocks import BasicBlock, DropoutBlock, PreActBlock, SqueezeExcitation, conv3x3
+from .config import Architecture, ConfigError, Experiment
+from .rng import derive_seed
+
+NUM_CLASSES = 10  # of CIFAR-10, and of the digits
+IMAGE_SHAPE = (3, 32, 32)  # channels, height, width of every data set here
+
+
+class ResNet(nn.Module):
+    """conv3x3 - BN - ReLU - stages of residual blocks - global mean - linear.
+
+    Squeeze-and-excitation stands after the stem, at the end of each block, or nowhere. The first
+    block of every stage but the first has stride 2; a stage of depth 0 is the identity. Pre-
+    activation networks move the stem's BN - ReLU behind the last stage. Input (N, 3, 32, 32),
+    output logits (N, 10). After He et al. 2015, section 4.2.
+    """
+
+    def __init__(self, architecture: Architecture):
+        super().__init__()
+        channels = architecture.widths[0]
+        preact = architecture.block == "preact"
+        self.stem = nn.Sequential(conv3x3(IMAGE_SHAPE[0], channels, bias=architecture.conv_bias))
+        if not preact:
+            self.stem.append(nn.BatchNorm2d(channels))
+        self.stem_activation = _stem_activation(architecture)
+        self.stem_attention = _attention(architecture, "stem", channels)
+
+        self.stages = nn.Sequential()
+        for stage, (depth, width) in enumerate(
+            zip(architecture.depths, architecture.widths, strict=True)
+        ):
+            self.stages.append(_stage(architecture, depth, channels, width, 1 if not stage else 2))
+            channels = width if depth else channels
+
+        self.final_activation = nn.Sequential()
+        if preact:
+            self.final_activation.extend([nn.BatchNorm2d(channels), nn.ReLU()])
+        self.pool = nn.AdaptiveAvgPool2d(1) if "pool" in architecture.listed_layers else _mean
+        self.linear = nn.Linear(channels, NUM_CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.stem(x)  # (N, widths[0], 32, 32)
+        out = self.stem_activation(out)
+        out = self.stem_attention(out)
+        out = self.stages(out)  # (N, C, H, W) of the last stage that has blocks
+        out = self.final_activation(out)
+        out = self.pool(out)  # (N, C, 1, 1)
+        return self.linear(out.flatten(1))  # (N, 10)
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean((2, 3), keepdim=True)
+
+
+def _stem_activation(architecture: Architecture) -> Callable[[Tensor], Tensor]:
+    """ReLU as a module or a function, as the source lists it; none before pre-activation."""
+    if architecture.block == "preact":
+        return nn.Sequential()
+    return nn.ReLU() if "stem_relu" in architecture.listed_layers else F.relu
+
+
+def _attention(architecture: Architecture, placement: str, channels: int) -> nn.Module:
+    wanted = architecture.squeeze_excitation
+    if wanted.placement != placement:
+        return nn.Sequential()
+    return SqueezeExcitation(channels, wanted.reduction)
+
+
+BLOCKS = {"basic": BasicBlock, "dropout": DropoutBlock, "preact": PreActBlock}
+
+
+def _stage(
+    architecture: Architecture, depth: int, in_channels: int, out_channels: int, stride: int
+) -> nn.Module:
+    """`depth` blocks, the first with the stride; none at all is the identity."""
+    if not depth:
+        return nn.Identity()
+    block = BLOCKS[architecture.block]
+    if architecture.block == "dropout":
+        block = partial(block, dropout=architecture.dropout)
+    stage = nn.Sequential()
+    for index in range(depth):
+        attention = _attention(architecture, "block", out_channels)
+        stage.append(
+            block(
+                in_channels if index == 0 else out_channels,
+                out_channels,
+                stride if index == 0 else 1,
+                architecture.conv_bias,
+                attention,
+            )
+        )
+    return stage
+
+
+def build_model(architecture: Architecture, *, seed: int = 0) -> ResNet:
+    """The network in float32 on the CPU, its weights a function of the seed alone.
+
+    torch's default initialisation (Kaiming-uniform), as every published variant used it. The
+    global random state stays as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init"))
+        return ResNet(architecture)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters; one that is shared counts once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def macs(model: nn.Module) -> int:
+    """Multiply-accumulates of one image's forward pass: convolutions and linear layers."""
+    replica = copy.deepcopy(model).cpu().eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        replica(torch.zeros(1, *IMAGE_SHAPE))
+    return counter.get_total_flops() // 2
+
+
+def model_summary(model: nn.Module) -> str:
+    """torchsummary's table for one 3×32×32 image.
+
+    Made on a copy, with the random state set aside: BatchNorm's statistics, the random state
+    and the hooks of the model stay as they were.
+    """
+    replica = copy.deepcopy(model).cpu()
+    printed = io.StringIO()
+    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(printed):
+        summary(replica, IMAGE_SHAPE, device="cpu")
+    return printed.getvalue().strip("\n")
+
+
+def check_size(experiment: Experiment) -> int:
+    """The parameter count, if it keeps the budget and equals the published one.
+
+    The published count is held against the variant's own network only: an override of the
+    architecture makes another network. Raises `ConfigError`.
+    """
+    with torch.device("meta"):
+        count = count_parameters(ResNet(experiment.architecture))
+    overridden = any(path.startswith("architecture") for path in experiment.overrides)
+    published = experiment.published.parameters
+    if published not in (None, count) and not overridden:
+        raise ConfigError(
+            f"{experiment.variant}: published.parameters is {published:,}, "
+            f"and the architecture has {count:,}"
+        )
+    if experiment.budget != "none" and count > experiment.budget:
+        raise ConfigError(
+            f"{experiment.variant}: {count:,} parameters exceed the budget of "
+            f"{experiment.budget:,}; say `budget: none` to run it all the same"
+        )
+    return count
+
+
+def describe_size(experiment: Experiment) -> dict[str, str]:
+    """Parameters, MACs and the share of the budget, for reading."""
+    model = build_model(experiment.architecture)
+    count, budget = count_parameters(model), experiment.budget
+    used = "no budget" if budget == "none" else f"{count / budget:.1%} of {budget:,}"
+    return {
+        "parameters": f"{count:,}",
+        "budget": used,
+        "multiply-accumulates of one image": f"{macs(model) / 1e6:.1f} million",
+        "weights": f"{4 * count / 2**20:.2f} MiB in float32",
+    }

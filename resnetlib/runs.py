@@ -1,0 +1,401 @@
+"""The run folder: status, artifacts, checkpoints, and reading a finished run back."""
+
+import io
+import platform
+import shutil
+import subprocess
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+from torch import nn
+
+from . import files
+from .config import (
+    PROJECT,
+    ConfigError,
+    Experiment,
+    Published,
+    list_variants,
+    load_experiment,
+    nearest,
+    shown,
+)
+from .data import Dataset
+from .evaluate import Evaluation
+from .resnet import build_model
+
+CHECKPOINTS_KEPT = 2
+VERSIONS_OF = ("resnetlib", "torch", "torchvision", "numpy", "scikit-learn")
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on, for a reason that a person can mend; the message names it."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment carried out with one seed, as its folder tells it."""
+
+    path: Path
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """`run.json`: status, fingerprint, versions, checksums."""
+        return files.read_json(self.path / "run.json")
+
+    @property
+    def status(self) -> str:
+        """`running`, `done`, `failed`, `interrupted` or `diverged`."""
+        return self.record["status"]
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        return load_experiment(str(self.path / "experiment.yaml"))
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch; epoch 0 is the network before training. Loss in nats, lr as used."""
+        return pd.read_csv(self.path / "history.csv")
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """`metrics.json`; accuracies are fractions of 1."""
+        return files.read_json(self.path / "metrics.json")
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The selected weights on the test set, from the kept logits."""
+        with np.load(self.path / "predictions.npz") as kept:
+            return Evaluation(
+                torch.from_numpy(kept["logits"]),
+                torch.from_numpy(kept["labels"]),
+                tuple(kept["classes"].tolist()),
+            )
+
+    @property
+    def summary(self) -> str:
+        return (self.path / "summary.txt").read_text(encoding="utf-8")
+
+    @property
+    def headline(self) -> str:
+        """The test accuracy with its 95 % interval, in a sentence."""
+        metrics = self.metrics
+        low, high = metrics["test_accuracy_interval_95"]
+        return (
+            f"Test accuracy {metrics['test_accuracy']:.2%} after epoch {metrics['epochs']} "
+            f"(95 % interval {low:.2%} to {high:.2%} over {metrics['test_images']:,} images; "
+            f"seed {self.record['seed']}), cross-entropy {metrics['test_loss']:.4f}, "
+            f"calibration error {metrics['ece']:.2%}."
+        )
+
+    @property
+    def comparison(self) -> pd.DataFrame:
+        """What was published beside what this run measured; accuracies in per cent.
+
+        The published figures hold for the variant's own recipe on CIFAR-10; for another data
+        set that column is empty.
+        """
+        metrics, published = self.metrics, self.experiment.published
+        if self.experiment.dataset != "cifar10":
+            published = Published()
+        rows = {
+            "parameters": (published.parameters, metrics["parameters"]),
+            "train accuracy, last epoch": (published.train_accuracy, metrics["train_accuracy"]),
+            "test accuracy, last epoch": (published.test_accuracy, metrics["test_accuracy"]),
+            "test accuracy, best test epoch": (
+                published.best_test_accuracy,
+                metrics["best_test_accuracy"],
+            ),
+        }
+        frame = pd.DataFrame(rows, index=["published", "reproduced"]).T.astype(float)
+        frame.loc[frame.index != "parameters"] *= 100
+        return frame.assign(difference=frame["reproduced"] - frame["published"])
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Every file of the run folder, with its size; the folder first."""
+        listed = {name: self.path / name for name in (*self.record["artifacts"], "run.json")}
+        sizes = {name: f"{path.stat().st_size / 1024:,.1f} KiB" for name, path in listed.items()}
+        return {"run folder": shown(self.path)} | sizes
+
+    def model(self) -> nn.Module:
+        """The network with the selected weights: float32, on the CPU, in evaluation mode."""
+        return _with_weights(self.experiment, self.path / "model.safetensors")
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run folder. Raises `RunError` when it is none."""
+    path = Path(path)
+    if not (path / "run.json").is_file():
+        raise RunError(f"{path} is no run folder: it has no run.json")
+    return Run(path)
+
+
+def load_pretrained(variant: str) -> nn.Module:
+    """The kept network of a variant: float32, on the CPU, in evaluation mode.
+
+    Weights stand under `outputs/reference/<variant>/`; of several seeds, the lowest that has any.
+    Raises `ConfigError` when the variant is unknown or none are kept.
+    """
+    kept = {
+        path.parents[1].name: path
+        for path in sorted(_reference().glob("*/*/model.safetensors"))[::-1]
+    }
+    if variant not in kept:
+        known = list_variants()
+        reason = (
+            "has no kept weights" if variant in known else f"is unknown{nearest(variant, known)}"
+        )
+        raise ConfigError(
+            f"variant {variant!r} {reason}; kept: {', '.join(sorted(kept)) or 'none'}"
+        )
+    run = load_run(kept[variant].parent)
+    return run.model()
+
+
+def reference_runs() -> list[Run]:
+    """The recorded runs under `outputs/reference/`, by variant, data set and seed."""
+    runs = [load_run(path.parent) for path in _reference().glob("*/*/run.json")]
+    return sorted(
+        runs, key=lambda run: (run.record["variant"], run.record["dataset"], run.record["seed"])
+    )
+
+
+def _reference() -> Path:
+    return PROJECT / "outputs" / "reference"
+
+
+def _with_weights(experiment: Experiment, path: Path) -> nn.Module:
+    model = build_model(experiment.architecture)
+    weights = safetensors.torch.load(path.read_bytes())
+    model.load_state_dict(
+        {
+            name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in weights.items()
+        }
+    )
+    return model.eval()
+
+
+# Writing ----------------------------------------------------------------------------------------
+
+
+def fingerprint(experiment: Experiment, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    """What must be equal for a resumed run to equal the uninterrupted one bit for bit."""
+    return {
+        "experiment": experiment.digest,
+        "data": files.sha256_of(repr(sorted(dataset.checksums.items())).encode()),
+        "torch": torch.__version__,
+        "device": device.type,
+        "processor": _processor(device),
+        "threads": torch.get_num_threads(),
+        "precision": "float32",
+        "memory_format": "channels_last",
+    }
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def describe_environment(experiment: Experiment) -> dict[str, str]:
+    """Device, processor, versions and commit, for reading."""
+    device = choose_device(experiment.execution.device)
+    git = _git_state()
+    changed = " with changes" if git and git["modified"] else ""
+    return {
+        "device": device.type,
+        "processor": _processor(device),
+        "threads": str(torch.get_num_threads()),
+        "operating system": platform.platform(),
+        **_versions(),
+        "commit": f"{git['commit'][:12]}{changed}" if git else "not in a git checkout",
+        "run folder": shown(experiment.folder),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS_OF}}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device by its name; "auto" is CUDA, then MPS, then the CPU. Raises `ConfigError`."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next((kind for kind, there in available.items() if there), "cpu"))
+    device = torch.device(name)
+    there = available.get(device.type, True)
+    if there and device.type == "cuda":
+        there = (device.index or 0) < torch.cuda.device_count()
+    if not there:
+        usable = ["cpu", *(kind for kind, has in available.items() if has)]
+        raise ConfigError(f"device = {name!r}: this machine has none; it has {', '.join(usable)}")
+    return device
+
+
+def new_record(experiment: Experiment, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    """The content of a `run.json` whose run begins now."""
+    return {
+        "status": "running",
+        "variant": experiment.variant,
+        "dataset": experiment.dataset,
+        "seed": experiment.seed,
+        "experiment": experiment.digest,
+        "overrides": experiment.model_dump(mode="json")["overrides"],
+        "started": now(),
+        "fingerprint": fingerprint(experiment, dataset, device),
+        "versions": _versions(),
+        "platform": platform.platform(),
+        "git": _git_state(),
+        "dataset_checksums": dataset.checksums,
+        "inexact_resumes": [],
+        "artifacts": {},
+    }
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git_state() -> dict[str, Any] | None:
+    """The commit of the checkout and whether anything tracked differs from it; None outside git."""
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(PROJECT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = ask("status", "--porcelain", "--untracked-files=no")
+        return {"commit": ask("rev-parse", "HEAD"), "modified": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    files.write_json(folder / "run.json", record)
+
+
+def artifact_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file a run leaves, by path relative to its folder."""
+    kept = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name != "run.json"
+        and "checkpoints" not in path.relative_to(folder).parts
+    )
+    return {path.relative_to(folder).as_posix(): files.sha256(path) for path in kept}
+
+
+def write_predictions(folder: Path, evaluation: Evaluation) -> None:
+    """`predictions.npz`: logits (N, C) float32, labels and predictions (N,) int64, class names."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        logits=evaluation.logits.numpy(),
+        labels=evaluation.labels.numpy(),
+        predictions=evaluation.predictions.numpy(),
+        classes=np.array(evaluation.classes),
+    )
+    files.write_bytes(folder / "predictions.npz", buffer.getvalue())
+
+
+def to_bytes(state: Any) -> bytes:
+    """What `torch.load(weights_only=True)` reads back."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def save_checkpoint(folder: Path, epoch: int, state: Mapping[str, Any]) -> None:
+    """Write the state after an epoch behind its checksum, then drop all but the last two."""
+    checkpoints = folder / "checkpoints"
+    files.write_sealed(checkpoints / f"epoch-{epoch:05d}.pt", to_bytes(state))
+    for old in sorted(checkpoints.glob("epoch-*.pt"))[:-CHECKPOINTS_KEPT]:
+        old.unlink()
+
+
+def drop_checkpoints(folder: Path) -> None:
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The newest good checkpoint; None where there is none at all.
+
+    A damaged one is passed over with a warning that names it and the one used instead; when all
+    are damaged, `RunError`: a run never starts over in silence.
+    """
+    found = sorted((folder / "checkpoints").glob("epoch-*.pt"), reverse=True)
+    damaged = []
+    for path in found:
+        try:
+            content = files.read_sealed(path)
+        except files.FileDamaged:
+            damaged.append(path.name)
+            continue
+        if damaged:
+            warnings.warn(f"{', '.join(damaged)} damaged; going on from {path.name}", stacklevel=2)
+        return torch.load(io.BytesIO(content), weights_only=True)
+    if damaged:
+        raise RunError(
+            f"all checkpoints under {folder} are damaged ({', '.join(damaged)}); "
+            "`fresh: true` starts the run over"
+        )
+    return None
+
+
+def check_fingerprint(
+    experiment: Experiment, before: Mapping[str, Any], current: Mapping[str, Any]
+) -> list[str]:
+    """The differences between two fingerprints, allowed or else a `RunError` that names them."""
+    differences = [
+        f"{name} was {before.get(name)!r} and is now {current.get(name)!r}"
+        for name in sorted({*before, *current})
+        if before.get(name) != current.get(name)
+    ]
+    if differences and not experiment.execution.allow_inexact_resume:
+        raise RunError(
+            f"this run cannot be resumed exactly: {'; '.join(differences)}. "
+            "`allow_inexact_resume: true` goes on and records it; `fresh: true` starts over"
+        )
+    return differences
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run writes, and nothing else, so that it can start over."""
+    for name in (
+        "run.json",
+        "experiment.yaml",
+        "summary.txt",
+        "history.csv",
+        "metrics.json",
+        "confusion_matrix.csv",
+        "per_class.csv",
+        "predictions.npz",
+        "model.safetensors",
+    ):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("figures", "checkpoints"):
+        shutil.rmtree(folder / name, ignore_errors=True)
