@@ -297,7 +297,9 @@ class Experiment(Variant):
     def to_yaml(self) -> str:
         """The complete experiment; `load_experiment(path)` reads it back, equal."""
         content = self.model_dump(mode="json", exclude={"execution"})
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+        return yaml.safe_dump(
+            content, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+        )
 
 
 def params_folder() -> Path:
@@ -343,24 +345,39 @@ def load_experiment(variant: str, **overrides: Any) -> Experiment:
 
 
 def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
-    """The experiment with these overrides, flat or dotted, checked again as a whole."""
+    """The experiment with these overrides, flat or dotted, checked again as a whole.
+
+    Whole branches (`optimizer={"name": "adam", "lr": 0.001}`) are put in place before single keys.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    branches = {name: value for name, value in given.items() if isinstance(value, Mapping)}
+    leaves = {name: value for name, value in given.items() if name not in branches}
+    for part in (branches, leaves):
+        experiment = _with_values(experiment, part) if part else experiment
+    return experiment
+
+
+def _with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
     content = experiment.model_dump()
-    recorded = dict(experiment.overrides)
-    for name, value in overrides.items():
-        if value is None:
-            continue
+    changed = {}
+    for name, value in values.items():
         path = resolve_override(experiment, name)
+        if path in changed:
+            raise ConfigError(f"{path} is set twice, the second time as {name!r}; say it once")
         *parents, key = path.split(".")
         branch = content
         for parent in parents:
             branch = branch[parent]
-        if not path.startswith("execution.") and branch[key] != value:
-            recorded[path] = value
+        changed[path] = branch[key] != value
         branch[key] = value
-    changed = _validate(content | {"overrides": {}}, "override")
-    # Keep as recorded what pydantic made of each value, so that "1e-3" is told as 0.001.
-    dump = changed.model_dump(mode="json")
-    return changed.model_copy(update={"overrides": {p: _value_at(dump, p) for p in recorded}})
+    # What the source left open about a part that is replaced is no longer of interest.
+    keys = _paths({"recipe": content["recipe"]})
+    content["assumed"] = [name for name in content["assumed"] if _matches(name, keys)]
+    result = _validate(content, "override")
+    dump = result.model_dump(mode="json")
+    recorded = [*experiment.overrides, *(path for path, differs in changed.items() if differs)]
+    kept = {p: _value_at(dump, p) for p in recorded if not p.startswith("execution.")}
+    return result.model_copy(update={"overrides": kept})
 
 
 def resolve_override(experiment: Experiment, name: str) -> str:
@@ -401,8 +418,9 @@ def _matches(name: str, paths: set[str]) -> list[str]:
 
 
 def _value_at(tree: Any, path: str) -> Any:
+    """What stands at a dotted path; None where a later override removed it."""
     for key in path.split("."):
-        tree = tree[key]
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 

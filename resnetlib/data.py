@@ -39,6 +39,7 @@ CIFAR10_ADDRESSES = (
     "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 )
+PIECE = 1 << 16  # bytes; at most this much of a broken answer is fetched again
 TIMEOUT_SECONDS = (10, 30)  # to connect, and between two pieces of an answer
 
 
@@ -96,7 +97,7 @@ class Dataset:
         """
         sums = torch.zeros(self.train[0].shape[1], dtype=torch.float64)
         for batch in self.train[0].split(5000):
-            sums += (batch.float() / 255).flatten(2).std(2, correction=0).double().sum(0)
+            sums += (batch.float() / 255).flatten(2).std(2).double().sum(0)
         return tuple((sums / len(self.train[0])).tolist())
 
     @cached_property
@@ -149,15 +150,14 @@ def _load_digits(root: str | os.PathLike | None) -> Dataset:
 
 def _load_cifar10(root: str | os.PathLike | None) -> Dataset:
     folder = find_cifar10(root) or _download_cifar10(root)
-    batches = {}
+    contents = {name: (folder / name).read_bytes() for name in CIFAR10_MD5}
     for name, expected in CIFAR10_MD5.items():
-        content = (folder / name).read_bytes()
-        if files.md5_of(content) != expected:
+        if files.md5_of(contents[name]) != expected:
             raise DataError(
                 f"{folder / name} is damaged (its MD5 is not {expected}); "
                 f"delete the folder {folder} and run again to fetch it anew"
             )
-        batches[name] = files.unpickle_arrays(content)
+    batches = {name: files.unpickle_arrays(content) for name, content in contents.items()}
     train = [batches[f"data_batch_{n}"] for n in range(1, 6)]
     return Dataset(
         name="cifar10",
@@ -274,7 +274,7 @@ def download(address: str, path: Path, md5: str) -> None:
                     unit_scale=True,
                 ) as shown,
             ):
-                for piece in answer.iter_content(1 << 20):
+                for piece in answer.iter_content(PIECE):
                     file.write(piece)
                     shown.update(len(piece))
     if files.md5(part) != md5:

@@ -122,6 +122,8 @@ class _ArrayUnpickler(pickle.Unpickler):
         module = module.replace("numpy._core", "numpy.core")
         if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
             return np.zeros(0).__reduce__()[0]
+        if (module, name) == ("numpy.core.numeric", "_frombuffer"):  # protocol 5
+            return np.zeros(0).__reduce_ex__(5)[0]
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
             return getattr(np, name)
         if (module, name) == ("_codecs", "encode"):  # how Python 3 pickles bytes in protocol 2

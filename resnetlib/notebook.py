@@ -38,12 +38,12 @@ def experiment_from_cells(cells: list[str], namespace: dict[str, Any]) -> Experi
         raise ConfigError(
             f"overrides = {overrides!r}: give a mapping, e.g. {{'optimizer.lr': 0.05}}"
         )
-    flat = {resolve_override(experiment, name): value for name, value in values.items()}
-    dotted = {resolve_override(experiment, name): value for name, value in overrides.items()}
-    twice = [path for path in dotted if flat.get(path) is not None]
-    if twice:
-        raise ConfigError(f"{twice[0]} is set by name and in overrides; say it once")
-    experiment = apply_overrides(experiment, flat | dotted)
+    set_by_name = {name: value for name, value in values.items() if value is not None}
+    for name in set_by_name.keys() & overrides.keys():
+        raise ConfigError(f"{name} is set by name and in overrides; say it once")
+    for name in values.keys() - set_by_name.keys():
+        resolve_override(experiment, name)  # an unknown name is an error even when it is None
+    experiment = apply_overrides(experiment, set_by_name | overrides)
     check_experiment(experiment)
     return experiment
 

@@ -1,6 +1,7 @@
 """Figures: arrays and tables in, matplotlib Axes out. No torch, nothing shown or saved here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,6 +36,22 @@ STYLE = {
 }
 
 
+@contextmanager
+def _style(**changes: object) -> Iterator[None]:
+    """Our style, for as long as a figure is made.
+
+    Not `plt.rc_context`: that would also take back what the notebook's backend sets when the first
+    figure loads it, and no later figure would be shown.
+    """
+    style = STYLE | changes
+    before = {name: plt.rcParams[name] for name in style}
+    plt.rcParams.update(style)
+    try:
+        yield
+    finally:
+        plt.rcParams.update(before)
+
+
 def variant_color(variant: str) -> tuple[float, float, float]:
     """The variant's colour; a variant outside the fixed order gets one by its name."""
     palette = sns.color_palette("colorblind", len(VARIANT_ORDER))
@@ -47,7 +64,7 @@ def curves(history: pd.DataFrame, variant: str) -> list[Axes]:
     """Loss, accuracy and, beneath, the learning rate over epochs; train grey, test coloured."""
     color = variant_color(variant)
     epochs = history["epoch"]
-    with plt.rc_context(STYLE):
+    with _style():
         figure, grid = plt.subplot_mosaic(
             [["loss", "accuracy"], ["lr", "lr"]],
             figsize=(10, 6),
@@ -70,7 +87,7 @@ def curves(history: pd.DataFrame, variant: str) -> list[Axes]:
         loss.set_ylim(bottom=0)
         loss.set_title("Loss")
         accuracy.set_ylabel("accuracy")
-        accuracy.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+        accuracy.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
         last = 100 * history["test_accuracy"].iloc[-1]
         accuracy.set_title(f"Accuracy: {last:.2f} % on the test set after epoch {epochs.iloc[-1]}")
         trained = history[history["epoch"] > 0]
@@ -84,10 +101,10 @@ def curves(history: pd.DataFrame, variant: str) -> list[Axes]:
     return [loss, accuracy, rate]
 
 
-def confusion(matrix: np.ndarray, classes: Sequence[str], title: str) -> list[Axes]:
+def confusion(matrix: np.ndarray, classes: Sequence[str], variant: str) -> list[Axes]:
     """Counts, and per cent of each true class, side by side; row: true, column: predicted."""
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    with plt.rc_context(STYLE | {"axes.grid": False}):
+    with _style(**{"axes.grid": False}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6.2), layout="constrained")
         panels = (
             (left, matrix, "d", "Images"),
@@ -112,7 +129,11 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], title: str) -> list[Ax
             axes.set(title=name, xlabel="predicted", ylabel="true")
             axes.tick_params(axis="x", rotation=45)
             axes.tick_params(axis="y", rotation=0)
-        figure.suptitle(title, fontweight="bold")
+        share = np.trace(matrix) / matrix.sum()
+        figure.suptitle(
+            f"{variant}: {100 * share:.2f} % of {matrix.sum():,} test images right",
+            fontweight="bold",
+        )
     return [left, right]
 
 
@@ -127,7 +148,7 @@ def reliability(calibration: pd.DataFrame, ece: float, variant: str) -> list[Axe
     width = edges[1]
     centers = edges[:-1] + width / 2
     filled = calibration["images"] > 0
-    with plt.rc_context(STYLE):
+    with _style():
         _, (top, bottom) = plt.subplots(
             2, 1, figsize=(6, 6.5), sharex=True, height_ratios=[3, 1], layout="constrained"
         )
@@ -140,14 +161,14 @@ def reliability(calibration: pd.DataFrame, ece: float, variant: str) -> list[Axe
         )
         top.plot([0, 1], [0, 100], "--", color="0.3", label="perfectly calibrated")
         top.set(ylabel="accuracy in the bin", xlim=(0, 1), ylim=(0, 100))
-        top.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+        top.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
         top.set_title(
             f"{variant}: calibration error {100 * ece:.1f} % (ECE, {len(edges) - 1} bins)"
         )
         top.legend(frameon=False, loc="upper left")
         bottom.bar(centers, calibration["images"], width * 0.92, color="0.55")
         bottom.set(xlabel="confidence (largest softmax probability)", ylabel="images")
-        bottom.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        bottom.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
     return [top, bottom]
 
 
@@ -167,7 +188,8 @@ def mistakes(
     wrong = np.flatnonzero(labels != predictions)
     shown = wrong[np.argsort(-confidences[wrong], kind="stable")][:count]
     captions = [
-        f"{classes[labels[i]]}\n→ {classes[predictions[i]]} {confidences[i]:.0%}" for i in shown
+        f"{classes[labels[i]]}\n→ {classes[predictions[i]]} {100 * confidences[i]:.0f} %"
+        for i in shown
     ]
     title = f"The {len(shown)} most confident of {len(wrong):,} mistakes (true → predicted)"
     return image_grid(np.asarray(images)[shown], captions, title)
@@ -179,7 +201,7 @@ def image_grid(
     """Images uint8 (N, 3, H, W) in rows of eight, each under its caption."""
     images = np.asarray(images)
     rows = max(1, -(-len(images) // columns))
-    with plt.rc_context(STYLE | {"axes.grid": False}):
+    with _style(**{"axes.grid": False}):
         figure, grid = plt.subplots(
             rows,
             columns,

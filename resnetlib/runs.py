@@ -37,6 +37,23 @@ from .resnet import build_model
 CHECKPOINTS_KEPT = 2
 VERSIONS_OF = ("resnetlib", "torch", "torchvision", "numpy", "scikit-learn")
 
+ARTIFACTS = (
+    "experiment.yaml",
+    "summary.txt",
+    "history.csv",
+    "metrics.json",
+    "confusion_matrix.csv",
+    "per_class.csv",
+    "predictions.npz",
+    "model.safetensors",
+)
+COMPARED = (  # label, name in `published` and in metrics.json, scale
+    ("parameters", "parameters", 1),
+    ("train accuracy, last epoch", "train_accuracy", 100),
+    ("test accuracy, last epoch", "test_accuracy", 100),
+    ("test accuracy, best test epoch", "best_test_accuracy", 100),
+)
+
 
 class RunError(RuntimeError):
     """A run that cannot go on, for a reason that a person can mend; the message names it."""
@@ -111,18 +128,14 @@ class Run:
         metrics, published = self.metrics, self.experiment.published
         if self.experiment.dataset != "cifar10":
             published = Published()
-        rows = {
-            "parameters": (published.parameters, metrics["parameters"]),
-            "train accuracy, last epoch": (published.train_accuracy, metrics["train_accuracy"]),
-            "test accuracy, last epoch": (published.test_accuracy, metrics["test_accuracy"]),
-            "test accuracy, best test epoch": (
-                published.best_test_accuracy,
-                metrics["best_test_accuracy"],
-            ),
-        }
-        frame = pd.DataFrame(rows, index=["published", "reproduced"]).T.astype(float)
-        frame.loc[frame.index != "parameters"] *= 100
-        return frame.assign(difference=frame["reproduced"] - frame["published"])
+        rows = {}
+        for label, name, scale in COMPARED:
+            before, measured = getattr(published, name), scale * metrics[name]
+            before = None if before is None else scale * before
+            rows[label] = [before, measured, None if before is None else measured - before]
+        columns = ["published", "reproduced", "difference"]
+        # object: whole numbers beside fractions
+        return pd.DataFrame(rows, index=columns, dtype=object).T
 
     @property
     def files(self) -> dict[str, str]:
@@ -296,17 +309,15 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     files.write_json(folder / "run.json", record)
 
 
+def artifacts(folder: Path) -> list[Path]:
+    """The files that a run itself leaves, `run.json` apart (a notebook may stand beside them)."""
+    found = [folder / name for name in ARTIFACTS]
+    return [path for path in found if path.is_file()] + sorted(folder.glob("figures/*.png"))
+
+
 def artifact_checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file a run leaves, by path relative to its folder."""
-    kept = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and not path.name.startswith(".")
-        and path.name != "run.json"
-        and "checkpoints" not in path.relative_to(folder).parts
-    )
-    return {path.relative_to(folder).as_posix(): files.sha256(path) for path in kept}
+    """SHA-256 of every artifact, by path relative to the run folder."""
+    return {path.relative_to(folder).as_posix(): files.sha256(path) for path in artifacts(folder)}
 
 
 def write_predictions(folder: Path, evaluation: Evaluation) -> None:
@@ -385,17 +396,6 @@ def check_fingerprint(
 
 def clear(folder: Path) -> None:
     """Remove what a run writes, and nothing else, so that it can start over."""
-    for name in (
-        "run.json",
-        "experiment.yaml",
-        "summary.txt",
-        "history.csv",
-        "metrics.json",
-        "confusion_matrix.csv",
-        "per_class.csv",
-        "predictions.npz",
-        "model.safetensors",
-    ):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("figures", "checkpoints"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in [folder / "run.json", *artifacts(folder)]:
+        path.unlink(missing_ok=True)
+    drop_checkpoints(folder)

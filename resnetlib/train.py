@@ -25,6 +25,11 @@ from .rng import derive_seed, generator
 from .runs import Run, RunError
 from .schedule import build_optimizer, learning_rate
 
+# Images at once. On a CPU a batch that stays in cache: `lite` on two AVX2 cores evaluates about
+# 4,300 images/s by 250 and 2,000 by 1,000.
+EVALUATION_BATCH = {"cpu": 250, "cuda": 2000, "mps": 1000}
+FIGURE_DPI = 150  # 1500 pixels across: sharp in print at the width of a page
+
 
 class Diverged(RunError):
     """The loss left the finite numbers."""
@@ -181,7 +186,14 @@ class Training:
         return row | self._evaluate() | {"lr": 0.0, "seconds": time.perf_counter() - started}
 
     def evaluate(self, images: Tensor, labels: Tensor) -> Evaluation:
-        return evaluate(self.model, images, labels, mean=self.mean, std=self.std)
+        return evaluate(
+            self.model,
+            images,
+            labels,
+            mean=self.mean,
+            std=self.std,
+            batch_size=EVALUATION_BATCH[self.device.type],
+        )
 
     def _evaluate(self) -> dict[str, float]:
         columns = {}
@@ -398,6 +410,6 @@ def _write_figures(
     for name, axes in figures.items():
         figure = axes[0].figure
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", bbox_inches="tight")
+        figure.savefig(buffer, format="png", bbox_inches="tight", dpi=FIGURE_DPI)
         plt.close(figure)
         files.write_bytes(folder / f"{name}.png", buffer.getvalue())

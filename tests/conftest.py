@@ -1,0 +1,66 @@
+"""Shared fixtures: small experiments on the digits, and the genuine CIFAR-10 where it is found."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from resnetlib import load_dataset, load_experiment
+from resnetlib.data import find_cifar10
+
+PROJECT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = PROJECT / "notebooks"
+GOLDEN = Path(__file__).parent / "golden"
+
+# One block of four channels: an epoch of the digits takes a tenth of a second.
+TINY = {"depths": [1], "widths": [4], "dataset": "digits", "device": "cpu"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Where everything must run, a skipped test is a failed one."""
+    report = yield
+    if report.skipped and os.environ.get("RESNETLIB_NO_SKIPS"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where nothing may be: {report.longrepr}"
+    return report
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Makes a small experiment on the digits; flat overrides as for `load_experiment`."""
+
+    def make(variant="lite", **overrides):
+        settings = TINY | {"epochs": 1, "output_root": tmp_path / "outputs"} | overrides
+        return load_experiment(variant, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits):
+    """320 digits to train on and 100 to test: for what needs many runs."""
+    parts = {
+        name: tuple(half[:count] for half in getattr(digits, name))
+        for name, count in (("train", 320), ("test", 100))
+    }
+    return dataclasses.replace(digits, **parts)
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder():
+    folder = find_cifar10()
+    if folder is None:
+        pytest.skip("needs the genuine CIFAR-10, which is in none of the usual folders")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar10(cifar10_folder):
+    return load_dataset("cifar10", cifar10_folder)

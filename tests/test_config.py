@@ -1,0 +1,152 @@
+"""Variant files, overrides, and what a person is told about a mistake."""
+
+import pytest
+import yaml
+
+from resnetlib import list_variants, load_experiment
+from resnetlib.config import ConfigError, apply_overrides, params_folder
+
+
+def test_lists_the_eight_published_variants():
+    published = {"lite", "improved_sgd", "improved_adam", "dropout", "se", "adamw", "wide66"}
+    assert published | {"resnet18"} <= set(list_variants())
+
+
+@pytest.mark.parametrize("variant", list_variants())
+def test_a_variant_survives_the_round_trip_through_experiment_yaml(variant, tmp_path):
+    experiment = load_experiment(variant, seed=3, dataset="digits")
+    path = tmp_path / "experiment.yaml"
+    path.write_text(experiment.to_yaml())
+    again = load_experiment(str(path))
+    assert again == experiment
+    assert again.digest == experiment.digest
+
+
+def test_flat_and_dotted_names_reach_the_same_key():
+    flat = load_experiment("lite", lr=0.05, momentum=0.8, depths=[2, 1, 1])
+    dotted = load_experiment(
+        "lite",
+        **{
+            "recipe.optimizer.lr": 0.05,
+            "optimizer.momentum": 0.8,
+            "architecture.depths": [2, 1, 1],
+        },
+    )
+    assert flat == dotted
+    assert flat.recipe.optimizer.lr == 0.05
+    assert flat.architecture.depths == (2, 1, 1)
+    assert flat.overrides == {
+        "architecture.depths": [2, 1, 1],
+        "recipe.optimizer.lr": 0.05,
+        "recipe.optimizer.momentum": 0.8,
+    }
+
+
+def test_single_keys_act_on_a_branch_that_is_replaced_in_the_same_breath():
+    adam = {"name": "adam", "lr": 0.01}
+    experiment = load_experiment("lite", eps=1e-6, optimizer=adam, clip={"by": "norm", "limit": 1})
+    assert experiment.recipe.optimizer.eps == 1e-6
+    assert experiment.recipe.clip.limit == 1
+    assert "optimizer.momentum" not in experiment.assumed
+
+
+def test_one_key_under_two_names_is_refused():
+    with pytest.raises(ConfigError, match=r"recipe\.optimizer\.lr is set twice"):
+        load_experiment("lite", lr=0.1, **{"optimizer.lr": 0.2})
+
+
+def test_none_keeps_the_variants_value_and_equal_values_are_no_override():
+    experiment = load_experiment("lite", lr=None, epochs=40)
+    assert experiment == load_experiment("lite")
+    assert experiment.overrides == {}
+
+
+def test_values_as_papermill_passes_them_are_understood():
+    experiment = load_experiment(
+        "lite", lr="1e-3", epochs=10.0, augment="crop,flip", fresh="false", seed="7"
+    )
+    assert experiment.recipe.optimizer.lr == 0.001
+    assert experiment.recipe.epochs == 10
+    assert experiment.recipe.augment == ("crop", "flip")
+    assert experiment.execution.fresh is False
+    assert experiment.seed == 7
+    assert experiment.overrides["recipe.optimizer.lr"] == 0.001
+
+
+MISTAKES = [
+    ("liet", {}, ["'liet'", "'lite'", "wide66"]),
+    ("lite", {"epoch": 3}, ["'epoch'", "'epochs'", "batch_size"]),
+    ("lite", {"name": "adam"}, ["recipe.optimizer.name", "recipe.schedule.name"]),
+    ("lite", {"lr": -1}, ["recipe.optimizer.lr = -1", "greater than 0"]),
+    ("lite", {"lr": float("nan")}, ["recipe.optimizer.lr = nan", "finite"]),
+    ("lite", {"epochs": 0}, ["recipe.epochs = 0", "greater than 0"]),
+    ("lite", {"epochs": True}, ["recipe.epochs = True", "number"]),
+    ("lite", {"epochs": "many"}, ["recipe.epochs = 'many'", "integer"]),
+    ("lite", {"dataset": "cifar"}, ["dataset = 'cifar'", "'cifar10'", "'digits'"]),
+    ("lite", {"augment": "crop,flop"}, ["'flop'", "'flip'"]),
+    ("lite", {"device": "gpu"}, ["execution.device = 'gpu'"]),
+    ("lite", {"optimizer": {"name": "adma", "lr": 1}}, ["'adma'", "'adam'"]),
+    ("lite", {"optimizer": {"name": "adam"}}, ["recipe.optimizer.lr", "missing"]),
+    ("lite", {"optimizer": {"name": "adam", "lr": 1, "momentum": 0.9}}, ["momentum", "betas"]),
+    ("lite", {"dropout": 0.4}, ["dropout", "'basic'"]),
+    ("lite", {"reduction": 8}, ["reduction", "placement"]),
+    ("lite", {"depths": [1, 1]}, ["depths has 2 stages and widths 3"]),
+    ("lite", {"select": "best_holdout"}, ["best_holdout", "holdout"]),
+    ("lite", {"momentum": 0, "nesterov": True}, ["nesterov", "momentum"]),
+]
+
+
+@pytest.mark.parametrize(("variant", "overrides", "told"), MISTAKES, ids=str)
+def test_a_mistake_is_told_in_one_line_with_what_is_allowed(variant, overrides, told):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(variant, **overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in told:
+        assert part in message
+    assert isinstance(caught.value, ValueError)
+    assert caught.value._render_traceback_() == [f"ConfigError: {message}"]
+
+
+def variant_file(tmp_path, **changes):
+    content = yaml.safe_load((params_folder() / "lite.yaml").read_text()) | changes
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def test_a_file_of_ones_own_needs_no_code(tmp_path):
+    path = variant_file(tmp_path, variant="mine", published={})
+    assert load_experiment(path, epochs=2).variant == "mine"
+
+
+def test_an_unknown_key_of_a_file_is_an_error(tmp_path):
+    path = variant_file(tmp_path, recipee={})
+    with pytest.raises(ConfigError, match=r"unknown key 'recipee'; did you mean 'recipe'\?"):
+        load_experiment(path)
+
+
+def test_a_key_given_twice_is_an_error(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("variant: a\nvariant: b\n")
+    with pytest.raises(ConfigError, match="given twice"):
+        load_experiment(str(path))
+
+
+def test_an_assumed_key_must_exist(tmp_path):
+    with pytest.raises(ConfigError, match=r"'optimizer\.learning_rate'"):
+        load_experiment(variant_file(tmp_path, assumed=["optimizer.learning_rate"]))
+
+
+def test_the_digest_changes_with_what_decides_the_outcome_and_with_nothing_else():
+    base = load_experiment("lite")
+    same = apply_overrides(base, {"device": "cpu", "fresh": True, "output_root": "elsewhere"})
+    assert same.digest == base.digest
+    others = [{"seed": 1}, {"dataset": "digits"}, {"lr": 0.2}, {"widths": [16, 32, 65]}]
+    digests = {apply_overrides(base, change).digest for change in others}
+    assert len(digests | {base.digest}) == 5
+
+
+def test_the_run_folder_is_named_as_the_design_says():
+    experiment = load_experiment("lite", seed=4, output_root="runs")
+    assert experiment.folder.as_posix() == f"runs/lite/cifar10-seed4-{experiment.digest[:8]}"

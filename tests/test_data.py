@@ -1,0 +1,204 @@
+"""Data sets: what they hold, where they are found, and every way of not getting them."""
+
+import http.server
+import re
+import shutil
+import tarfile
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from resnetlib import data, load_dataset
+from resnetlib.config import ConfigError
+from resnetlib.data import DataError, split_holdout
+
+
+def test_digits_are_scikit_learns_scaled_to_three_channels_of_32(digits):
+    images = torch.cat([digits.train[0], digits.test[0]])
+    assert images.shape == (1797, 3, 32, 32)
+    assert images.dtype == torch.uint8
+    original = load_digits().images
+    small = images[:, 0, ::4, ::4].numpy()
+    assert sorted(map(bytes, small)) == sorted(
+        map(bytes, np.round(original / 16 * 255).astype(np.uint8))
+    )
+    assert torch.equal(images[:, 0], images[:, 2])
+
+
+def test_the_digits_split_is_stratified_and_always_the_same(digits):
+    again = load_dataset("digits")
+    assert torch.equal(digits.test[0], again.test[0])
+    shares = torch.bincount(digits.test[1]) / 450 - torch.bincount(digits.train[1]) / 1347
+    assert shares.abs().max() < 0.002
+
+
+def test_cifar10_equals_what_torchvision_reads(cifar10, cifar10_folder):
+    from torchvision.datasets import CIFAR10
+
+    for train, (images, labels) in ((True, cifar10.train), (False, cifar10.test)):
+        theirs = CIFAR10(cifar10_folder.parent, train=train, download=False)
+        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), theirs.data)
+        assert labels.tolist() == theirs.targets
+        assert list(cifar10.classes) == theirs.classes
+
+
+def test_the_statistics_of_cifar10_are_the_known_ones(cifar10):
+    assert cifar10.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=5e-5)
+    assert cifar10.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=5e-5)
+    assert cifar10.per_image_std == pytest.approx((0.2023, 0.1994, 0.2010), abs=5e-5)
+    pixels = cifar10.train[0].double() / 255
+    assert cifar10.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
+
+
+def test_an_unknown_data_set_is_named_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"'cifar'; did you mean 'cifar10'"):
+        load_dataset("cifar")
+
+
+def test_holdout_is_stratified_disjoint_and_a_function_of_the_seed(digits):
+    labels = digits.train[1]
+    kept, held_out = split_holdout(labels, 300, seed=1)
+    assert sorted([*kept.tolist(), *held_out.tolist()]) == list(range(len(labels)))
+    assert len(held_out) == 300
+    assert (torch.bincount(labels[held_out]) - 30).abs().max() <= 1
+    assert torch.equal(split_holdout(labels, 300, seed=1)[1], held_out)
+    assert not torch.equal(split_holdout(labels, 300, seed=2)[1], held_out)
+
+
+def test_a_holdout_that_cannot_be_is_refused(digits):
+    with pytest.raises(ConfigError, match=r"holdout = 5000 of 1347"):
+        split_holdout(digits.train[1], 5000, seed=0)
+
+
+# A small stand-in with seven files of its own sums, so that every path can be walked in no time.
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A folder of seven small files and its archive, known by their own MD5; no other root."""
+    source = tmp_path / "source" / data.CIFAR10_FOLDER
+    source.mkdir(parents=True)
+    sums = {}
+    for name in data.CIFAR10_MD5:
+        (source / name).write_bytes(np.random.default_rng(0).bytes(50_000))
+        sums[name] = data.files.md5(source / name)
+    archive = tmp_path / "source" / data.CIFAR10_ARCHIVE
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(source, data.CIFAR10_FOLDER)
+    monkeypatch.setattr(data, "CIFAR10_MD5", sums)
+    monkeypatch.setattr(data, "CIFAR10_ARCHIVE_MD5", data.files.md5(archive))
+    monkeypatch.setattr(data, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(data, "TIMEOUT_SECONDS", (2, 0.5))
+    monkeypatch.setattr(data.platformdirs, "user_cache_dir", lambda *a, **k: tmp_path / "cache")
+    monkeypatch.delenv("RESNETLIB_DATA", raising=False)
+    return archive
+
+
+@contextmanager
+def served(content, *, cut_after=None, stall=False, status=None):
+    """An HTTP server on this machine that gives `content`, with ranges; `requests` it has seen."""
+    release = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.headers.get("Range"))
+            start = int(re.findall(r"\d+", self.headers.get("Range") or "0")[0])
+            if status or start >= len(content):
+                self.send_error(status or 416)
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            self.wfile.write(content[start:cut_after])
+            if stall:
+                release.wait(5)
+
+        def log_message(self, *words):
+            pass
+
+    seen = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/{data.CIFAR10_ARCHIVE}", seen
+    finally:
+        release.set()
+        server.shutdown()
+        server.server_close()
+
+
+def test_roots_are_searched_in_the_documented_order(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESNETLIB_DATA", str(tmp_path / "variable"))
+    places = [tmp_path / "named", tmp_path / "variable", tmp_path / "project" / "data"]
+    places.append(tmp_path / "cache")
+    assert data.data_roots(tmp_path / "named") == places
+    for place in reversed(places):
+        shutil.copytree(small.parent / data.CIFAR10_FOLDER, place / data.CIFAR10_FOLDER)
+        assert data.find_cifar10(tmp_path / "named") == place / data.CIFAR10_FOLDER
+
+
+def test_the_folder_itself_or_its_archive_may_be_named(small, tmp_path):
+    folder = small.parent / data.CIFAR10_FOLDER
+    assert data.find_cifar10(folder) == folder
+    place = tmp_path / "archive only"
+    place.mkdir()
+    shutil.copy(small, place)
+    assert (data.find_cifar10(place) / "data_batch_1").is_file()
+
+
+def test_a_damaged_file_is_named(small, tmp_path):
+    folder = small.parent / data.CIFAR10_FOLDER
+    (folder / "data_batch_3").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"data_batch_3 is damaged"):
+        load_dataset("cifar10", folder)
+
+
+def test_a_download_lands_checked_in_the_named_folder(small, tmp_path, monkeypatch):
+    with served(small.read_bytes()) as (address, _):
+        monkeypatch.setattr(data, "CIFAR10_ADDRESSES", (address,))
+        folder = data._download_cifar10(tmp_path / "wanted")
+    assert folder == tmp_path / "wanted" / data.CIFAR10_FOLDER
+    assert {path.name for path in folder.iterdir()} == set(data.CIFAR10_MD5)
+    assert [path.name for path in folder.parent.iterdir()] == [data.CIFAR10_FOLDER]
+
+
+@pytest.mark.parametrize("stall", [False, True])
+def test_a_broken_download_goes_on_from_the_next_address(small, tmp_path, monkeypatch, stall):
+    content = small.read_bytes()
+    with (
+        served(content, cut_after=200_000, stall=stall) as (broken, _),
+        served(content) as (good, seen),
+    ):
+        monkeypatch.setattr(data, "CIFAR10_ADDRESSES", (broken, good))
+        data._download_cifar10(tmp_path / "wanted")
+    (asked,) = seen
+    start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+    assert 200_000 - data.PIECE <= start <= 200_000
+
+
+def test_wrong_bytes_are_thrown_away_and_the_next_address_asked(small, tmp_path, monkeypatch):
+    with served(b"<html>login" * 100) as (wrong, _), served(small.read_bytes()) as (good, seen):
+        monkeypatch.setattr(data, "CIFAR10_ADDRESSES", (wrong, good))
+        data._download_cifar10(tmp_path / "wanted")
+    assert seen == [None]
+
+
+def test_when_nothing_helps_the_message_says_everything(small, tmp_path, monkeypatch):
+    with served(b"", status=503) as (down, _):
+        nobody = "http://127.0.0.1:9/" + data.CIFAR10_ARCHIVE
+        monkeypatch.setattr(data, "CIFAR10_ADDRESSES", (down, nobody))
+        with pytest.raises(DataError) as caught:
+            load_dataset("cifar10", tmp_path / "wanted")
+    message = str(caught.value)
+    for part in (down, "HTTP 503", nobody, "no connection", "wanted", "-p dataset digits"):
+        assert part in message
+
+
+def test_the_authors_address_and_a_mirror_are_known():
+    hosts = [address.split("/")[2] for address in data.CIFAR10_ADDRESSES]
+    assert "www.cs.toronto.edu" in hosts
+    assert len(set(hosts)) >= 2

@@ -1,0 +1,96 @@
+"""The door to the disk."""
+
+import json
+import os
+import pickle
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from resnetlib import files
+
+
+def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    files.write_json(path, {"a": 1})
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        files.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_written_file_has_the_usual_permissions(tmp_path):
+    files.write_text(tmp_path / "a", "x")
+    (tmp_path / "b").write_text("x")
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"}
+    assert len(modes) == 1
+
+
+def test_json_with_a_nan_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "zero", "empty"])
+def test_a_sealed_file_tells_every_damage(tmp_path, damage):
+    path = tmp_path / "sealed"
+    files.write_sealed(path, b"\n".join([b"content"] * 100))
+    assert files.read_sealed(path) == b"\n".join([b"content"] * 100)
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[300] ^= 1
+    elif damage == "truncate":
+        content = content[:-1]
+    elif damage == "zero":
+        content[200:264] = bytes(64)
+    else:
+        content = b""
+    path.write_bytes(content)
+    with pytest.raises(files.FileDamaged, match="sealed"):
+        files.read_sealed(path)
+
+
+def test_a_lock_is_refused_to_a_second_process(tmp_path):
+    program = (
+        "import sys, pathlib\nfrom resnetlib import files\n"
+        "try:\n    with files.lock(pathlib.Path(sys.argv[1])): print('got it')\n"
+        "except BlockingIOError as error: print(error)\n"
+    )
+    path = tmp_path / "run" / ".lock"
+
+    def second():
+        command = [sys.executable, "-c", program, str(path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    with files.lock(path):
+        assert "in use by another process" in second()
+    assert second() == "got it"
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_arrays_and_plain_data_are_unpickled(protocol):
+    content = {b"data": np.arange(12, dtype=np.uint8).reshape(3, 4), b"ids": [1, 2, 3]}
+    read = files.unpickle_arrays(pickle.dumps(content, protocol=protocol))
+    assert read[b"ids"] == [1, 2, 3]
+    assert (read[b"data"] == content[b"data"]).all()
+
+
+class Exploit:
+    def __reduce__(self):
+        return os.mkdir, ("exploited",)
+
+
+def test_a_pickle_never_runs_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(pickle.UnpicklingError, match="refused"):
+        files.unpickle_arrays(pickle.dumps(Exploit()))
+    assert not list(tmp_path.iterdir())

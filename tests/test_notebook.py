@@ -1,0 +1,237 @@
+"""The notebook as its users run it: through papermill, from anywhere, rightly and wrongly."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import papermill
+import pytest
+from conftest import NOTEBOOKS
+
+from resnetlib import load_run
+from resnetlib.config import ConfigError
+from resnetlib.notebook import experiment_from_cells
+
+RUN_EXPERIMENT = NOTEBOOKS / "run_experiment.ipynb"
+PAPERMILL = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar"]
+
+
+def parameters_cell():
+    cells = json.loads(RUN_EXPERIMENT.read_text())["cells"]
+    (cell,) = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    return "".join(cell["source"])
+
+
+def from_cells(*injected, namespace=None, own=None):
+    cells = ["", own or parameters_cell(), *(f"# Parameters\n{text}\n" for text in injected)]
+    left_behind = {}
+    for cell in cells:
+        exec(cell, left_behind)
+    return experiment_from_cells(cells, left_behind | (namespace or {}))
+
+
+# Parameters --------------------------------------------------------------------------------------
+
+
+def test_papermill_can_inspect_the_parameters():
+    found = papermill.inspect_notebook(str(RUN_EXPERIMENT))
+    assert found["variant"]["inferred_type_name"] == "str"
+    assert found["epochs"] | {"name": 0} == {
+        "name": 0,
+        "inferred_type_name": "int",
+        "default": "None",
+        "help": "passes over the training images",
+    }
+    assert all(parameter["help"] for parameter in found.values())
+
+
+def test_the_defaults_are_the_variants_own_values():
+    experiment = from_cells()
+    assert (experiment.variant, experiment.dataset, experiment.seed) == ("lite", "cifar10", 0)
+    assert experiment.overrides == {}
+
+
+def test_injected_values_win_over_the_cell_and_later_names_do_not_matter():
+    experiment = from_cells(
+        'variant = "wide66"\nepochs = 3\nlr = 0.01\noverrides = {"eps": 1e-6}',
+        namespace={"dataset": object(), "epochs": "rebound by a later cell"},
+    )
+    assert experiment.variant == "wide66"
+    assert experiment.recipe.epochs == 3
+    assert experiment.recipe.optimizer.lr == 0.01
+    assert experiment.recipe.optimizer.eps == 1e-6
+
+
+def test_the_cell_run_last_counts():
+    first = parameters_cell()
+    second = first.replace('"lite"', '"se"')
+    assert experiment_from_cells(["", first, "x = 1", second], {}).variant == "se"
+
+
+@pytest.mark.parametrize(
+    ("injected", "told"),
+    [
+        ('varient = "lite"', r"unknown parameter 'varient'"),
+        ("epoch = 3", r"unknown parameter 'epoch'; did you mean 'epochs'"),
+        ("typo = None", r"unknown parameter 'typo'"),
+        ('variant = "liet"', r"unknown variant 'liet'; did you mean 'lite'"),
+        ("lr = float('nan')", r"lr = nan"),
+        ("lr = 0.1\noverrides = {'lr': 0.2}", r"lr is set by name and in overrides"),
+        ("overrides = 3", r"overrides = 3: give a mapping"),
+        ('variant = "adamw"', r"needs color_jitter, auto_augment, rotation"),
+        ('variant = "resnet18"\noverrides = {"budget": 5000000}', r"exceed the budget"),
+    ],
+)
+def test_a_mistake_is_refused_in_the_first_cell(injected, told):
+    with pytest.raises(ConfigError, match=told):
+        from_cells(injected)
+
+
+# Through papermill -------------------------------------------------------------------------------
+
+TINY = ["-p", "dataset", "digits", "-p", "epochs", "2", "-p", "device", "cpu"]
+TINY += ["-y", "{overrides: {depths: [1], widths: [8]}}"]
+
+
+def run_papermill(*words, cwd, **settings):
+    return subprocess.run(
+        [*PAPERMILL, *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        **settings,
+    )
+
+
+def outputs_of(notebook):
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            yield "".join(cell["source"]), cell["outputs"]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The notebook run from a working directory that is neither the project's nor its own."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    done = run_papermill(
+        RUN_EXPERIMENT, "out.ipynb", *TINY, "-p", "output_root", "runs", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = (folder / "runs" / "lite").iterdir()
+    return json.loads((folder / "out.ipynb").read_text()), folder / "out.ipynb", load_run(run)
+
+
+def test_the_executed_notebook_shows_everything_and_is_small(executed):
+    notebook, path, run = executed
+    assert run.status == "done"
+    assert path.stat().st_size < 3_000_000
+    figures = [
+        source
+        for source, outputs in outputs_of(notebook)
+        for output in outputs
+        if "image/png" in output.get("data", {})
+    ]
+    names = ("image_grid", "curves", "confusion", "mistakes", "reliability")
+    assert [name for name in names if any(f"plots.{name}(" in f for f in figures)] == list(names)
+    assert len(figures) == len(names)
+    text = json.dumps(notebook)
+    assert "Total params" in text
+    assert run.headline[:22] in text
+
+
+def test_the_executed_notebook_has_no_warning_and_one_line_an_epoch(executed):
+    notebook, _, _ = executed
+    for source, outputs in outputs_of(notebook):
+        assert not [o for o in outputs if o.get("name") == "stderr"], source
+        if "train(experiment)" in source:
+            (stream,) = outputs
+            lines = "".join(stream["text"]).splitlines()
+            assert [line.split()[:2] for line in lines] == [["epoch", f"{n}/2"] for n in range(3)]
+
+
+def test_a_finished_run_is_shown_and_not_trained_again(executed):
+    _, path, run = executed
+    started = run.record["started"]
+    done = run_papermill(
+        RUN_EXPERIMENT, "again.ipynb", *TINY, "-p", "output_root", "runs", cwd=path.parent
+    )
+    assert done.returncode == 0
+    assert load_run(run.path).record["started"] == started
+    for source, outputs in outputs_of(json.loads((path.parent / "again.ipynb").read_text())):
+        if "train(experiment)" in source:
+            assert not outputs
+
+
+def test_it_works_without_an_output_path_into_a_pipe(tmp_path):
+    done = run_papermill(
+        "run_experiment.ipynb", *TINY, "-p", "output_root", tmp_path / "runs", cwd=NOTEBOOKS
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["cells"]
+    (run,) = (tmp_path / "runs" / "lite").iterdir()
+    assert load_run(run).status == "done"
+
+
+def test_an_unknown_parameter_fails_before_any_work(tmp_path):
+    done = run_papermill(
+        RUN_EXPERIMENT,
+        "out.ipynb",
+        "-p",
+        "varient",
+        "lite",
+        "-p",
+        "output_root",
+        "runs",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "ConfigError: unknown parameter 'varient'" in done.stderr
+    assert "resnetlib/" not in done.stderr  # no traceback from deep inside
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_shown_file_is_there(executed):
+    _, _, run = executed
+    names = set(run.files) - {"run folder"}
+    assert names == {
+        path.relative_to(run.path).as_posix()
+        for path in run.path.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def test_a_ninth_variant_is_one_file(tmp_path):
+    """A copy of the installed package with one more file in params/, and no other change."""
+    project = Path(__file__).parents[1]
+    for name in ("resnetlib", "params", "notebooks"):
+        shutil.copytree(project / name, tmp_path / name)
+    text = (tmp_path / "params" / "lite.yaml").read_text()
+    text = text.replace("variant: lite", "variant: ninth").replace("[16, 32, 64]", "[8, 16, 32]")
+    (tmp_path / "params" / "ninth.yaml").write_text(text.split("published:")[0])
+    done = run_papermill(
+        "notebooks/run_experiment.ipynb",
+        "out.ipynb",
+        *("-p", "variant", "ninth", "-p", "dataset", "digits", "-p", "epochs", "1"),
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "outputs" / "ninth").iterdir()
+    assert load_run(run).status == "done"
+
+
+def test_cifar10_is_trained_on_where_it_is_named(cifar10_folder, tmp_path):
+    words = ["-p", "epochs", "1", "-p", "data_root", cifar10_folder, "-p", "output_root", "runs"]
+    words += ["-p", "augment", "crop,flip", "-y", "{overrides: {depths: [1], widths: [4]}}"]
+    done = run_papermill(RUN_EXPERIMENT, "out.ipynb", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs" / "lite").iterdir()
+    metrics = load_run(run).metrics
+    assert metrics["test_images"] == 10_000
+    assert metrics["test_accuracy"] > 0.2  # twice chance after one epoch of a very small network
+    assert (tmp_path / "out.ipynb").stat().st_size < 3_000_000

@@ -1,0 +1,146 @@
+"""Every network against its published table, row by row and size by size."""
+
+import csv
+import re
+
+import pytest
+import torch
+from conftest import GOLDEN
+
+from resnetlib import build_model, count_parameters, list_variants, load_experiment, model_summary
+from resnetlib.config import ConfigError
+from resnetlib.resnet import check_size, macs
+
+TABLES = {
+    "lite": "lite",
+    "improved_sgd": "improved",
+    "improved_adam": "improved",
+    "dropout": "dropout",
+    "adamw": "adamw",
+    "wide66": "wide66",
+}
+# parameters; forward/backward, parameter and total MB as published (None: not published); MACs.
+SIZES = {
+    "lite": (78_042, ("1.53", "0.30", "1.84"), 12.5),
+    "improved_sgd": (4_903_242, ("6.57", "18.70", "25.28"), 253.4),
+    "improved_adam": (4_903_242, ("6.57", "18.70", "25.28"), 253.4),
+    "dropout": (4_700_682, ("22.50", "17.93", "40.45"), 798.7),
+    "se": (4_697_742, None, 798.7),
+    "adamw": (4_918_602, ("17.50", "18.76", "36.27"), 798.7),
+    "wide66": (4_916_284, ("16.63", "18.75", "35.40"), 769.0),
+    "resnet18": (11_173_962, None, 555.4),
+}
+BLOCK_NAMES = {"RBL", "ResidualBlockWithDropout", "BasicResBlock", "BasicBlock", "DropoutBlock"}
+
+
+def model_of(variant):
+    return build_model(load_experiment(variant).architecture)
+
+
+def rows_of(summary):
+    """(layer type, number, output shape, parameters) of each row of torchsummary's table."""
+    found = re.findall(r"^ *(\w+)-(\d+) +\[-1, ([\d, ]+)\] +([\d,]+)", summary, re.MULTILINE)
+    return [(t, int(n), s.replace(", ", "x"), int(p.replace(",", ""))) for t, n, s, p in found]
+
+
+@pytest.mark.parametrize("variant", TABLES)
+def test_the_summary_equals_the_published_table_in_every_row(variant):
+    with (GOLDEN / f"{TABLES[variant]}.tsv").open() as file:
+        published = list(csv.DictReader(file, delimiter="\t"))
+    rows = rows_of(model_summary(model_of(variant)))
+    assert len(rows) == len(published)
+    for (kind, number, shape, parameters), row in zip(rows, published, strict=True):
+        published_kind, published_number = row["layer"].rsplit("-", 1)
+        assert number == int(published_number)
+        assert shape == row["output_shape"]
+        assert parameters == int(row["parameters"])
+        assert kind == published_kind or {kind, published_kind} <= BLOCK_NAMES
+
+
+@pytest.mark.parametrize("variant", SIZES)
+def test_parameters_sizes_and_macs_equal_the_reference(variant):
+    parameters, megabytes, million_macs = SIZES[variant]
+    model = model_of(variant)
+    assert count_parameters(model) == parameters == check_size(load_experiment(variant))
+    assert round(macs(model) / 1e6, 1) == million_macs
+    summary = model_summary(model)
+    assert f"Total params: {parameters:,}" in summary
+    if megabytes:
+        labels = ("Forward/backward pass size", "Params size", "Estimated Total Size")
+        for label, size in zip(labels, megabytes, strict=True):
+            assert f"{label} (MB): {size}" in summary
+
+
+def test_the_summary_leaves_the_model_and_the_random_state_as_they_were():
+    model = model_of("dropout").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    model_summary(model)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(not module._forward_hooks for module in model.modules())
+    assert model.training
+
+
+def test_a_model_is_a_function_of_its_seed_and_leaves_the_random_state_alone():
+    architecture = load_experiment("lite").architecture
+    random_state = torch.get_rng_state()
+    first, same, other = (build_model(architecture, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.equal(first.linear.weight, same.linear.weight)
+    assert not torch.equal(first.linear.weight, other.linear.weight)
+
+
+@pytest.mark.parametrize("variant", list_variants())
+def test_every_parameter_gets_a_gradient(variant):
+    model = model_of(variant)
+    logits = model(torch.randn(2, 3, 32, 32))
+    assert logits.shape == (2, 10)
+    logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("placement", ["none", "stem", "block"])
+@pytest.mark.parametrize("block", ["basic", "dropout", "preact"])
+def test_every_block_goes_with_every_placement_of_attention(block, placement):
+    architecture = load_experiment(
+        "lite", block=block, placement=placement, depths=[2, 2, 1], widths=[8, 8, 16]
+    ).architecture
+    model = build_model(architecture)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    attentions = {"none": 0, "stem": 1, "block": 5}[placement]
+    named = [type(module).__name__ for module in model.modules()]
+    assert named.count("SqueezeExcitation") == attentions
+
+
+def test_the_starting_point_for_the_best_network_has_its_stated_size():
+    architecture = load_experiment(
+        "se", block="preact", placement="block", listed_layers=["pool"]
+    ).architecture
+    assert round(count_parameters(build_model(architecture)) / 1e6, 2) == 4.73
+
+
+def test_a_block_keeps_what_its_docstring_says():
+    """The basic block, written out with the functions of its parts."""
+    model = model_of("lite").eval()
+    block = model.stages[1][0]
+    x = torch.randn(2, 16, 32, 32)
+    out = block.bn2(block.conv2(block.bn1(block.conv1(x)).relu()))
+    shortcut = block.shortcut[1](block.shortcut[0](x))
+    assert torch.equal(block(x), (out + shortcut).relu())
+
+
+def test_a_network_over_the_budget_is_refused_unless_none_is_set():
+    with pytest.raises(ConfigError, match=r"11,173,962 parameters exceed the budget of 5,000,000"):
+        check_size(load_experiment("resnet18", budget=5_000_000))
+    assert check_size(load_experiment("resnet18")) == 11_173_962
+
+
+def test_a_published_count_that_is_off_by_one_is_refused(tmp_path):
+    text = load_experiment("lite").to_yaml().replace("parameters: 78042", "parameters: 78043")
+    path = tmp_path / "off.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"78,043.*78,042"):
+        check_size(load_experiment(str(path)))

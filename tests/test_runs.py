@@ -1,0 +1,134 @@
+"""The run folder read back, and the kept networks."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import PROJECT
+
+from resnetlib import list_variants, load_pretrained, load_run, train
+from resnetlib.config import ConfigError
+from resnetlib.runs import RunError, describe_environment, reference_runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from conftest import TINY
+
+    from resnetlib import load_experiment
+
+    experiment = load_experiment("lite", **TINY, epochs=2)
+    return train(experiment, output=tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_a_run_is_read_back_from_its_folder(run):
+    again = load_run(str(run.path))
+    assert again.status == "done"
+    assert again.experiment.digest == run.record["experiment"]
+    assert again.metrics["epochs"] == 2
+    model = again.model()
+    assert not model.training
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_the_record_says_what_the_run_was_carried_out_with(run):
+    record = run.record
+    assert record["versions"]["torch"] in torch.__version__
+    assert record["fingerprint"]["threads"] == torch.get_num_threads()
+    assert set(record["dataset_checksums"]) == {"digits"}
+    assert record["finished"] >= record["started"]
+    assert {"commit", "modified"} == set(record["git"] or {"commit": 0, "modified": 0})
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match=r"no run\.json"):
+        load_run(tmp_path)
+
+
+def test_the_headline_tells_the_accuracy_its_interval_and_the_seed(run):
+    low, high = run.metrics["test_accuracy_interval_95"]
+    assert low < run.metrics["test_accuracy"] < high
+    assert f"{run.metrics['test_accuracy']:.2%}" in run.headline
+    assert "450 images; seed 0" in run.headline
+
+
+def test_published_figures_stand_beside_cifar10_only(run, tmp_path):
+    assert run.comparison["published"].isna().all()
+    text = (run.path / "experiment.yaml").read_text().replace("dataset: digits", "dataset: cifar10")
+    for path in run.path.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "experiment.yaml").write_text(text)
+    table = load_run(tmp_path).comparison
+    measured = 100 * run.metrics["test_accuracy"]
+    row = table.loc["test accuracy, last epoch"]
+    assert row.tolist() == pytest.approx([79.87, measured, measured - 79.87])
+
+
+def test_weights_in_half_precision_are_read_as_float32(run):
+    weights = safetensors.torch.load_file(run.path / "model.safetensors")
+    half = {n: v.half() if v.is_floating_point() else v for n, v in weights.items()}
+    before = run.model().linear.weight.clone()
+    path = run.path / "model.safetensors"
+    kept = path.read_bytes()
+    try:
+        path.write_bytes(safetensors.torch.save(half))
+        model = load_run(run.path).model()
+    finally:
+        path.write_bytes(kept)
+    assert model.linear.weight.dtype == torch.float32
+    torch.testing.assert_close(model.linear.weight, before, rtol=1e-3, atol=1e-4)
+
+
+def test_the_environment_is_described(run):
+    told = describe_environment(run.experiment)
+    assert told["device"] == "cpu"
+    assert {"processor", "threads", "python", "torch", "commit"} <= set(told)
+
+
+# The runs that are kept --------------------------------------------------------------------------
+
+
+def test_lite_is_kept_and_every_kept_run_is_complete_and_whole():
+    kept = reference_runs()
+    assert "lite" in {run.record["variant"] for run in kept}
+    for run in kept:
+        assert run.status == "done"
+        for name, checksum in run.record["artifacts"].items():
+            path = run.path / name
+            if name == "model.safetensors" and not path.exists():
+                continue  # weights are kept for one seed of a variant
+            from resnetlib.files import sha256
+
+            assert sha256(path) == checksum, path
+        assert (run.path / "notebook.ipynb").stat().st_size < 3_000_000
+
+
+def test_the_kept_network_of_lite_measures_what_its_record_says(cifar10):
+    from resnetlib import evaluate
+
+    (run, *_) = [r for r in reference_runs() if r.record["variant"] == "lite"]
+    model = load_pretrained("lite")
+    measured = evaluate(model, *cifar10.test, mean=cifar10.mean, std=cifar10.std)
+    assert measured.accuracy == pytest.approx(run.metrics["test_accuracy"], abs=5e-4)
+    assert measured.accuracy >= 0.79
+    assert (run.evaluation.labels == cifar10.test[1]).all()
+
+
+def test_a_network_that_is_not_kept_is_told():
+    missing = next(
+        v for v in list_variants() if not list((PROJECT / "outputs/reference").glob(f"{v}/*"))
+    )
+    with pytest.raises(ConfigError, match=f"'{missing}' has no kept weights; kept: .*lite"):
+        load_pretrained(missing)
+    with pytest.raises(ConfigError, match=r"'liet' is unknown; did you mean 'lite'"):
+        load_pretrained("liet")
+
+
+def test_no_kept_file_names_a_place_of_the_machine_it_came_from():
+    for path in (PROJECT / "outputs" / "reference").rglob("*"):
+        if path.suffix in {".json", ".yaml", ".csv", ".txt", ".ipynb"}:
+            text = json.dumps(path.read_text())
+            assert str(PROJECT) not in text, path
+            assert "/tmp/" not in text, path
