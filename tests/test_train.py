@@ -38,7 +38,7 @@ ADAM = {"name": "adam", "lr": 0.01, "weight_decay": 1e-4}
 COSINE = {"name": "cosine", "warmup_epochs": 1, "hold_epochs": 0.5, "period_epochs": 2}
 KEYS = {
     "epochs": ({"epochs": 2}, 3),
-    "batch_size": ({}, 64),
+    "batch_size": ({}, 32),
     "optimizer.name": ({"optimizer": ADAM}, "adamw"),
     "optimizer.lr": ({}, 0.05),
     "optimizer.momentum": ({}, 0.5),
