@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -207,18 +208,33 @@ def _unpack(archive: Path, place: Path) -> Path:
         raise DataError(
             f"{archive} is damaged (its MD5 is not {CIFAR10_ARCHIVE_MD5}); delete it and run again"
         )
-    with tarfile.open(archive) as tar:
-        tar.extractall(place, filter="data")
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=place) as temporary:
+        with tarfile.open(archive) as tar:
+            tar.extractall(temporary, filter="data")
+        os.replace(Path(temporary) / CIFAR10_FOLDER, place / CIFAR10_FOLDER)
     return place / CIFAR10_FOLDER
 
 
 def _download_cifar10(root: str | os.PathLike | None) -> Path:
-    """Fetch the archive into the folder the user named, else into the user's cache folder."""
+    """Fetch the archive into the folder the user named, else into the user's cache folder.
+
+    One process fetches; others that need it meanwhile wait, and then find it.
+    """
     named = root or os.environ.get("RESNETLIB_DATA")
     place = Path(named).expanduser() if named else data_roots()[-1]
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"CIFAR-10 cannot be put into {place}: {error.strerror}") from None
+    with files.lock(place / ".cifar10.lock", wait=True):
+        return find_cifar10(root) or _fetch_cifar10(place, data_roots(root))
+
+
+def _fetch_cifar10(place: Path, searched: list[Path]) -> Path:
     archive = place / CIFAR10_ARCHIVE
     failures = []
     for address in CIFAR10_ADDRESSES:
+        print(f"CIFAR-10 (170 MB) comes from {address}", flush=True)
         try:
             download(address, archive, CIFAR10_ARCHIVE_MD5)
         except (requests.RequestException, files.FileDamaged, OSError) as error:
@@ -227,10 +243,9 @@ def _download_cifar10(root: str | os.PathLike | None) -> Path:
             folder = _unpack(archive, place)
             archive.unlink()
             return folder
-    searched = ", ".join(map(str, data_roots(root)))
     raise DataError(
         "CIFAR-10 was not found and could not be downloaded.\n"
-        f"Looked in: {searched}.\nTried:\n" + "\n".join(failures) + "\n"
+        f"Looked in: {', '.join(map(str, searched))}.\nTried:\n" + "\n".join(failures) + "\n"
         f"Put {CIFAR10_ARCHIVE} (or the folder {CIFAR10_FOLDER}) into one of these folders, or "
         "name its folder with `-p data_root FOLDER`. `-p dataset digits` runs without it."
     )
@@ -256,7 +271,9 @@ def download(address: str, path: Path, md5: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     start = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={start}-"} if start else {}
+    headers = {"Accept-Encoding": "identity"}  # the file is compressed; its bytes are what counts
+    if start:
+        headers["Range"] = f"bytes={start}-"
     with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as answer:
         whole_already = answer.status_code == requests.codes.requested_range_not_satisfiable
         if not whole_already:

@@ -101,10 +101,10 @@ def read_sealed(path: Path) -> bytes:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold a lock file, or raise `BlockingIOError` at once when another process holds it."""
+def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file; while another process does, wait or raise `BlockingIOError` at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    held = filelock.FileLock(path, timeout=0)
+    held = filelock.FileLock(path, timeout=-1 if wait else 0)
     try:
         held.acquire()
     except filelock.Timeout:

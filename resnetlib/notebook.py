@@ -58,14 +58,14 @@ def _parameters(cells: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
     for i in range(start, len(cells)):
         if i == start or injected[i]:
             found |= assigned[i]
-    return {name: _value(node, namespace[name]) for name, node in found.items()}
+    return {name: _value(name, node, namespace) for name, node in found.items()}
 
 
-def _value(node: ast.expr, default: Any) -> Any:
+def _value(name: str, node: ast.expr, namespace: dict[str, Any]) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return default
+        return namespace[name]
 
 
 def _assignments(cell: str) -> dict[str, ast.expr]:

@@ -14,7 +14,7 @@ NOTEBOOKS = PROJECT / "notebooks"
 GOLDEN = Path(__file__).parent / "golden"
 
 # One block of four channels: an epoch of the digits takes a tenth of a second.
-TINY = {"depths": [1], "widths": [4], "dataset": "digits", "device": "cpu"}
+TINY = {"depths": [1], "widths": [4], "batch_size": 128, "dataset": "digits", "device": "cpu"}
 
 
 @pytest.hookimpl(wrapper=True)

@@ -163,7 +163,8 @@ def test_a_download_lands_checked_in_the_named_folder(small, tmp_path, monkeypat
         folder = data._download_cifar10(tmp_path / "wanted")
     assert folder == tmp_path / "wanted" / data.CIFAR10_FOLDER
     assert {path.name for path in folder.iterdir()} == set(data.CIFAR10_MD5)
-    assert [path.name for path in folder.parent.iterdir()] == [data.CIFAR10_FOLDER]
+    left = [path.name for path in folder.parent.iterdir() if path.suffix != ".lock"]
+    assert left == [data.CIFAR10_FOLDER]
 
 
 @pytest.mark.parametrize("stall", [False, True])
@@ -196,6 +197,12 @@ def test_when_nothing_helps_the_message_says_everything(small, tmp_path, monkeyp
     message = str(caught.value)
     for part in (down, "HTTP 503", nobody, "no connection", "wanted", "-p dataset digits"):
         assert part in message
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_any_download(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot be put into .*file.*: Not a directory"):
+        load_dataset("cifar10", tmp_path / "file" / "data")
 
 
 def test_the_authors_address_and_a_mirror_are_known():

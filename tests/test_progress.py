@@ -1,9 +1,11 @@
 """What a waiting person sees."""
 
+import contextlib
 import os
 import pty
 import subprocess
 import sys
+import termios
 
 from resnetlib.progress import EpochProgress, epoch_line
 
@@ -43,11 +45,15 @@ def test_a_live_bar_in_a_terminal():
         f"    shown.epoch({ROW | {'epoch': 1}!r})\n"
     )
     controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
     done = subprocess.run(
         [sys.executable, "-c", program], stderr=terminal, stdout=subprocess.PIPE, check=True
     )
     os.close(terminal)
-    drawn = os.read(controller, 100_000).decode()
+    drawn = ""
+    with contextlib.suppress(OSError):  # Linux's end of a pseudo-terminal
+        while piece := os.read(controller, 100_000):
+            drawn += piece.decode()
     assert "epoch 2/2" in drawn
     assert "test 45.6%" in drawn
     assert done.stdout == b""
