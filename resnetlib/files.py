@@ -15,6 +15,13 @@ import filelock
 import numpy as np
 
 
+class InUse(BlockingIOError):
+    """Another process holds what is asked for."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"InUse: {self}"]
+
+
 class FileDamaged(RuntimeError):
     """A file whose content is not what its checksum says."""
 
@@ -102,13 +109,13 @@ def read_sealed(path: Path) -> bytes:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file; while another process does, wait or raise `BlockingIOError` at once."""
+    """Hold a lock file; while another process does, wait, or raise `InUse` at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     held = filelock.FileLock(path, timeout=-1 if wait else 0)
     try:
         held.acquire()
     except filelock.Timeout:
-        raise BlockingIOError(f"{path.parent} is in use by another process") from None
+        raise InUse(f"{path.parent} is in use by another process") from None
     try:
         yield
     finally:

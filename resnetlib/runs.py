@@ -396,6 +396,6 @@ def check_fingerprint(
 
 def clear(folder: Path) -> None:
     """Remove what a run writes, and nothing else, so that it can start over."""
-    for path in [folder / "run.json", *artifacts(folder)]:
-        path.unlink(missing_ok=True)
     drop_checkpoints(folder)
+    for path in [*artifacts(folder), folder / "run.json"]:
+        path.unlink(missing_ok=True)

@@ -263,6 +263,8 @@ def train(experiment: Experiment, *, output: str | Path | None = None) -> Run:
         before = _unfinished(folder, experiment)
         if before and before["status"] == "done":
             return runs.load_run(folder)
+        if not before:
+            runs.drop_checkpoints(folder)  # of a run whose record is gone: nothing vouches for them
         dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
         device = runs.choose_device(experiment.execution.device)
         record = runs.new_record(experiment, dataset, device)

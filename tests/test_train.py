@@ -427,6 +427,23 @@ def test_a_run_without_any_good_checkpoint_stops_and_says_so(stopped):
     assert outcome(train(fresh, output=folder)) == outcome(whole)
 
 
+def test_checkpoints_without_a_record_are_not_gone_on_from(stopped, capsys):
+    experiment, folder, whole = stopped
+    (folder / "run.json").unlink()
+    run = train(experiment, output=folder)
+    assert "going on" not in capsys.readouterr().out
+    assert outcome(run) == outcome(whole)
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(tiny):
+    experiment = tiny()
+    with (
+        runs.files.lock(experiment.folder / ".lock"),
+        pytest.raises(runs.files.InUse, match="in use by another process"),
+    ):
+        train(experiment)
+
+
 def test_another_machine_is_noticed_and_can_be_allowed(stopped, monkeypatch):
     experiment, folder, _ = stopped
     threads = torch.get_num_threads()
