@@ -7,7 +7,7 @@ UV := $(or $(shell command -v uv),python3 -m uv)
 setup: .venv/.ready
 
 .venv/.ready: requirements.lock pyproject.toml
-	$(UV) --version || python3 -m pip install uv
+	$(UV) --version || python3 -m pip install uv || python3 -m pip install --user --break-system-packages uv
 	$(UV) venv --allow-existing --python '>=3.11' .venv
 	$(UV) pip sync --python .venv --require-hashes requirements.lock
 	$(UV) pip install --python .venv --no-deps --editable .
@@ -29,4 +29,4 @@ lint: setup
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
 
 lock:
-	$(UV) pip compile --universal --generate-hashes --upgrade --extra dev --output-file requirements.lock pyproject.toml
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --upgrade --extra dev --output-file requirements.lock pyproject.toml

@@ -76,8 +76,16 @@ def _refuse_bool(value: Any) -> Any:
     return value
 
 
+def _null(value: Any) -> Any:
+    """`none` switches a part off, since `None` means the variant's own value."""
+    return None if value == "none" else value
+
+
 NotBool = BeforeValidator(_refuse_bool)
+OrNone = BeforeValidator(_null)
 Count = Annotated[PositiveInt, NotBool]
+Positive = Annotated[PositiveFloat, NotBool]
+NotNegative = Annotated[NonNegativeFloat, NotBool]
 Fraction = Annotated[float, Field(ge=0, lt=1), NotBool]
 Share = Annotated[float, Field(ge=0, le=1), NotBool]
 
@@ -130,10 +138,10 @@ class Architecture(Model):
 
 class Sgd(Model):
     name: Literal["sgd"]
-    lr: PositiveFloat
+    lr: Positive
     momentum: Fraction = 0.0
     nesterov: bool = False
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: NotNegative = 0.0
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -146,16 +154,16 @@ class Adam(Model):
     """Adam, or AdamW with its decoupled weight decay."""
 
     name: Literal["adam", "adamw"]
-    lr: PositiveFloat
+    lr: Positive
     betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(_split)] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
 
 
 class Constant(Model):
     name: Literal["constant"]
     interval: Literal["epoch", "step"] = "epoch"
-    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_epochs: NotNegative = 0.0
     warmup_start: Share = 0.1
 
 
@@ -164,19 +172,19 @@ class Cosine(Model):
 
     name: Literal["cosine"]
     interval: Literal["epoch", "step"] = "epoch"
-    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_epochs: NotNegative = 0.0
     warmup_start: Share = 0.1
-    hold_epochs: NonNegativeFloat = 0.0
-    period_epochs: PositiveFloat | None = None
-    min_lr: NonNegativeFloat = 0.0
+    hold_epochs: NotNegative = 0.0
+    period_epochs: Annotated[Positive | None, OrNone] = None
+    min_lr: NotNegative = 0.0
 
 
 class Step(Model):
     name: Literal["step"]
     milestones: Annotated[tuple[Count, ...], BeforeValidator(_split)]
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    gamma: Annotated[float, Field(gt=0, le=1), NotBool] = 0.1
     interval: Literal["epoch", "step"] = "epoch"
-    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_epochs: NotNegative = 0.0
     warmup_start: Share = 0.1
 
 
@@ -184,9 +192,9 @@ class OneCycle(Model):
     """Smith's one-cycle rate as torch draws it, step by step; momentum stays constant."""
 
     name: Literal["one_cycle"]
-    pct_start: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    div_factor: Annotated[float, Field(ge=1)] = 25.0
-    final_div_factor: Annotated[float, Field(ge=1)] = 1e4
+    pct_start: Annotated[float, Field(gt=0, lt=1), NotBool] = 0.3
+    div_factor: Annotated[float, Field(ge=1), NotBool] = 25.0
+    final_div_factor: Annotated[float, Field(ge=1), NotBool] = 1e4
 
 
 Optimizer = Annotated[Sgd | Adam, Field(discriminator="name")]
@@ -197,14 +205,14 @@ class Lookahead(Model):
     """Every k steps, slow weights move by alpha towards the fast ones, which restart there."""
 
     k: Count = 5
-    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+    alpha: Annotated[float, Field(gt=0, le=1), NotBool] = 0.5
 
 
 class Clip(Model):
     """Gradients clipped to ±limit each (`value`) or to that joint L2 norm (`norm`)."""
 
     by: Literal["value", "norm"]
-    limit: PositiveFloat
+    limit: Positive
 
 
 class Recipe(Model):
@@ -214,8 +222,8 @@ class Recipe(Model):
     batch_size: Count
     optimizer: Optimizer
     schedule: Schedule
-    lookahead: Lookahead | None = None
-    clip: Clip | None = None
+    lookahead: Annotated[Lookahead | None, OrNone] = None
+    clip: Annotated[Clip | None, OrNone] = None
     label_smoothing: Fraction = 0.0
     augment: Annotated[tuple[AugmentName, ...], BeforeValidator(_split)] = ()
     normalize: Literal["dataset", "per_image_std", "none"] = "dataset"
@@ -236,8 +244,8 @@ class Published(Model):
     train_accuracy: Share | None = None
     test_accuracy: Share | None = None
     best_test_accuracy: Share | None = None  # selected on the test set
-    train_loss: NonNegativeFloat | None = None
-    test_loss: NonNegativeFloat | None = None
+    train_loss: NotNegative | None = None
+    test_loss: NotNegative | None = None
 
 
 class Execution(Model):
@@ -292,7 +300,9 @@ class Experiment(Variant):
     def folder(self) -> Path:
         """The run folder, `<output root>/<variant>/<dataset>-seed<seed>-<hash8>`."""
         root = self.execution.output_root or default_output_root()
-        return root / self.variant / f"{self.dataset}-seed{self.seed}-{self.digest[:8]}"
+        return (
+            root.expanduser() / self.variant / f"{self.dataset}-seed{self.seed}-{self.digest[:8]}"
+        )
 
     def to_yaml(self) -> str:
         """The complete experiment; `load_experiment(path)` reads it back, equal."""
@@ -338,9 +348,9 @@ def load_experiment(variant: str, **overrides: Any) -> Experiment:
     """
     path = _find_variant(variant)
     content = _read_yaml(path)
+    if path.parent == params_folder() and _validate(content, path, Variant).variant != path.stem:
+        raise ConfigError(f"{path}: variant is {content['variant']!r}; it must be {path.stem!r}")
     experiment = _validate(content, path)
-    if path.parent == params_folder() and experiment.variant != path.stem:
-        raise ConfigError(f"{path}: variant is {experiment.variant!r}; it must be {path.stem!r}")
     return apply_overrides(experiment, overrides)
 
 
@@ -349,11 +359,16 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
 
     Whole branches (`optimizer={"name": "adam", "lr": 0.001}`) are put in place before single keys.
     """
+    for name in overrides:
+        if not isinstance(name, str):
+            raise ConfigError(f"overrides has the key {name!r}; keys are names in quotes")
     given = {name: value for name, value in overrides.items() if value is not None}
     branches = {name: value for name, value in given.items() if isinstance(value, Mapping)}
     leaves = {name: value for name, value in given.items() if name not in branches}
     for part in (branches, leaves):
         experiment = _with_values(experiment, part) if part else experiment
+    for name in overrides.keys() - given.keys():
+        resolve_override(experiment, name)  # an unknown name is a mistake even when it is None
     return experiment
 
 
@@ -368,6 +383,8 @@ def _with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experimen
         branch = content
         for parent in parents:
             branch = branch[parent]
+            if not isinstance(branch, dict):
+                raise ConfigError(f"{parent} = {branch!r}: give a mapping to set its {key}")
         changed[path] = branch[key] != value
         branch[key] = value
     # What the source left open about a part that is replaced is no longer of interest.
@@ -458,16 +475,16 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _read_yaml(path: Path) -> dict:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected `variant: …`, `architecture: …`, `recipe: …`")
     return content
 
 
-def _validate(content: dict, where: Any) -> Experiment:
+def _validate(content: dict, where: Any, kind: type[Variant] | None = None) -> Any:
     try:
-        return Experiment.model_validate(content)
+        return (kind or Experiment).model_validate(content)
     except ValidationError as error:
         messages = [_explain(problem) for problem in error.errors()]
         more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
@@ -484,6 +501,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{key!r} is missing"
     message = re.sub(r"^(Value error, |Input )", "", problem["msg"])
+    if problem["type"] in ("model_type", "model_attributes_type", "union_tag_not_found"):
+        message = "give a mapping of its settings, its name among them"
     if problem["type"] == "union_tag_invalid":
         allowed = problem["ctx"]["expected_tags"]
         close = nearest(str(problem["ctx"]["tag"]), re.findall(r"'([^']+)'", allowed))
@@ -504,6 +523,8 @@ def _model_at(loc: tuple) -> tuple[type[Model] | None, list[str]]:
     for i, part in enumerate(loc):
         if part in tags and location and location[-1] in ("optimizer", "schedule"):
             model = tags[part]
+            continue
+        if "[" in str(part):  # pydantic's name for one side of a union
             continue
         location.append(str(part))
         if i < len(loc) - 1 and model and part in model.model_fields:

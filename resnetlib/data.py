@@ -150,13 +150,13 @@ def _load_digits(root: str | os.PathLike | None) -> Dataset:
 
 
 def _load_cifar10(root: str | os.PathLike | None) -> Dataset:
-    folder = find_cifar10(root) or _download_cifar10(root)
+    folder = find_cifar10(root) or _obtain_cifar10(root)
     contents = {name: (folder / name).read_bytes() for name in CIFAR10_MD5}
     for name, expected in CIFAR10_MD5.items():
         if files.md5_of(contents[name]) != expected:
             raise DataError(
                 f"{folder / name} is damaged (its MD5 is not {expected}); "
-                f"delete the folder {folder} and run again to fetch it anew"
+                "delete this file and run again"
             )
     batches = {name: files.unpickle_arrays(content) for name, content in contents.items()}
     train = [batches[f"data_batch_{n}"] for n in range(1, 6)]
@@ -193,14 +193,32 @@ def data_roots(root: str | os.PathLike | None = None) -> list[Path]:
 
 
 def find_cifar10(root: str | os.PathLike | None = None) -> Path | None:
-    """The folder with CIFAR-10's seven files, unpacked from its archive if only that is there."""
+    """The folder with CIFAR-10's seven files, if one of the places has it unpacked."""
     for place in data_roots(root):
         for folder in (place / CIFAR10_FOLDER, place):
             if all((folder / name).is_file() for name in CIFAR10_MD5):
                 return folder
-        if (place / CIFAR10_ARCHIVE).is_file():
-            return _unpack(place / CIFAR10_ARCHIVE, place)
     return None
+
+
+def _obtain_cifar10(root: str | os.PathLike | None) -> Path:
+    """Unpack the archive if one of the places has it, else fetch it.
+
+    Either into the folder the user named, else into the user's cache folder. One process does it;
+    others that need it meanwhile wait, and then find it.
+    """
+    named = root or os.environ.get("RESNETLIB_DATA")
+    place = Path(named).expanduser() if named else data_roots()[-1]
+    try:
+        with files.lock(place / ".cifar10.lock", wait=True):
+            found = find_cifar10(root)
+            archives = [folder / CIFAR10_ARCHIVE for folder in data_roots(root)]
+            archive = next((path for path in archives if path.is_file()), None)
+            if archive and not found:
+                return _unpack(archive, place)
+            return found or _fetch_cifar10(place, data_roots(root))
+    except OSError as error:
+        raise DataError(f"CIFAR-10 cannot be put into {place}: {error.strerror}") from None
 
 
 def _unpack(archive: Path, place: Path) -> Path:
@@ -208,26 +226,14 @@ def _unpack(archive: Path, place: Path) -> Path:
         raise DataError(
             f"{archive} is damaged (its MD5 is not {CIFAR10_ARCHIVE_MD5}); delete it and run again"
         )
+    folder = place / CIFAR10_FOLDER
+    folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=place) as temporary:
         with tarfile.open(archive) as tar:
             tar.extractall(temporary, filter="data")
-        os.replace(Path(temporary) / CIFAR10_FOLDER, place / CIFAR10_FOLDER)
-    return place / CIFAR10_FOLDER
-
-
-def _download_cifar10(root: str | os.PathLike | None) -> Path:
-    """Fetch the archive into the folder the user named, else into the user's cache folder.
-
-    One process fetches; others that need it meanwhile wait, and then find it.
-    """
-    named = root or os.environ.get("RESNETLIB_DATA")
-    place = Path(named).expanduser() if named else data_roots()[-1]
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"CIFAR-10 cannot be put into {place}: {error.strerror}") from None
-    with files.lock(place / ".cifar10.lock", wait=True):
-        return find_cifar10(root) or _fetch_cifar10(place, data_roots(root))
+        for name in CIFAR10_MD5:  # each appears whole
+            os.replace(Path(temporary) / CIFAR10_FOLDER / name, folder / name)
+    return folder
 
 
 def _fetch_cifar10(place: Path, searched: list[Path]) -> Path:

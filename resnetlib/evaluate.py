@@ -19,10 +19,9 @@ CALIBRATION_BINS = 15  # Guo et al. 2017
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (N, C, H, W) -> float32, channels last in memory: (pixel / 255 - mean) / std."""
+    """uint8 (N, C, H, W) -> float32 of the same shape: (pixel / 255 - mean) / std."""
     mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
-    images = images.to(torch.float32, memory_format=torch.channels_last)
-    return images.mul_(1 / (255 * std)).sub_(mean / std)
+    return images.float().mul_(1 / (255 * std)).sub_(mean / std)
 
 
 def interval(accuracy: float, images: int) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from IPython import get_ipython
 
-from .config import ConfigError, Experiment, apply_overrides, load_experiment, resolve_override
+from .config import ConfigError, Experiment, apply_overrides, load_experiment
 from .train import check_experiment
 
 INJECTED = "# Parameters"  # how papermill begins the cell it adds
@@ -31,7 +31,9 @@ def experiment_from_cells(cells: list[str], namespace: dict[str, Any]) -> Experi
     """
     values = _parameters(cells, namespace)
     if "variant" not in values:
-        raise ConfigError("the notebook sets no `variant`: run its parameters cell first")
+        raise ConfigError(
+            "no cell run so far sets `variant`: run the parameters cell; it holds assignments only"
+        )
     experiment = load_experiment(values.pop("variant"))
     overrides = values.pop("overrides", None) or {}
     if not isinstance(overrides, dict):
@@ -41,23 +43,20 @@ def experiment_from_cells(cells: list[str], namespace: dict[str, Any]) -> Experi
     set_by_name = {name: value for name, value in values.items() if value is not None}
     for name in set_by_name.keys() & overrides.keys():
         raise ConfigError(f"{name} is set by name and in overrides; say it once")
-    for name in values.keys() - set_by_name.keys():
-        resolve_override(experiment, name)  # an unknown name is an error even when it is None
-    experiment = apply_overrides(experiment, set_by_name | overrides)
+    experiment = apply_overrides(experiment, values | overrides)
     check_experiment(experiment)
     return experiment
 
 
 def _parameters(cells: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
     """What the last run parameters cell and the cells injected after it assign."""
-    assigned = [_assignments(cell) for cell in cells]
-    injected = [cell.lstrip().startswith(INJECTED) for cell in cells]
-    own = [i for i, names in enumerate(assigned) if "variant" in names and not injected[i]]
-    start = own[-1] if own else 0
-    found: dict[str, Any] = {}
-    for i in range(start, len(cells)):
-        if i == start or injected[i]:
-            found |= assigned[i]
+    found: dict[str, ast.expr] = {}
+    for cell in cells:
+        assigned = _assignments(cell)
+        if cell.lstrip().startswith(INJECTED) or list(assigned) == ["variant"]:
+            found |= assigned
+        elif "variant" in assigned:
+            found = assigned
     return {name: _value(name, node, namespace) for name, node in found.items()}
 
 

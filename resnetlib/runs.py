@@ -71,7 +71,10 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """`run.json`: status, fingerprint, versions, checksums."""
-        return files.read_json(self.path / "run.json")
+        try:
+            return files.read_json(self.path / "run.json")
+        except ValueError:
+            raise RunError(f"{self.path / 'run.json'} is damaged: it is not JSON") from None
 
     @property
     def status(self) -> str:
@@ -114,8 +117,22 @@ class Run:
         return (
             f"Test accuracy {metrics['test_accuracy']:.2%} after epoch {metrics['epochs']} "
             f"(95 % interval {low:.2%} to {high:.2%} over {metrics['test_images']:,} images; "
-            f"seed {self.record['seed']}), cross-entropy {metrics['test_loss']:.4f}, "
-            f"calibration error {metrics['ece']:.2%}."
+            f"seed {self.record['seed']}), cross-entropy {metrics['test_loss']:.4f}."
+            f"\n{self._selection}, calibration error {metrics['ece']:.2%}."
+        )
+
+    @property
+    def _selection(self) -> str:
+        """Which weights were kept, and so which the figures are of."""
+        metrics = self.metrics
+        how = {
+            "last": "the last",
+            "best_holdout": "the best on the held-out images",
+            "best_test": "the best on the test set, and so selected on it",
+        }[metrics["select"]]
+        return (
+            f"Kept weights and figures: epoch {metrics['selected_epoch']} ({how}), "
+            f"test accuracy {metrics['selected_test_accuracy']:.2%}"
         )
 
     @property
@@ -141,12 +158,19 @@ class Run:
     def files(self) -> dict[str, str]:
         """Every file of the run folder, with its size; the folder first."""
         listed = {name: self.path / name for name in (*self.record["artifacts"], "run.json")}
-        sizes = {name: f"{path.stat().st_size / 1024:,.1f} KiB" for name, path in listed.items()}
+        sizes = {
+            name: f"{path.stat().st_size / 1024:,.1f} KiB"
+            for name, path in listed.items()
+            if path.is_file()  # weights are not kept for every recorded run
+        }
         return {"run folder": shown(self.path)} | sizes
 
     def model(self) -> nn.Module:
         """The network with the selected weights: float32, on the CPU, in evaluation mode."""
-        return _with_weights(self.experiment, self.path / "model.safetensors")
+        path = self.path / "model.safetensors"
+        if not path.is_file():
+            raise RunError(f"{self.path} has no weights; they are kept for one seed of a variant")
+        return _with_weights(self.experiment, path)
 
 
 def load_run(path: str | Path) -> Run:
@@ -163,20 +187,14 @@ def load_pretrained(variant: str) -> nn.Module:
     Weights stand under `outputs/reference/<variant>/`; of several seeds, the lowest that has any.
     Raises `ConfigError` when the variant is unknown or none are kept.
     """
-    kept = {
-        path.parents[1].name: path
-        for path in sorted(_reference().glob("*/*/model.safetensors"))[::-1]
-    }
-    if variant not in kept:
-        known = list_variants()
-        reason = (
-            "has no kept weights" if variant in known else f"is unknown{nearest(variant, known)}"
-        )
-        raise ConfigError(
-            f"variant {variant!r} {reason}; kept: {', '.join(sorted(kept)) or 'none'}"
-        )
-    run = load_run(kept[variant].parent)
-    return run.model()
+    kept = [run for run in reference_runs() if (run.path / "model.safetensors").is_file()]
+    for run in kept:
+        if run.record["variant"] == variant:
+            return run.model()
+    known = list_variants()
+    told = "has no kept weights" if variant in known else f"is unknown{nearest(variant, known)}"
+    names = sorted({run.record["variant"] for run in kept})
+    raise ConfigError(f"variant {variant!r} {told}; kept: {', '.join(names) or 'none'}")
 
 
 def reference_runs() -> list[Run]:
@@ -215,9 +233,24 @@ def fingerprint(experiment: Experiment, dataset: Dataset, device: torch.device) 
         "device": device.type,
         "processor": _processor(device),
         "threads": torch.get_num_threads(),
-        "precision": "float32",
-        "memory_format": "channels_last",
+        "precision": _precision(device),
+        "memory_format": str(memory_format(experiment, device)).removeprefix("torch."),
     }
+
+
+def memory_format(experiment: Experiment, device: torch.device) -> torch.memory_format:
+    """The layout of weights, and so of activations: channels last, where torch does it right.
+
+    On a CPU the backward pass of a strided 1×1 convolution from fewer than 8 channels writes
+    past its buffers in channels-last layout (torch 2.15, AVX2).
+    """
+    narrow = min(experiment.architecture.widths) < 8
+    return torch.contiguous_format if device.type == "cpu" and narrow else torch.channels_last
+
+
+def _precision(device: torch.device) -> str:
+    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return "float32, convolutions in tf32" if tf32 else "float32"
 
 
 def _processor(device: torch.device) -> str:
@@ -368,7 +401,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             continue
         if damaged:
             warnings.warn(f"{', '.join(damaged)} damaged; going on from {path.name}", stacklevel=2)
-        return torch.load(io.BytesIO(content), weights_only=True)
+        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     if damaged:
         raise RunError(
             f"all checkpoints under {folder} are damaged ({', '.join(damaged)}); "

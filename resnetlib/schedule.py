@@ -44,7 +44,7 @@ def _one_cycle(schedule: OneCycle, peak: float, step: int, steps: int) -> float:
     """torch.optim.lr_scheduler.OneCycleLR (cosine, two phases): low, peak, far lower."""
     first = peak / schedule.div_factor
     top = schedule.pct_start * steps - 1
-    if step <= top:
+    if step <= top and top > 0:
         return _cosine(first, peak, step / top)
     return _cosine(peak, first / schedule.final_div_factor, (step - top) / (steps - 1 - top))
 

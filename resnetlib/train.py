@@ -107,7 +107,7 @@ class Training:
         self.steps_per_epoch = math.ceil(len(self.train_split[1]) / recipe.batch_size)
 
         self.model = build_model(experiment.architecture, seed=experiment.seed)
-        self.model.to(device, memory_format=torch.channels_last)
+        self.model.to(device, memory_format=runs.memory_format(experiment, device))
         self.parameters = list(self.model.parameters())
         self.optimizer = build_optimizer(self.parameters, recipe)
         self.augment = augment.compose(recipe.augment)
@@ -157,7 +157,7 @@ class Training:
         epoch = self.epochs_done + 1
         images, labels = self.train_split
         order = epoch_order(len(labels), self.seed, epoch)
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, correct
+        totals = torch.zeros(2, device=self.device)  # loss, correct
         self.model.train()
         for step, indices in enumerate(order.to(self.device).split(self.recipe.batch_size)):
             rate = learning_rate(
@@ -168,13 +168,14 @@ class Training:
             totals += torch.stack(self.step(images[indices], labels[indices], epoch, step))
             on_step()
         loss, accuracy = (totals / len(labels)).tolist()
-        if not math.isfinite(loss):
-            raise Diverged(
-                f"the loss became {loss} in epoch {epoch} at a learning rate of {rate:.3g}; "
-                "a lower `lr`, a warm-up or `clip` may help"
-            )
-        row = {"epoch": epoch, "train_loss": loss, "train_accuracy": accuracy}
-        return row | self._evaluate() | {"lr": rate, "seconds": time.perf_counter() - started}
+        row = {"epoch": epoch, "train_loss": loss, "train_accuracy": accuracy} | self._evaluate()
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"{name} became {value} in epoch {epoch} at a learning rate of {rate:.3g}; "
+                    "a lower `lr`, a warm-up or `clip` may help"
+                )
+        return row | {"lr": rate, "seconds": time.perf_counter() - started}
 
     def before_training(self) -> dict[str, float]:
         """Row 0 of the history: the untrained network, on as many training images as test ones."""
@@ -258,18 +259,16 @@ def train(experiment: Experiment, *, output: str | Path | None = None) -> Run:
     check_experiment(experiment)
     folder = Path(output) if output is not None else experiment.folder
     with files.lock(folder / ".lock"):
-        if experiment.execution.fresh:
-            runs.clear(folder)
-        before = _unfinished(folder, experiment)
+        before = None if experiment.execution.fresh else _unfinished(folder, experiment)
         if before and before["status"] == "done":
             return runs.load_run(folder)
-        if not before:
-            runs.drop_checkpoints(folder)  # of a run whose record is gone: nothing vouches for them
         dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
         device = runs.choose_device(experiment.execution.device)
         record = runs.new_record(experiment, dataset, device)
         training = Training(experiment, dataset, device)
-        state = runs.load_checkpoint(folder) if before else None
+        if not before:
+            runs.clear(folder)  # also checkpoints whose record is gone: nothing vouches for them
+        state = runs.load_checkpoint(folder)
         if state:
             differences = runs.check_fingerprint(
                 experiment, before["fingerprint"], record["fingerprint"]
@@ -290,7 +289,7 @@ def _unfinished(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
     """What `run.json` says of an earlier run of this very experiment; None if there is none."""
     if not (folder / "run.json").is_file():
         return None
-    record = files.read_json(folder / "run.json")
+    record = runs.load_run(folder).record
     if record["experiment"] != experiment.digest:
         raise ConfigError(
             f"{folder} holds another experiment ({record['variant']}, {record['dataset']}, seed "
@@ -363,7 +362,14 @@ def _write_results(
 def run_metrics(
     training: Training, experiment: Experiment, evaluation: Evaluation, selected_epoch: int
 ) -> dict[str, Any]:
-    """The content of `metrics.json`; `evaluation` is of the selected weights on the test set."""
+    """The content of `metrics.json`; `evaluation` is of the selected weights on the test set.
+
+    `train_seconds` is the wall time of all epochs, their evaluation included; `images_per_second`
+    counts training images over that time.
+    """
+    on_test = ["best_test_accuracy", "best_test_epoch"]
+    if experiment.recipe.select == "best_test":
+        on_test += ["selected_epoch", "selected_test_accuracy", "ece"]
     trained = training.history[1:]
     last = trained[-1]
     best = max(trained, key=lambda row: row["test_accuracy"])
@@ -378,8 +384,7 @@ def run_metrics(
         "train_loss": last["train_loss"],
         "best_test_accuracy": best["test_accuracy"],
         "best_test_epoch": best["epoch"],
-        "selected_on_test": ["best_test_accuracy", "best_test_epoch"]
-        + (["selected_epoch"] if experiment.recipe.select == "best_test" else []),
+        "selected_on_test": on_test,
         "select": experiment.recipe.select,
         "selected_epoch": selected_epoch,
         "selected_test_accuracy": evaluation.accuracy,

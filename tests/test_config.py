@@ -50,6 +50,27 @@ def test_single_keys_act_on_a_branch_that_is_replaced_in_the_same_breath():
     assert "optimizer.momentum" not in experiment.assumed
 
 
+def test_none_in_quotes_switches_a_part_off():
+    assert load_experiment("se").recipe.lookahead
+    assert load_experiment("se", lookahead="none", clip="none").recipe.lookahead is None
+    assert load_experiment("adamw", period_epochs="none").recipe.schedule.period_epochs is None
+
+
+def test_a_variant_file_may_not_say_what_only_a_run_says(tmp_path, monkeypatch):
+    text = (params_folder() / "lite.yaml").read_text()
+    (tmp_path / "lite.yaml").write_text(text + "execution: {fresh: true}\n")
+    monkeypatch.setattr("resnetlib.config.params_folder", lambda: tmp_path)
+    with pytest.raises(ConfigError, match="unknown key 'execution'"):
+        load_experiment("lite")
+
+
+def test_what_yaml_cannot_read_is_told_in_one_line(tmp_path):
+    path = tmp_path / "date.yaml"
+    path.write_text("variant: 2020-13-45\n")
+    with pytest.raises(ConfigError, match="not valid YAML: month must be in"):
+        load_experiment(str(path))
+
+
 def test_one_key_under_two_names_is_refused():
     with pytest.raises(ConfigError, match=r"recipe\.optimizer\.lr is set twice"):
         load_experiment("lite", lr=0.1, **{"optimizer.lr": 0.2})
@@ -92,6 +113,11 @@ MISTAKES = [
     ("lite", {"reduction": 8}, ["reduction", "placement"]),
     ("lite", {"depths": [1, 1]}, ["depths has 2 stages and widths 3"]),
     ("lite", {"select": "best_holdout"}, ["best_holdout", "holdout"]),
+    ("lite", {"lr": True}, ["recipe.optimizer.lr = True", "number"]),
+    ("lite", {"typo": None}, ["'typo'", "One of"]),
+    ("lite", {"optimizer": "adam", "momentum": 0.5}, ["optimizer = 'adam'", "mapping"]),
+    ("lite", {"lookahead": "yes"}, ["recipe.lookahead = 'yes'", "mapping"]),
+    ("lite", {"budget": "lots"}, ["budget = 'lots'"]),
     ("lite", {"momentum": 0, "nesterov": True}, ["nesterov", "momentum"]),
 ]
 

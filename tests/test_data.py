@@ -144,10 +144,12 @@ def test_roots_are_searched_in_the_documented_order(small, tmp_path, monkeypatch
 def test_the_folder_itself_or_its_archive_may_be_named(small, tmp_path):
     folder = small.parent / data.CIFAR10_FOLDER
     assert data.find_cifar10(folder) == folder
-    place = tmp_path / "archive only"
-    place.mkdir()
+    place = tmp_path / "archive"
+    (place / data.CIFAR10_FOLDER).mkdir(parents=True)  # and a part of what it holds
+    (place / data.CIFAR10_FOLDER / "data_batch_1").write_bytes(b"old")
     shutil.copy(small, place)
-    assert (data.find_cifar10(place) / "data_batch_1").is_file()
+    assert data._obtain_cifar10(place) == place / data.CIFAR10_FOLDER
+    assert data.files.md5(place / data.CIFAR10_FOLDER / "data_batch_1") in data.CIFAR10_MD5.values()
 
 
 def test_a_damaged_file_is_named(small, tmp_path):
@@ -160,7 +162,7 @@ def test_a_damaged_file_is_named(small, tmp_path):
 def test_a_download_lands_checked_in_the_named_folder(small, tmp_path, monkeypatch):
     with served(small.read_bytes()) as (address, _):
         monkeypatch.setattr(data, "CIFAR10_ADDRESSES", (address,))
-        folder = data._download_cifar10(tmp_path / "wanted")
+        folder = data._obtain_cifar10(tmp_path / "wanted")
     assert folder == tmp_path / "wanted" / data.CIFAR10_FOLDER
     assert {path.name for path in folder.iterdir()} == set(data.CIFAR10_MD5)
     left = [path.name for path in folder.parent.iterdir() if path.suffix != ".lock"]
@@ -175,7 +177,7 @@ def test_a_broken_download_goes_on_from_the_next_address(small, tmp_path, monkey
         served(content) as (good, seen),
     ):
         monkeypatch.setattr(data, "CIFAR10_ADDRESSES", (broken, good))
-        data._download_cifar10(tmp_path / "wanted")
+        data._obtain_cifar10(tmp_path / "wanted")
     (asked,) = seen
     start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
     assert 200_000 - data.PIECE <= start <= 200_000
@@ -184,7 +186,7 @@ def test_a_broken_download_goes_on_from_the_next_address(small, tmp_path, monkey
 def test_wrong_bytes_are_thrown_away_and_the_next_address_asked(small, tmp_path, monkeypatch):
     with served(b"<html>login" * 100) as (wrong, _), served(small.read_bytes()) as (good, seen):
         monkeypatch.setattr(data, "CIFAR10_ADDRESSES", (wrong, good))
-        data._download_cifar10(tmp_path / "wanted")
+        data._obtain_cifar10(tmp_path / "wanted")
     assert seen == [None]
 
 

@@ -11,7 +11,7 @@ import papermill
 import pytest
 from conftest import NOTEBOOKS
 
-from resnetlib import load_run
+from resnetlib import load_experiment, load_run
 from resnetlib.config import ConfigError
 from resnetlib.notebook import experiment_from_cells
 
@@ -65,6 +65,21 @@ def test_injected_values_win_over_the_cell_and_later_names_do_not_matter():
     assert experiment.recipe.optimizer.eps == 1e-6
 
 
+def test_a_written_experiment_is_the_same_experiment_in_the_notebook(tmp_path):
+    experiment = load_experiment("lite", dataset="digits", seed=3, epochs=2)
+    (tmp_path / "experiment.yaml").write_text(experiment.to_yaml())
+    again = from_cells(f"variant = {str(tmp_path / 'experiment.yaml')!r}")
+    assert again.digest == experiment.digest
+    assert from_cells('overrides = {"seed": 3}').seed == 3
+
+
+def test_a_later_cell_may_change_the_variant_alone():
+    changed = experiment_from_cells(
+        [parameters_cell(), "# Parameters\nepochs = 3", 'variant = "se"'], {}
+    )
+    assert (changed.variant, changed.recipe.epochs) == ("se", 3)
+
+
 def test_the_cell_run_last_counts():
     first = parameters_cell()
     second = first.replace('"lite"', '"se"')
@@ -81,6 +96,7 @@ def test_the_cell_run_last_counts():
         ("lr = float('nan')", r"lr = nan"),
         ("lr = 0.1\noverrides = {'lr': 0.2}", r"lr is set by name and in overrides"),
         ("overrides = 3", r"overrides = 3: give a mapping"),
+        ("overrides = {1: 2}", r"overrides has the key 1"),
         ('variant = "adamw"', r"needs color_jitter, auto_augment, rotation"),
         ('variant = "resnet18"\noverrides = {"budget": 5000000}', r"exceed the budget"),
     ],

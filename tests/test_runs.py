@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from conftest import PROJECT
 
-from resnetlib import list_variants, load_pretrained, load_run, train
+from resnetlib import load_pretrained, load_run, train
 from resnetlib.config import ConfigError
 from resnetlib.runs import RunError, describe_environment, reference_runs
 
@@ -38,7 +38,7 @@ def test_the_record_says_what_the_run_was_carried_out_with(run):
     assert record["fingerprint"]["threads"] == torch.get_num_threads()
     assert set(record["dataset_checksums"]) == {"digits"}
     assert record["finished"] >= record["started"]
-    assert {"commit", "modified"} == set(record["git"] or {"commit": 0, "modified": 0})
+    assert record["git"] is None or len(record["git"]["commit"]) == 40
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -116,18 +116,19 @@ def test_the_kept_network_of_lite_measures_what_its_record_says(cifar10):
     assert (run.evaluation.labels == cifar10.test[1]).all()
 
 
-def test_a_network_that_is_not_kept_is_told():
-    missing = next(
-        v for v in list_variants() if not list((PROJECT / "outputs/reference").glob(f"{v}/*"))
-    )
-    with pytest.raises(ConfigError, match=f"'{missing}' has no kept weights; kept: .*lite"):
-        load_pretrained(missing)
+def test_a_network_that_is_not_kept_is_told(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("resnetlib.runs.reference_runs", list)
+        with pytest.raises(ConfigError, match="'lite' has no kept weights; kept: none"):
+            load_pretrained("lite")
     with pytest.raises(ConfigError, match=r"'liet' is unknown; did you mean 'lite'"):
         load_pretrained("liet")
 
 
 def test_no_kept_file_names_a_place_of_the_machine_it_came_from():
-    for path in (PROJECT / "outputs" / "reference").rglob("*"):
+    kept = list((PROJECT / "outputs" / "reference").rglob("*"))
+    assert kept
+    for path in kept:
         if path.suffix in {".json", ".yaml", ".csv", ".txt", ".ipynb"}:
             text = json.dumps(path.read_text())
             assert str(PROJECT) not in text, path

@@ -107,10 +107,20 @@ def test_warm_up_rises_linearly_to_the_peak_and_constant_stays_there():
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-@pytest.mark.parametrize("name", ["one_cycle", "cosine", "constant"])
-def test_the_shortest_runs_have_finite_rates(epochs, name):
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"name": "one_cycle"},
+        {"name": "one_cycle", "pct_start": 0.5},
+        {"name": "one_cycle", "pct_start": 0.25},
+        {"name": "cosine"},
+        {"name": "constant"},
+    ],
+    ids=str,
+)
+def test_the_shortest_runs_have_finite_rates(epochs, schedule):
     rates = [
-        learning_rate(recipe_with({"name": name}, epochs), step, steps_per_epoch)
+        learning_rate(recipe_with(schedule, epochs), step, steps_per_epoch)
         for steps_per_epoch in (1, 2)
         for step in range(epochs * steps_per_epoch)
     ]

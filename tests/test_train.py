@@ -463,6 +463,42 @@ def test_a_diverging_run_stops_with_its_reason_and_says_so_in_its_record(tiny):
     assert load_run(experiment.folder).status == "diverged"
 
 
+def test_divergence_in_the_last_step_is_noticed_before_its_weights_are_kept(tiny):
+    experiment = tiny(epochs=2, batch_size=2000, lr=1e30)  # one step an epoch
+    with pytest.raises(Diverged, match="in epoch 1"):
+        train(experiment)
+    assert load_run(experiment.folder).status == "diverged"
+    assert not list((experiment.folder / "checkpoints").glob("*"))
+
+
+def test_starting_over_keeps_the_finished_run_until_there_is_something_to_start(tiny, monkeypatch):
+    run = train(tiny())
+
+    def missing(*_):
+        raise module.runs.RunError("no data")
+
+    monkeypatch.setattr(module, "load_dataset", missing)
+    with pytest.raises(RunError, match="no data"):
+        train(tiny(fresh=True))
+    assert load_run(run.path).record == run.record
+    assert run.model()
+
+
+def test_stages_narrower_than_a_vector_register_train(tiny):
+    """In channels-last layout their backward pass writes past its buffers (torch 2.15, AVX2)."""
+    for widths in ([2, 2, 2], [4, 4, 4], [3, 5, 9]):
+        run = train(tiny(depths=[1, 1, 1], widths=widths))
+        assert run.record["fingerprint"]["memory_format"] == "contiguous_format"
+    assert train(tiny(widths=[8])).record["fingerprint"]["memory_format"] == "channels_last"
+
+
+def test_a_record_that_is_not_json_is_told(tiny):
+    run = train(tiny())
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        train(tiny())
+
+
 def test_a_failed_run_says_so_in_its_record(tiny, monkeypatch):
     def broken(*_):
         raise OSError("No space left on device")
