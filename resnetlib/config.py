@@ -45,12 +45,16 @@ AugmentName = Literal[
 ]
 
 
-class ConfigError(ValueError):
-    """A person's mistake, told in one or two lines: what, where, what is allowed."""
+class Told(Exception):
+    """An error whose message says all that its reader needs."""
 
     def _render_traceback_(self) -> list[str]:
         """Show a notebook's reader the message alone (IPython's protocol for exceptions)."""
-        return [f"ConfigError: {self}"]
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ConfigError(Told, ValueError):
+    """A person's mistake, told in one or two lines: what, where, what is allowed."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -304,6 +308,11 @@ class Experiment(Variant):
             root.expanduser() / self.variant / f"{self.dataset}-seed{self.seed}-{self.digest[:8]}"
         )
 
+    @property
+    def published_here(self) -> Published:
+        """What was published for this data set: every source reports on CIFAR-10 alone."""
+        return self.published if self.dataset == "cifar10" else Published()
+
     def to_yaml(self) -> str:
         """The complete experiment; `load_experiment(path)` reads it back, equal."""
         content = self.model_dump(mode="json", exclude={"execution"})
@@ -482,9 +491,9 @@ def _read_yaml(path: Path) -> dict:
     return content
 
 
-def _validate(content: dict, where: Any, kind: type[Variant] | None = None) -> Any:
+def _validate(content: dict, where: Any, kind: type[Variant] = Experiment) -> Any:
     try:
-        return (kind or Experiment).model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         messages = [_explain(problem) for problem in error.errors()]
         more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""

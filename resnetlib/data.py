@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from . import files
-from .config import PROJECT, ConfigError, nearest, shown
+from .config import PROJECT, ConfigError, Told, nearest, shown
 from .progress import bar
 from .rng import derive_seed
 
@@ -44,11 +44,8 @@ PIECE = 1 << 16  # bytes; at most this much of a broken answer is fetched again
 TIMEOUT_SECONDS = (10, 30)  # to connect, and between two pieces of an answer
 
 
-class DataError(RuntimeError):
+class DataError(Told, RuntimeError):
     """Data that cannot be had or are not what they should be; the message says what to do."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"DataError: {self}"]
 
 
 Split = tuple[Tensor, Tensor]  # images uint8 (N, 3, H, W), labels int64 (N,)

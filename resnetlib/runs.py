@@ -24,7 +24,7 @@ from .config import (
     PROJECT,
     ConfigError,
     Experiment,
-    Published,
+    Told,
     list_variants,
     load_experiment,
     nearest,
@@ -55,11 +55,8 @@ COMPARED = (  # label, name in `published` and in metrics.json, scale
 )
 
 
-class RunError(RuntimeError):
+class RunError(Told, RuntimeError):
     """A run that cannot go on, for a reason that a person can mend; the message names it."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"{type(self).__name__}: {self}"]
 
 
 @dataclass(frozen=True)
@@ -142,9 +139,7 @@ class Run:
         The published figures hold for the variant's own recipe on CIFAR-10; for another data
         set that column is empty.
         """
-        metrics, published = self.metrics, self.experiment.published
-        if self.experiment.dataset != "cifar10":
-            published = Published()
+        metrics, published = self.metrics, self.experiment.published_here
         rows = {}
         for label, name, scale in COMPARED:
             before, measured = getattr(published, name), scale * metrics[name]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import augment, files, plots, runs
-from .config import Clip, ConfigError, Experiment, Published, Recipe
+from .config import Clip, ConfigError, Experiment, Recipe
 from .data import Dataset, load_dataset, split_holdout
 from .evaluate import Evaluation, evaluate, interval, normalize
 from .progress import EpochProgress
@@ -374,7 +374,6 @@ def run_metrics(
     last = trained[-1]
     best = max(trained, key=lambda row: row["test_accuracy"])
     seconds = sum(row["seconds"] for row in trained)
-    published = experiment.published if experiment.dataset == "cifar10" else Published()
     return {
         "test_accuracy": last["test_accuracy"],
         "test_accuracy_interval_95": list(interval(last["test_accuracy"], len(evaluation.labels))),
@@ -394,7 +393,7 @@ def run_metrics(
         "epochs": len(trained),
         "train_seconds": seconds,
         "images_per_second": len(trained) * len(training.train_split[1]) / seconds,
-        "published_test_accuracy": published.test_accuracy,
+        "published_test_accuracy": experiment.published_here.test_accuracy,
     }
 
 
