@@ -1,8 +1,9 @@
 """Residual blocks and squeeze-and-excitation. Nothing here knows about depth.
 
 Images and activations are (N, C, H, W). A block maps (N, in_channels, H, W) to
-(N, out_channels, H/stride, W/stride). An absent part is an empty `nn.Sequential()`: an identity
-that torchsummary, like the published tables, gives no row.
+(N, out_channels, H/stride, W/stride). Its `tail` is what the residual passes last before the
+addition: squeeze-and-excitation, stochastic depth, both or nothing. An absent part is an empty
+`nn.Sequential()`: an identity that torchsummary, like the published tables, gives no row.
 """
 
 import torch
@@ -25,6 +26,26 @@ def projection(in_channels: int, out_channels: int, stride: int, bias: bool) -> 
     )
 
 
+class StochasticDepth(nn.Module):
+    """In training, each image's residual is dropped with probability p, else divided by 1 - p.
+
+    Huang et al. 2016, per image as in `torchvision.ops.StochasticDepth(p, "row")`.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.p
+        return x * (kept / (1 - self.p)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:g}"
+
+
 class SqueezeExcitation(nn.Module):
     """mean - conv1x1 - ReLU - conv1x1 - sigmoid, times the input (Hu et al. 2017, fig. 2)."""
 
@@ -45,20 +66,20 @@ class BasicBlock(nn.Module):
     """conv3x3 - BN - ReLU - conv3x3 - BN, plus the shortcut, then ReLU (He et al. 2015, fig. 2)."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, bias: bool, attention: nn.Module
+        self, in_channels: int, out_channels: int, stride: int, bias: bool, tail: nn.Module
     ):
         super().__init__()
         self.conv1 = conv3x3(in_channels, out_channels, stride, bias)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = conv3x3(out_channels, out_channels, bias=bias)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.attention = attention
+        self.tail = tail
         self.shortcut = projection(in_channels, out_channels, stride, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        out = self.attention(out)
+        out = self.tail(out)
         out = out + self.shortcut(x)
         return F.relu(out)
 
@@ -76,7 +97,7 @@ class DropoutBlock(nn.Module):
         out_channels: int,
         stride: int,
         bias: bool,
-        attention: nn.Module,
+        tail: nn.Module,
         dropout: float,
     ):
         super().__init__()
@@ -86,14 +107,14 @@ class DropoutBlock(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.conv2 = conv3x3(out_channels, out_channels, bias=bias)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.attention = attention
+        self.tail = tail
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.shortcut(x)
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.dropout(out)
         out = self.bn2(self.conv2(out))
-        out = self.attention(out)
+        out = self.tail(out)
         out = out + shortcut
         return F.relu(out)
 
@@ -106,7 +127,7 @@ class PreActBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, bias: bool, attention: nn.Module
+        self, in_channels: int, out_channels: int, stride: int, bias: bool, tail: nn.Module
     ):
         super().__init__()
         changes = stride != 1 or in_channels != out_channels
@@ -118,12 +139,12 @@ class PreActBlock(nn.Module):
         self.conv1 = conv3x3(in_channels, out_channels, stride, bias)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.conv2 = conv3x3(out_channels, out_channels, bias=bias)
-        self.attention = attention
+        self.tail = tail
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.shared_activation(x)
         out = self.branch_activation(x)
         out = self.conv1(out)
         out = self.conv2(F.relu(self.bn2(out)))
-        out = self.attention(out)
+        out = self.tail(out)
         return out + self.shortcut(x)

@@ -1,4 +1,4 @@
-"""What an experiment is: the models of a variant file, overrides, and one-line errors.
+"""What an experiment is: a variant file, overrides, and one-line errors.
 
 A *variant* is a network with the recipe that trains it, one file `params/<variant>.yaml`.
 An *experiment* is a variant with every override applied: complete and checked.
@@ -13,36 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from . import schema
+from .schema import Architecture, Count, Model, NotBool, NotNegative, Recipe, Share
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent
 DEFAULT_BUDGET = 5_000_000  # trainable parameters; the rule every team works under
-
-AugmentName = Literal[
-    "crop",
-    "flip",
-    "color_jitter",
-    "rotation",
-    "auto_augment",
-    "rand_augment",
-    "trivial_augment",
-    "cutout",
-    "random_erasing",
-    "mixup",
-    "cutmix",
-]
 
 
 class Told(Exception):
@@ -67,180 +45,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {folded[close[0]]!r}?" if close else ""
 
 
-def _split(value: Any) -> Any:
-    """`"crop,flip"`, as papermill's -p passes a list, becomes `["crop", "flip"]`."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
-
-
-def _refuse_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("give a number, not true or false")
-    return value
-
-
-def _null(value: Any) -> Any:
-    """`none` switches a part off, since `None` means the variant's own value."""
-    return None if value == "none" else value
-
-
-NotBool = BeforeValidator(_refuse_bool)
-OrNone = BeforeValidator(_null)
-Count = Annotated[PositiveInt, NotBool]
-Positive = Annotated[PositiveFloat, NotBool]
-NotNegative = Annotated[NonNegativeFloat, NotBool]
-Fraction = Annotated[float, Field(ge=0, lt=1), NotBool]
-Share = Annotated[float, Field(ge=0, le=1), NotBool]
-
-
-class Model(BaseModel):
-    """Unknown keys, infinities and changes after construction are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class SqueezeExcitation(Model):
-    """Where channel attention stands: nowhere, once after the stem, or at the end of each block."""
-
-    placement: Literal["none", "stem", "block"] = "none"
-    reduction: Count = 16
-
-    @model_validator(mode="after")
-    def _reduction_acts(self) -> Self:
-        if self.placement == "none" and self.reduction != 16:
-            raise ValueError("reduction has no effect while placement is 'none'")
-        return self
-
-
-class Architecture(Model):
-    """The network: stem, stages of blocks, pooled linear head."""
-
-    block: Literal["basic", "dropout", "preact"]
-    depths: Annotated[tuple[Annotated[NonNegativeInt, NotBool], ...], BeforeValidator(_split)]
-    widths: Annotated[tuple[Count, ...], BeforeValidator(_split)]
-    conv_bias: bool = False
-    dropout: Fraction = 0.0
-    squeeze_excitation: SqueezeExcitation = SqueezeExcitation()
-    listed_layers: Annotated[tuple[Literal["stem_relu", "pool"], ...], BeforeValidator(_split)] = (
-        "pool",
-    )  # parameterless layers that are modules, and so rows of the summary
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if len(self.depths) != len(self.widths):
-            raise ValueError(
-                f"depths has {len(self.depths)} stages and widths {len(self.widths)}; "
-                "give one of each a stage"
-            )
-        if not any(self.depths):
-            raise ValueError("depths needs at least one block")
-        if self.dropout and self.block != "dropout":
-            raise ValueError(f"dropout acts in block 'dropout' only, and block is {self.block!r}")
-        return self
-
-
-class Sgd(Model):
-    name: Literal["sgd"]
-    lr: Positive
-    momentum: Fraction = 0.0
-    nesterov: bool = False
-    weight_decay: NotNegative = 0.0
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
-        return self
-
-
-class Adam(Model):
-    """Adam, or AdamW with its decoupled weight decay."""
-
-    name: Literal["adam", "adamw"]
-    lr: Positive
-    betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(_split)] = (0.9, 0.999)
-    eps: Positive = 1e-8
-    weight_decay: NotNegative = 0.0
-
-
-class Constant(Model):
-    name: Literal["constant"]
-    interval: Literal["epoch", "step"] = "epoch"
-    warmup_epochs: NotNegative = 0.0
-    warmup_start: Share = 0.1
-
-
-class Cosine(Model):
-    """Warm-up, hold, then half a cosine from lr to min_lr over period_epochs (null: the rest)."""
-
-    name: Literal["cosine"]
-    interval: Literal["epoch", "step"] = "epoch"
-    warmup_epochs: NotNegative = 0.0
-    warmup_start: Share = 0.1
-    hold_epochs: NotNegative = 0.0
-    period_epochs: Annotated[Positive | None, OrNone] = None
-    min_lr: NotNegative = 0.0
-
-
-class Step(Model):
-    name: Literal["step"]
-    milestones: Annotated[tuple[Count, ...], BeforeValidator(_split)]
-    gamma: Annotated[float, Field(gt=0, le=1), NotBool] = 0.1
-    interval: Literal["epoch", "step"] = "epoch"
-    warmup_epochs: NotNegative = 0.0
-    warmup_start: Share = 0.1
-
-
-class OneCycle(Model):
-    """Smith's one-cycle rate as torch draws it, step by step; momentum stays constant."""
-
-    name: Literal["one_cycle"]
-    pct_start: Annotated[float, Field(gt=0, lt=1), NotBool] = 0.3
-    div_factor: Annotated[float, Field(ge=1), NotBool] = 25.0
-    final_div_factor: Annotated[float, Field(ge=1), NotBool] = 1e4
-
-
-Optimizer = Annotated[Sgd | Adam, Field(discriminator="name")]
-Schedule = Annotated[Constant | Cosine | Step | OneCycle, Field(discriminator="name")]
-
-
-class Lookahead(Model):
-    """Every k steps, slow weights move by alpha towards the fast ones, which restart there."""
-
-    k: Count = 5
-    alpha: Annotated[float, Field(gt=0, le=1), NotBool] = 0.5
-
-
-class Clip(Model):
-    """Gradients clipped to ±limit each (`value`) or to that joint L2 norm (`norm`)."""
-
-    by: Literal["value", "norm"]
-    limit: Positive
-
-
-class Recipe(Model):
-    """Everything about training that is not the network."""
-
-    epochs: Count
-    batch_size: Count
-    optimizer: Optimizer
-    schedule: Schedule
-    lookahead: Annotated[Lookahead | None, OrNone] = None
-    clip: Annotated[Clip | None, OrNone] = None
-    label_smoothing: Fraction = 0.0
-    augment: Annotated[tuple[AugmentName, ...], BeforeValidator(_split)] = ()
-    normalize: Literal["dataset", "per_image_std", "none"] = "dataset"
-    holdout: Annotated[NonNegativeInt, NotBool] = 0
-    select: Literal["last", "best_holdout", "best_test"] = "last"
-
-    @model_validator(mode="after")
-    def _selection_has_data(self) -> Self:
-        if self.select == "best_holdout" and not self.holdout:
-            raise ValueError("select 'best_holdout' needs holdout above 0")
-        return self
-
-
 class Published(Model):
     """What the authors reported; accuracies are fractions of 1, null where nothing was."""
 
@@ -256,6 +60,9 @@ class Execution(Model):
     """Where and how a run is carried out; no part of what the experiment is, or of its hash."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
     data_root: Path | None = None
     output_root: Path | None = None
     fresh: bool = False
@@ -289,14 +96,20 @@ class Experiment(Variant):
 
     dataset: Literal["cifar10", "digits"] = "cifar10"
     seed: Annotated[NonNegativeInt, NotBool] = 0
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default={})
     execution: Execution = Execution()
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what decides the outcome: variant, network, recipe, data set, seed."""
+        """SHA-256 of what decides the outcome: variant, network, recipe, data set, seed.
+
+        What has its default value does not enter, so that a setting that is new in a later
+        version leaves the experiments of an earlier one what they were.
+        """
         content = self.model_dump(
-            mode="json", include={"variant", "architecture", "recipe", "dataset", "seed"}
+            mode="json",
+            include={"variant", "architecture", "recipe", "dataset", "seed"},
+            exclude_defaults=True,
         )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -525,12 +338,11 @@ def _explain(problem: Mapping[str, Any]) -> str:
 
 def _model_at(loc: tuple) -> tuple[type[Model] | None, list[str]]:
     """The model that holds a pydantic location, and the location without discriminator tags."""
-    tags = {"sgd": Sgd, "adam": Adam, "adamw": Adam, "constant": Constant, "cosine": Cosine}
-    tags |= {"step": Step, "one_cycle": OneCycle}
+    tags = schema.tagged_models()
     model: type[Model] | None = Experiment
     location: list[str] = []
     for i, part in enumerate(loc):
-        if part in tags and location and location[-1] in ("optimizer", "schedule"):
+        if part in tags and (loc[i - 1] in ("optimizer", "schedule") or loc[i - 2] == "augment"):
             model = tags[part]
             continue
         if "[" in str(part):  # pydantic's name for one side of a union

@@ -1,4 +1,8 @@
-"""Data sets as uint8 tensors in memory: where they are found, checked, and split."""
+"""Data sets as uint8 tensors in memory: where they are found, checked, and split.
+
+scikit-learn and requests are imported where they are used: most runs need neither, and they take
+longer to import than CIFAR-10 to read.
+"""
 
 import os
 import tarfile
@@ -10,10 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import platformdirs
-import requests
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from . import files
@@ -40,6 +41,7 @@ CIFAR10_ADDRESSES = (
     "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 )
+TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_347}
 PIECE = 1 << 16  # bytes; at most this much of a broken answer is fetched again
 TIMEOUT_SECONDS = (10, 30)  # to connect, and between two pieces of an answer
 
@@ -127,6 +129,9 @@ def load_dataset(name: str, root: str | os.PathLike | None = None) -> Dataset:
 
 def _load_digits(root: str | os.PathLike | None) -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8×8 grey to 3×32×32: 1,347 to train, 450 to test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     images = torch.from_numpy(digits.images / 16 * 255).round().to(torch.uint8)  # grey 0..16
     images = images[:, None].expand(-1, 3, -1, -1)
@@ -234,6 +239,8 @@ def _unpack(archive: Path, place: Path) -> Path:
 
 
 def _fetch_cifar10(place: Path, searched: list[Path]) -> Path:
+    import requests
+
     archive = place / CIFAR10_ARCHIVE
     failures = []
     for address in CIFAR10_ADDRESSES:
@@ -255,6 +262,8 @@ def _fetch_cifar10(place: Path, searched: list[Path]) -> Path:
 
 
 def _reason(error: Exception) -> str:
+    import requests
+
     if isinstance(error, requests.HTTPError):
         return f"HTTP {error.response.status_code}"
     if isinstance(error, requests.Timeout):
@@ -271,6 +280,8 @@ def download(address: str, path: Path, md5: str) -> None:
     serve the same bytes. Raises `requests.RequestException`, or `FileDamaged` (and forgets the
     part) when the whole file has another MD5.
     """
+    import requests
+
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     start = part.stat().st_size if part.exists() else 0
@@ -308,6 +319,8 @@ def split_holdout(labels: Tensor, holdout: int, seed: int) -> tuple[Tensor, Tens
 
     Raises `ConfigError` when the classes cannot be represented in both parts.
     """
+    from sklearn.model_selection import train_test_split
+
     everything = torch.arange(len(labels))
     if not holdout:
         return everything, everything[:0]

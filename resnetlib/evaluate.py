@@ -11,8 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
 
 CALIBRATION_BINS = 15  # Guo et al. 2017
@@ -21,11 +19,13 @@ CALIBRATION_BINS = 15  # Guo et al. 2017
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 (N, C, H, W) -> float32 of the same shape: (pixel / 255 - mean) / std."""
     mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
-    return images.float().mul_(1 / (255 * std)).sub_(mean / std)
+    return images * (1 / (255 * std)) - mean / std
 
 
 def interval(accuracy: float, images: int) -> tuple[float, float]:
     """Wilson's 95 % interval of an accuracy measured on so many images; not over seeds."""
+    from scipy.stats import binomtest  # slow to import, and needed once a run
+
     bounds = binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
     return bounds.low, bounds.high
 
@@ -66,12 +66,16 @@ class Evaluation:
     @cached_property
     def confusion(self) -> np.ndarray:
         """(C, C) counts; row: true class, column: predicted (scikit-learn)."""
+        from sklearn.metrics import confusion_matrix
+
         everyone = range(self.logits.shape[1])
         return confusion_matrix(self.labels, self.predictions, labels=list(everyone))
 
     @cached_property
     def per_class(self) -> pd.DataFrame:
         """Precision, recall, F1 and number of images of each class (scikit-learn)."""
+        from sklearn.metrics import precision_recall_fscore_support
+
         everyone = list(range(self.logits.shape[1]))
         columns = precision_recall_fscore_support(
             self.labels, self.predictions, labels=everyone, zero_division=0.0

@@ -3,8 +3,6 @@
 import ast
 from typing import Any
 
-from IPython import get_ipython
-
 from .config import ConfigError, Experiment, apply_overrides, load_experiment
 from .train import check_experiment
 
@@ -18,6 +16,8 @@ def experiment_from_notebook() -> Experiment:
     `load_experiment` takes; `None` stands for the variant's own value. Raises `ConfigError` for
     an unknown name, a bad value, or an experiment that could not be trained.
     """
+    from IPython import get_ipython  # there already wherever this is called
+
     shell = get_ipython()
     if shell is None:
         raise ConfigError("experiment_from_notebook() works in a notebook; use load_experiment")

@@ -32,17 +32,18 @@ def bar(**settings: Any) -> tqdm:
 class EpochProgress:
     """Tells how far a training run is: `step()` after each step, `epoch(row)` after each epoch."""
 
-    def __init__(self, first_epoch: int, epochs: int, steps_per_epoch: int):
+    def __init__(self, first_epoch: int, epochs: int, steps_per_epoch: int, steps_done: int = 0):
         self.epochs = epochs
         self.first_epoch = first_epoch
         self.steps_per_epoch = steps_per_epoch
+        self.steps_done = steps_done  # of the first epoch
         self.watched = someone_watches()
         self.seconds = 0.0
 
     def __enter__(self) -> Self:
         self.bar = bar(
             total=self.epochs * self.steps_per_epoch,
-            initial=(self.first_epoch - 1) * self.steps_per_epoch,
+            initial=(self.first_epoch - 1) * self.steps_per_epoch + self.steps_done,
             desc=f"epoch {self.first_epoch}/{self.epochs}",
             unit="step",
             dynamic_ncols=True,

@@ -12,9 +12,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchsummary import summary
 
-from .blocks import BasicBlock, DropoutBlock, PreActBlock, SqueezeExcitation, conv3x3
-from .config import Architecture, ConfigError, Experiment
+from .blocks import (
+    BasicBlock,
+    DropoutBlock,
+    PreActBlock,
+    SqueezeExcitation,
+    StochasticDepth,
+    conv3x3,
+)
+from .config import ConfigError, Experiment
 from .rng import derive_seed
+from .schema import Architecture
 
 NUM_CLASSES = 10  # of CIFAR-10, and of the digits
 IMAGE_SHAPE = (3, 32, 32)  # channels, height, width of every data set here
@@ -40,10 +48,10 @@ class ResNet(nn.Module):
         self.stem_attention = _attention(architecture, "stem", channels)
 
         self.stages = nn.Sequential()
-        for stage, (depth, width) in enumerate(
+        for index, (depth, width) in enumerate(
             zip(architecture.depths, architecture.widths, strict=True)
         ):
-            self.stages.append(_stage(architecture, depth, channels, width, 1 if not stage else 2))
+            self.stages.append(_stage(architecture, index, channels))
             channels = width if depth else channels
 
         self.final_activation = nn.Sequential()
@@ -83,28 +91,36 @@ def _attention(architecture: Architecture, placement: str, channels: int) -> nn.
 BLOCKS = {"basic": BasicBlock, "dropout": DropoutBlock, "preact": PreActBlock}
 
 
-def _stage(
-    architecture: Architecture, depth: int, in_channels: int, out_channels: int, stride: int
-) -> nn.Module:
-    """`depth` blocks, the first with the stride; none at all is the identity."""
+def _stage(architecture: Architecture, index: int, in_channels: int) -> nn.Module:
+    """`depths[index]` blocks, the first with stride 2 but in stage 0; none is the identity."""
+    depth, out_channels = architecture.depths[index], architecture.widths[index]
     if not depth:
         return nn.Identity()
     block = BLOCKS[architecture.block]
     if architecture.block == "dropout":
         block = partial(block, dropout=architecture.dropout)
+    first = sum(architecture.depths[:index])  # blocks before this stage
     stage = nn.Sequential()
-    for index in range(depth):
-        attention = _attention(architecture, "block", out_channels)
+    for number in range(depth):
         stage.append(
             block(
-                in_channels if index == 0 else out_channels,
+                in_channels if number == 0 else out_channels,
                 out_channels,
-                stride if index == 0 else 1,
+                2 if number == 0 and index > 0 else 1,
                 architecture.conv_bias,
-                attention,
+                _tail(architecture, first + number, out_channels),
             )
         )
     return stage
+
+
+def _tail(architecture: Architecture, block: int, channels: int) -> nn.Module:
+    """What ends the residual of this block, counted from 0: attention, stochastic depth."""
+    tail = _attention(architecture, "block", channels)
+    if architecture.stochastic_depth:
+        share = (block + 1) / sum(architecture.depths)  # linear decay (Huang et al. 2016, fig. 2)
+        tail = nn.Sequential(tail, StochasticDepth(share * architecture.stochastic_depth))
+    return tail
 
 
 def build_model(architecture: Architecture, *, seed: int = 0) -> ResNet:

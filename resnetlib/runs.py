@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from . import files
+from .compute import Compute, choose_compute
 from .config import (
     PROJECT,
     ConfigError,
@@ -219,55 +220,23 @@ def _with_weights(experiment: Experiment, path: Path) -> nn.Module:
 # Writing ----------------------------------------------------------------------------------------
 
 
-def fingerprint(experiment: Experiment, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+def fingerprint(experiment: Experiment, dataset: Dataset, compute: Compute) -> dict[str, Any]:
     """What must be equal for a resumed run to equal the uninterrupted one bit for bit."""
     return {
         "experiment": experiment.digest,
         "data": files.sha256_of(repr(sorted(dataset.checksums.items())).encode()),
         "torch": torch.__version__,
-        "device": device.type,
-        "processor": _processor(device),
-        "threads": torch.get_num_threads(),
-        "precision": _precision(device),
-        "memory_format": str(memory_format(experiment, device)).removeprefix("torch."),
+        **compute.describe(),
     }
 
 
-def memory_format(experiment: Experiment, device: torch.device) -> torch.memory_format:
-    """The layout of weights, and so of activations: channels last, where torch does it right.
-
-    On a CPU the backward pass of a strided 1×1 convolution from fewer than 8 channels writes
-    past its buffers in channels-last layout (torch 2.15, AVX2).
-    """
-    narrow = min(experiment.architecture.widths) < 8
-    return torch.contiguous_format if device.type == "cpu" and narrow else torch.channels_last
-
-
-def _precision(device: torch.device) -> str:
-    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
-    return "float32, convolutions in tf32" if tf32 else "float32"
-
-
-def _processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()} {torch.backends.cpu.get_cpu_capability()}"
-    return f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
 def describe_environment(experiment: Experiment) -> dict[str, str]:
-    """Device, processor, versions and commit, for reading."""
-    device = choose_device(experiment.execution.device)
+    """Device, processor, how they are used, versions and commit, for reading."""
     git = _git_state()
     changed = " with changes" if git and git["modified"] else ""
+    used = choose_compute(experiment).describe()
     return {
-        "device": device.type,
-        "processor": _processor(device),
-        "threads": str(torch.get_num_threads()),
+        **{name.replace("_", " "): _said(value) for name, value in used.items()},
         "operating system": platform.platform(),
         **_versions(),
         "commit": f"{git['commit'][:12]}{changed}" if git else "not in a git checkout",
@@ -275,26 +244,15 @@ def describe_environment(experiment: Experiment) -> dict[str, str]:
     }
 
 
+def _said(value: str | int | bool) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS_OF}}
 
 
-def choose_device(name: str) -> torch.device:
-    """The device by its name; "auto" is CUDA, then MPS, then the CPU. Raises `ConfigError`."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next((kind for kind, there in available.items() if there), "cpu"))
-    device = torch.device(name)
-    there = available.get(device.type, True)
-    if there and device.type == "cuda":
-        there = (device.index or 0) < torch.cuda.device_count()
-    if not there:
-        usable = ["cpu", *(kind for kind, has in available.items() if has)]
-        raise ConfigError(f"device = {name!r}: this machine has none; it has {', '.join(usable)}")
-    return device
-
-
-def new_record(experiment: Experiment, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+def new_record(experiment: Experiment, dataset: Dataset, compute: Compute) -> dict[str, Any]:
     """The content of a `run.json` whose run begins now."""
     return {
         "status": "running",
@@ -304,7 +262,7 @@ def new_record(experiment: Experiment, dataset: Dataset, device: torch.device) -
         "experiment": experiment.digest,
         "overrides": experiment.model_dump(mode="json")["overrides"],
         "started": now(),
-        "fingerprint": fingerprint(experiment, dataset, device),
+        "fingerprint": fingerprint(experiment, dataset, compute),
         "versions": _versions(),
         "platform": platform.platform(),
         "git": _git_state(),
@@ -348,6 +306,10 @@ def artifact_checksums(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): files.sha256(path) for path in artifacts(folder)}
 
 
+def write_history(folder: Path, history: pd.DataFrame) -> None:
+    files.write_text(folder / "history.csv", history.to_csv(index=False))
+
+
 def write_predictions(folder: Path, evaluation: Evaluation) -> None:
     """`predictions.npz`: logits (N, C) float32, labels and predictions (N,) int64, class names."""
     buffer = io.BytesIO()
@@ -368,12 +330,20 @@ def to_bytes(state: Any) -> bytes:
     return buffer.getvalue()
 
 
-def save_checkpoint(folder: Path, epoch: int, state: Mapping[str, Any]) -> None:
-    """Write the state after an epoch behind its checksum, then drop all but the last two."""
+def save_checkpoint(folder: Path, epoch: int, step: int, state: Mapping[str, Any]) -> None:
+    """Write the state after `step` steps beyond `epoch` whole epochs behind its checksum.
+
+    Then drop all checkpoints but the last two.
+    """
     checkpoints = folder / "checkpoints"
-    files.write_sealed(checkpoints / f"epoch-{epoch:05d}.pt", to_bytes(state))
-    for old in sorted(checkpoints.glob("epoch-*.pt"))[:-CHECKPOINTS_KEPT]:
+    files.write_sealed(checkpoints / f"epoch-{epoch:05d}-step-{step:06d}.pt", to_bytes(state))
+    for old in _checkpoints(folder)[:-CHECKPOINTS_KEPT]:
         old.unlink()
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted((folder / "checkpoints").glob("epoch-*.pt"))
 
 
 def drop_checkpoints(folder: Path) -> None:
@@ -386,9 +356,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     A damaged one is passed over with a warning that names it and the one used instead; when all
     are damaged, `RunError`: a run never starts over in silence.
     """
-    found = sorted((folder / "checkpoints").glob("epoch-*.pt"), reverse=True)
     damaged = []
-    for path in found:
+    for path in reversed(_checkpoints(folder)):
         try:
             content = files.read_sealed(path)
         except files.FileDamaged:

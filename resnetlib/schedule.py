@@ -1,13 +1,14 @@
-"""The learning rate as a pure function of the step; optimizers and Lookahead."""
+"""The learning rate as a pure function of the step; optimizers, Lookahead, SAM and EMA."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from .config import Constant, Cosine, OneCycle, Recipe, Sgd, Step
+from .schema import Constant, Cosine, OneCycle, Recipe, Sgd, Step
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -110,3 +111,51 @@ def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe):
     if recipe.lookahead:
         return Lookahead(optimizer, recipe.lookahead.k, recipe.lookahead.alpha)
     return optimizer
+
+
+Gradients = Callable[[Tensor, Tensor], Any]  # (images, targets) -> what the step reports
+
+
+def sharpness_aware(gradients: Gradients, model: nn.Module, rho: float) -> Gradients:
+    """SAM around the computation of gradients (Foret et al. 2020, algorithm 1).
+
+    The gradients left in the parameters are those at the worst point, to first order, within rho
+    (L2) of the weights. Weights and BatchNorm's statistics come back as they were there; the loss
+    that is returned is the one at the weights themselves.
+    """
+    parameters = list(model.parameters())
+
+    def at_the_worst_point(images: Tensor, targets: Tensor) -> Any:
+        reported = gradients(images, targets)
+        with torch.no_grad():
+            slopes = [parameter.grad for parameter in parameters]
+            length = nn.utils.get_total_norm(slopes)
+            kept = [tensor.clone() for tensor in (*parameters, *model.buffers())]
+            torch._foreach_add_(parameters, torch._foreach_mul(slopes, rho / (length + 1e-12)))
+        gradients(images, targets)
+        with torch.no_grad():
+            for tensor, value in zip((*parameters, *model.buffers()), kept, strict=True):
+                tensor.copy_(value)
+        return reported
+
+    return at_the_worst_point
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the model that `update_parameters(model)` moves towards it after every step.
+
+    Weights and BatchNorm's statistics move alike. Early on the average forgets faster, by
+    min(decay, (1 + n) / (10 + n)) after n updates, so that it does not remember the random
+    beginning (as TensorFlow's `ExponentialMovingAverage` with `num_updates`).
+    """
+
+    @torch.no_grad()
+    def move(average: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
+        if not average[0].is_floating_point():  # BatchNorm's count of batches
+            torch._foreach_copy_(average, current)
+            return
+        count = int(average_model.n_averaged)  # on the CPU; `updates` may be on the device
+        torch._foreach_lerp_(average, current, 1 - min(decay, (1 + count) / (10 + count)))
+
+    average_model = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
+    return average_model

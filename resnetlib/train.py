@@ -1,34 +1,35 @@
 """The loop: step, epoch, run. One path; every option is composed before the first step."""
 
-import io
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import augment, files, plots, runs
-from .config import Clip, ConfigError, Experiment, Recipe
+from . import augment, files, runs
+from .compute import Compute, choose_compute, compile_step
+from .config import ConfigError, Experiment
 from .data import Dataset, load_dataset, split_holdout
-from .evaluate import Evaluation, evaluate, interval, normalize
+from .evaluate import Evaluation, evaluate, normalize
 from .progress import EpochProgress
-from .resnet import build_model, check_size, count_parameters, macs, model_summary
+from .resnet import build_model, check_size, model_summary
 from .rng import derive_seed, generator
 from .runs import Run, RunError
-from .schedule import build_optimizer, learning_rate
+from .schedule import averaged, build_optimizer, learning_rate, sharpness_aware
+from .schema import Clip, Recipe
 
-# Images at once. On a CPU a batch that stays in cache: `lite` on two AVX2 cores evaluates about
-# 4,300 images/s by 250 and 2,000 by 1,000.
-EVALUATION_BATCH = {"cpu": 250, "cuda": 2000, "mps": 1000}
-FIGURE_DPI = 150  # 1500 pixels across: sharp in print at the width of a page
+# Images at once. On a CPU a batch whose activations stay in cache: `lite` on two cores with AMX
+# evaluates 14,000 images/s by 128 and 4,000 by 1,000; `wide66` 640 and 310.
+EVALUATION_BATCH = {"cpu": 128, "cuda": 2000, "mps": 1000}
+CHECKPOINT_SECONDS = 180  # at most so much work is lost in a long epoch
+CHECKPOINT_SHARE = 0.01  # of a run's time, at most, goes into checkpoints
 
 
 class Diverged(RunError):
@@ -36,10 +37,9 @@ class Diverged(RunError):
 
 
 def check_experiment(experiment: Experiment) -> None:
-    """Refuse, before anything is read, what could not be trained: size, augmentation, device."""
+    """Refuse, before anything is read, what could not be trained: size, device, precision."""
     check_size(experiment)
-    augment.check_available(experiment.recipe.augment)
-    runs.choose_device(experiment.execution.device)
+    choose_compute(experiment)
 
 
 def normalization(recipe: Recipe, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -68,14 +68,22 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
 def preview_batch(experiment: Experiment, dataset: Dataset, count: int) -> tuple[Tensor, list[str]]:
     """The first images of the run's first batch, augmented, with the names of their classes.
 
-    Images uint8 (count, 3, H, W): on the CPU exactly those that the first step trains on.
+    Images uint8 (count, 3, H, W): exactly those that the first step trains on. A blended image
+    has the name of the class that it is most of.
     """
     recipe, seed = experiment.recipe, experiment.seed
     kept, _ = split_holdout(dataset.train[1], recipe.holdout, seed)
     batch = kept[epoch_order(len(kept), seed, 1)[: recipe.batch_size]]
     images, labels = (part[batch] for part in dataset.train)
-    images = augment.compose(recipe.augment)(images, generator(seed, "augment", 1, 0))
-    return images[:count], [dataset.classes[label] for label in labels[:count]]
+    images, targets = augment.compose(recipe.augment)(
+        images, labels, generator(seed, "augment", 1, 0)
+    )
+    return images[:count], [dataset.classes[label] for label in hard(targets)[:count]]
+
+
+def hard(targets: Tensor) -> Tensor:
+    """Labels (N,) of targets: they themselves, or the likeliest class of probabilities (N, C)."""
+    return targets if targets.ndim == 1 else targets.argmax(1)
 
 
 @dataclass
@@ -87,6 +95,16 @@ class Best:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass
+class Progress:
+    """How far the present epoch is: steps done, sums over their images, seconds they took."""
+
+    steps: int = 0
+    loss: float = 0.0
+    correct: float = 0.0
+    seconds: float = 0.0
+
+
 class Training:
     """Everything that changes during a run, and the loop that changes it.
 
@@ -94,10 +112,11 @@ class Training:
     stream, epoch, step), nothing else decides how a run goes on.
     """
 
-    def __init__(self, experiment: Experiment, dataset: Dataset, device: torch.device):
+    def __init__(self, experiment: Experiment, dataset: Dataset, compute: Compute | None = None):
         self.recipe = recipe = experiment.recipe
         self.seed = experiment.seed
-        self.device = device
+        self.compute = compute or choose_compute(experiment)
+        device = self.compute.device
         kept, held_out = split_holdout(dataset.train[1], recipe.holdout, experiment.seed)
         self.train_split = _on(device, dataset.train, kept)
         self.evaluated = {"test": _on(device, dataset.test)}
@@ -107,101 +126,161 @@ class Training:
         self.steps_per_epoch = math.ceil(len(self.train_split[1]) / recipe.batch_size)
 
         self.model = build_model(experiment.architecture, seed=experiment.seed)
-        self.model.to(device, memory_format=runs.memory_format(experiment, device))
+        self.model.to(device, memory_format=self.compute.memory_format)
         self.parameters = list(self.model.parameters())
         self.optimizer = build_optimizer(self.parameters, recipe)
+        self.average = averaged(self.model, recipe.ema.decay) if recipe.ema else None
         self.augment = augment.compose(recipe.augment)
         self.clip_gradients = gradient_clipping(recipe.clip)
+        self.update_average = self.average.update_parameters if recipe.ema else lambda model: None
+        self.gradients = self._gradients
+        if recipe.sam:
+            self.gradients = sharpness_aware(self._gradients, self.model, recipe.sam.rho)
+        self.whole_batch_loss = self._loss
+        if self.compute.compiled:
+            self.whole_batch_loss = compile_step(self._loss, device)
+        self.dropout_seed = 0
+
         self.history: list[dict[str, float]] = []
         self.best = Best()
+        self.progress = Progress()
+        self.evaluation_seconds = 0.0  # within the epochs
+        self.measured: dict[str, Evaluation] = {}  # after the last epoch, in float32
+        self.sums = torch.zeros(2, device=device)  # loss, correct of the present epoch
 
     @property
     def epochs_done(self) -> int:
         return len(self.history) - 1  # the first row is the network before training
 
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The network that is evaluated and kept: the average of the weights, if there is one."""
+        return self.average.module if self.average else self.model
+
     def state(self) -> dict[str, Any]:
         """Complete and loadable with `weights_only=True`."""
+        self.progress.loss, self.progress.correct = self.sums.tolist()
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
             "history": self.history,
             "best": vars(self.best),
+            "progress": vars(self.progress),
+            "evaluation_seconds": self.evaluation_seconds,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.history = state["history"]
         self.best = Best(**state["best"])
+        self.progress = Progress(**state["progress"])
+        self.evaluation_seconds = state["evaluation_seconds"]
+        self.sums.copy_(torch.tensor([self.progress.loss, self.progress.correct]))
 
-    def step(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """One update from uint8 images (B, 3, H, W); the summed loss and the number correct."""
-        torch.manual_seed(derive_seed(self.seed, "dropout", epoch, step))
-        images = self.augment(images, generator(self.seed, "augment", epoch, step, self.device))
-        images = normalize(images, self.mean, self.std)
-        logits = self.model(images)  # (B, 10)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+    def _loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss, and the number correct, of uint8 images (B, 3, H, W) with their targets."""
+        with self.compute.autocast():
+            images = normalize(images, self.mean, self.std)
+            images = images.contiguous(memory_format=self.compute.memory_format)
+            logits = self.model(images).float()  # (B, 10)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
+        return loss, (logits.detach().argmax(1) == hard(targets)).sum()
+
+    def _gradients(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Put the gradients into the parameters; (2,) the summed loss and the number correct."""
+        torch.manual_seed(self.dropout_seed)
+        # The last batch of an epoch is smaller and takes the plain path: see `compile_step`.
+        whole = len(images) == self.recipe.batch_size
+        loss, correct = (self.whole_batch_loss if whole else self._loss)(images, targets)
         self.optimizer.zero_grad()
         loss.backward()
+        return torch.stack((loss.detach() * len(images), correct))
+
+    def step(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> Tensor:
+        """One update from uint8 images (B, 3, H, W); (2,) the summed loss and number correct."""
+        draws = generator(self.seed, "augment", epoch, step)
+        images, targets = self.augment(images, labels, draws)
+        self.dropout_seed = derive_seed(self.seed, "dropout", epoch, step)
+        reported = self.gradients(images, targets)
         self.clip_gradients(self.parameters)
         self.optimizer.step()
-        return loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()
+        self.update_average(self.model)
+        return reported
 
-    def epoch(self, on_step: Callable[[], None]) -> dict[str, float]:
+    def epoch(self, after_step: Callable[[], None]) -> dict[str, float]:
         """Every training image once, in a new order; then the held-back images. A history row.
 
-        Training loss and accuracy are those of the batches as they were trained on: augmented,
-        with label smoothing, under weights that still move.
+        Goes on within an epoch that was begun. Training loss and accuracy are those of the
+        batches as they were trained on: augmented, with label smoothing, under weights that still
+        move.
         """
-        started = time.perf_counter()
+        began = time.perf_counter() - self.progress.seconds
         epoch = self.epochs_done + 1
         images, labels = self.train_split
-        order = epoch_order(len(labels), self.seed, epoch)
-        totals = torch.zeros(2, device=self.device)  # loss, correct
+        order = epoch_order(len(labels), self.seed, epoch).to(self.compute.device)
+        batches = order.split(self.recipe.batch_size)
         self.model.train()
-        for step, indices in enumerate(order.to(self.device).split(self.recipe.batch_size)):
-            rate = learning_rate(
-                self.recipe, (epoch - 1) * self.steps_per_epoch + step, self.steps_per_epoch
-            )
+        for step in range(self.progress.steps, self.steps_per_epoch):
+            steps_before = (epoch - 1) * self.steps_per_epoch
+            rate = learning_rate(self.recipe, steps_before + step, self.steps_per_epoch)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            totals += torch.stack(self.step(images[indices], labels[indices], epoch, step))
-            on_step()
-        loss, accuracy = (totals / len(labels)).tolist()
-        row = {"epoch": epoch, "train_loss": loss, "train_accuracy": accuracy} | self._evaluate()
+            self.sums += self.step(images[batches[step]], labels[batches[step]], epoch, step)
+            self.progress.steps = step + 1
+            self.progress.seconds = time.perf_counter() - began
+            after_step()
+        loss, accuracy = (self.sums / len(labels)).tolist()
+        row = {"epoch": epoch, "train_loss": loss, "train_accuracy": accuracy}
+        row |= self._evaluate(precise=epoch == self.recipe.epochs)
         for name, value in row.items():
             if not math.isfinite(value):
                 raise Diverged(
                     f"{name} became {value} in epoch {epoch} at a learning rate of {rate:.3g}; "
                     "a lower `lr`, a warm-up or `clip` may help"
                 )
-        return row | {"lr": rate, "seconds": time.perf_counter() - started}
+        row |= {"lr": rate, "seconds": time.perf_counter() - began}
+        self.progress = Progress()
+        self.sums.zero_()
+        return row
 
     def before_training(self) -> dict[str, float]:
         """Row 0 of the history: the untrained network, on as many training images as test ones."""
-        started = time.perf_counter()
+        began = time.perf_counter()
         count = len(self.evaluated["test"][1])
         images, labels = self.train_split
-        untrained = self.evaluate(images[:count], labels[:count])
+        with self.compute.autocast():
+            untrained = self.evaluate(images[:count], labels[:count])
         row = {"epoch": 0, "train_loss": untrained.loss, "train_accuracy": untrained.accuracy}
-        return row | self._evaluate() | {"lr": 0.0, "seconds": time.perf_counter() - started}
+        row |= self._evaluate(precise=False)
+        self.evaluation_seconds = 0.0  # counts what falls into the epochs
+        return row | {"lr": 0.0, "seconds": time.perf_counter() - began}
 
     def evaluate(self, images: Tensor, labels: Tensor) -> Evaluation:
         return evaluate(
-            self.model,
+            self.evaluated_model,
             images,
             labels,
             mean=self.mean,
             std=self.std,
-            batch_size=EVALUATION_BATCH[self.device.type],
+            batch_size=EVALUATION_BATCH[self.compute.device.type],
         )
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, precise: bool) -> dict[str, float]:
+        """The columns of held-back images: in float32 (`precise`) or the precision of the run."""
+        began = time.perf_counter()
         columns = {}
-        for name, (images, labels) in self.evaluated.items():
-            evaluation = self.evaluate(images, labels)
-            columns[f"{name}_loss"] = evaluation.loss
-            columns[f"{name}_accuracy"] = evaluation.accuracy
+        with nullcontext() if precise else self.compute.autocast():
+            for name, (images, labels) in self.evaluated.items():
+                evaluation = self.evaluate(images, labels)
+                columns[f"{name}_loss"] = evaluation.loss
+                columns[f"{name}_accuracy"] = evaluation.accuracy
+                if precise:
+                    self.measured[name] = evaluation
+        self.evaluation_seconds += time.perf_counter() - began
         return columns
 
     def remember(self, row: dict[str, float]) -> None:
@@ -210,15 +289,20 @@ class Training:
         scores = {"best_holdout": "holdout_accuracy", "best_test": "test_accuracy"}
         score = row.get(scores.get(self.recipe.select, ""), -1.0)
         if row["epoch"] and score > self.best.accuracy:
-            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+            weights = self.evaluated_model.state_dict()
+            weights = {name: value.clone() for name, value in weights.items()}
             self.best = Best(int(row["epoch"]), score, weights)
 
-    def select(self) -> int:
-        """Put the selected weights into the model; the epoch they are of."""
-        if not self.best.weights:
-            return self.epochs_done
-        self.model.load_state_dict(self.best.weights)
-        return self.best.epoch
+    def select(self) -> tuple[int, Evaluation]:
+        """Put the selected weights into the evaluated network; their epoch and test evaluation."""
+        epoch = self.epochs_done
+        if self.best.weights:
+            epoch = self.best.epoch
+            self.evaluated_model.load_state_dict(self.best.weights)
+            self.measured.clear()
+        if "test" not in self.measured:
+            self.measured["test"] = self.evaluate(*self.evaluated["test"])
+        return epoch, self.measured["test"]
 
 
 def _on(device: torch.device, split: tuple[Tensor, Tensor], indices: Tensor | None = None):
@@ -229,24 +313,59 @@ def _on(device: torch.device, split: tuple[Tensor, Tensor], indices: Tensor | No
     return images.to(device), labels.to(device)
 
 
-def fit(training: Training, epochs: int, after_epoch: Callable[[], None]) -> pd.DataFrame:
+class Saver:
+    """Keeps checkpoint and history on disk true: after epochs, and every few minutes in long ones.
+
+    What saving costs is measured, and the next one waits until it is at most one per cent of the
+    time between. When something is saved has no influence on the results.
+    """
+
+    def __init__(self, training: Training, folder: Path):
+        self.training = training
+        self.folder = folder
+        self.saved_at = time.monotonic()
+        self.cost = 0.0
+
+    def after_epoch(self) -> None:
+        if time.monotonic() - self.saved_at >= self.cost / CHECKPOINT_SHARE:
+            self.save()
+
+    def after_step(self) -> None:
+        waited = time.monotonic() - self.saved_at
+        if waited >= max(CHECKPOINT_SECONDS, self.cost / CHECKPOINT_SHARE):
+            self.save()
+
+    def save(self) -> None:
+        began = time.monotonic()
+        training = self.training
+        state = training.state()
+        runs.save_checkpoint(self.folder, training.epochs_done, training.progress.steps, state)
+        runs.write_history(self.folder, pd.DataFrame(training.history))
+        self.saved_at = time.monotonic()
+        self.cost = self.saved_at - began
+
+
+def fit(training: Training, epochs: int, saver: Saver | None = None) -> pd.DataFrame:
     """Train until `epochs` are done, from wherever the training stands; the history."""
-    with (
-        torch.random.fork_rng(devices=_rng_devices(training.device)),
-        EpochProgress(max(training.epochs_done, 0) + 1, epochs, training.steps_per_epoch) as shown,
-    ):
+    devices = [training.compute.device] if training.compute.device.type == "cuda" else []
+    done = max(training.epochs_done, 0)
+    progress = EpochProgress(done + 1, epochs, training.steps_per_epoch, training.progress.steps)
+    with torch.random.fork_rng(devices=devices), progress as shown:
+
+        def after_step() -> None:
+            shown.step()
+            if saver:
+                saver.after_step()
+
         if not training.history:
             training.remember(training.before_training())
             shown.epoch(training.history[-1])
         while training.epochs_done < epochs:
-            training.remember(training.epoch(shown.step))
-            after_epoch()
+            training.remember(training.epoch(after_step))
+            if saver:
+                saver.after_epoch()
             shown.epoch(training.history[-1])
     return pd.DataFrame(training.history)
-
-
-def _rng_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
 
 
 def train(experiment: Experiment, *, output: str | Path | None = None) -> Run:
@@ -263,9 +382,9 @@ def train(experiment: Experiment, *, output: str | Path | None = None) -> Run:
         if before and before["status"] == "done":
             return runs.load_run(folder)
         dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
-        device = runs.choose_device(experiment.execution.device)
-        record = runs.new_record(experiment, dataset, device)
-        training = Training(experiment, dataset, device)
+        compute = choose_compute(experiment)
+        record = runs.new_record(experiment, dataset, compute)
+        training = Training(experiment, dataset, compute)
         if not before:
             runs.clear(folder)  # also checkpoints whose record is gone: nothing vouches for them
         state = runs.load_checkpoint(folder)
@@ -273,14 +392,15 @@ def train(experiment: Experiment, *, output: str | Path | None = None) -> Run:
             differences = runs.check_fingerprint(
                 experiment, before["fingerprint"], record["fingerprint"]
             )
+            training.load_state(state)
+            at = f"epoch {training.epochs_done} of {experiment.recipe.epochs}"
+            if training.progress.steps:
+                at += f" and {training.progress.steps} steps of the next"
             record["started"] = before["started"]
             record["inexact_resumes"] = before["inexact_resumes"]
             if differences:
-                record["inexact_resumes"].append(
-                    {"after_epoch": state["history"][-1]["epoch"], "differences": differences}
-                )
-            training.load_state(state)
-            print(f"going on after epoch {training.epochs_done} of {experiment.recipe.epochs}")
+                record["inexact_resumes"].append({"after": at, "differences": differences})
+            print(f"going on after {at}")
         _carry_out(training, experiment, dataset, folder, record)
     return runs.load_run(folder)
 
@@ -310,12 +430,8 @@ def _carry_out(
     files.write_text(folder / "summary.txt", model_summary(training.model) + "\n")
     runs.write_record(folder, record)
 
-    def after_epoch() -> None:
-        runs.save_checkpoint(folder, training.epochs_done, training.state())
-        _write_history(folder, training.history)
-
     try:
-        fit(training, experiment.recipe.epochs, after_epoch)
+        fit(training, experiment.recipe.epochs, Saver(training, folder))
         _write_results(training, experiment, dataset, folder)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
@@ -330,92 +446,20 @@ def _carry_out(
         runs.drop_checkpoints(folder)
 
 
-def _write_history(folder: Path, history: list[dict[str, float]]) -> None:
-    files.write_text(folder / "history.csv", pd.DataFrame(history).to_csv(index=False))
-
-
 def _write_results(
     training: Training, experiment: Experiment, dataset: Dataset, folder: Path
 ) -> None:
-    """Everything of the run folder that the finished training decides."""
-    selected_epoch = training.select()
-    measured = training.evaluate(*training.evaluated["test"])
-    evaluation = Evaluation(measured.logits, measured.labels, dataset.classes)
-    _write_history(folder, training.history)
-    files.write_json(
-        folder / "metrics.json", run_metrics(training, experiment, evaluation, selected_epoch)
+    """Everything of the run folder that the finished training decides; figures in float32."""
+    from . import results  # draws; slow to import, and needed only when the training is over
+
+    selected_epoch, measured = training.select()
+    results.write(
+        folder,
+        experiment,
+        dataset,
+        pd.DataFrame(training.history),
+        training.evaluated_model,
+        Evaluation(measured.logits, measured.labels, dataset.classes),
+        selected_epoch=selected_epoch,
+        evaluation_seconds=training.evaluation_seconds,
     )
-    labelled = pd.DataFrame(evaluation.confusion, index=dataset.classes, columns=dataset.classes)
-    files.write_text(
-        folder / "confusion_matrix.csv", labelled.to_csv(index_label="true \\ predicted")
-    )
-    files.write_text(folder / "per_class.csv", evaluation.per_class.to_csv())
-    runs.write_predictions(folder, evaluation)
-    weights = {
-        name: value.cpu().contiguous() for name, value in training.model.state_dict().items()
-    }
-    files.write_bytes(folder / "model.safetensors", safetensors.torch.save(weights))
-    history = pd.DataFrame(training.history)
-    _write_figures(folder / "figures", history, evaluation, dataset.test[0], experiment)
-
-
-def run_metrics(
-    training: Training, experiment: Experiment, evaluation: Evaluation, selected_epoch: int
-) -> dict[str, Any]:
-    """The content of `metrics.json`; `evaluation` is of the selected weights on the test set.
-
-    `train_seconds` is the wall time of all epochs, their evaluation included; `images_per_second`
-    counts training images over that time.
-    """
-    on_test = ["best_test_accuracy", "best_test_epoch"]
-    if experiment.recipe.select == "best_test":
-        on_test += ["selected_epoch", "selected_test_accuracy", "ece"]
-    trained = training.history[1:]
-    last = trained[-1]
-    best = max(trained, key=lambda row: row["test_accuracy"])
-    seconds = sum(row["seconds"] for row in trained)
-    return {
-        "test_accuracy": last["test_accuracy"],
-        "test_accuracy_interval_95": list(interval(last["test_accuracy"], len(evaluation.labels))),
-        "test_images": len(evaluation.labels),
-        "test_loss": last["test_loss"],
-        "train_accuracy": last["train_accuracy"],
-        "train_loss": last["train_loss"],
-        "best_test_accuracy": best["test_accuracy"],
-        "best_test_epoch": best["epoch"],
-        "selected_on_test": on_test,
-        "select": experiment.recipe.select,
-        "selected_epoch": selected_epoch,
-        "selected_test_accuracy": evaluation.accuracy,
-        "ece": evaluation.ece,
-        "parameters": count_parameters(training.model),
-        "macs": macs(training.model),
-        "epochs": len(trained),
-        "train_seconds": seconds,
-        "images_per_second": len(trained) * len(training.train_split[1]) / seconds,
-        "published_test_accuracy": experiment.published_here.test_accuracy,
-    }
-
-
-def _write_figures(
-    folder: Path,
-    history: pd.DataFrame,
-    evaluation: Evaluation,
-    images: Tensor,
-    experiment: Experiment,
-) -> None:
-    classes, variant = evaluation.classes, experiment.variant
-    figures = {
-        "curves": plots.curves(history, variant),
-        "confusion_matrix": plots.confusion(evaluation.confusion, classes, variant),
-        "reliability": plots.reliability(evaluation.calibration, evaluation.ece, variant),
-        "mistakes": plots.mistakes(
-            images, evaluation.labels, evaluation.predictions, evaluation.confidences, classes
-        ),
-    }
-    for name, axes in figures.items():
-        figure = axes[0].figure
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", bbox_inches="tight", dpi=FIGURE_DPI)
-        plt.close(figure)
-        files.write_bytes(folder / f"{name}.png", buffer.getvalue())

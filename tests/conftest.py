@@ -4,6 +4,10 @@ import dataclasses
 import os
 from pathlib import Path
 
+# Beside other work, threads that spin while they wait make everything ten times as slow. Read
+# when torch is first imported; the processes that tests start inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 
 from resnetlib import load_dataset, load_experiment

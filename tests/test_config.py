@@ -88,7 +88,7 @@ def test_values_as_papermill_passes_them_are_understood():
     )
     assert experiment.recipe.optimizer.lr == 0.001
     assert experiment.recipe.epochs == 10
-    assert experiment.recipe.augment == ("crop", "flip")
+    assert [augment.name for augment in experiment.recipe.augment] == ["crop", "flip"]
     assert experiment.execution.fresh is False
     assert experiment.seed == 7
     assert experiment.overrides["recipe.optimizer.lr"] == 0.001

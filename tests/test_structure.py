@@ -14,22 +14,26 @@ from conftest import NOTEBOOKS, PROJECT
 import resnetlib
 
 FLOORS = {
-    "config": 0,
+    "schema": 0,
     "blocks": 0,
     "rng": 0,
     "files": 0,
     "evaluate": 0,
+    "image_ops": 0,
     "plots": 0,
     "progress": 0,
     "tables": 0,
-    "resnet": 1,
-    "data": 1,
+    "config": 1,
     "augment": 1,
     "schedule": 1,
-    "runs": 2,
-    "train": 3,
-    "report": 3,
-    "notebook": 4,
+    "resnet": 2,
+    "data": 2,
+    "compute": 3,
+    "runs": 4,
+    "results": 5,
+    "report": 5,
+    "train": 6,
+    "notebook": 7,
 }
 PUBLIC = {
     "build_model",

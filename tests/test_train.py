@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,6 @@ from resnetlib.runs import RunError
 from resnetlib.train import Diverged, Training, preview_batch
 
 module = sys.modules["resnetlib.train"]
-CPU = torch.device("cpu")
 
 
 def weights_of(run):
@@ -65,6 +65,10 @@ KEYS = {
     "clip.by": ({"clip": {"by": "value", "limit": 0.01}}, "norm"),
     "clip.limit": ({"clip": {"by": "value", "limit": 0.01}}, 0.001),
     "label_smoothing": ({}, 0.1),
+    "sam": ({}, {"rho": 0.05}),
+    "sam.rho": ({"sam": {"rho": 0.05}}, 0.5),
+    "ema": ({}, {"decay": 0.9}),
+    "ema.decay": ({"ema": {"decay": 0.2}}, 0.1),  # few steps: a higher one is not reached
     "augment": ({}, ["crop"]),
     "normalize": ({}, "none"),
     "holdout": ({}, 100),
@@ -73,11 +77,13 @@ TESTED_OTHERWISE = {"select", "optimizer", "schedule"}  # below, and by their ow
 
 
 def trained_weights(experiment, dataset):
-    training = Training(experiment, dataset, CPU)
+    training = Training(experiment, dataset)
     for _ in range(experiment.recipe.epochs):
         training.history or training.remember(training.before_training())
         training.remember(training.epoch(lambda: None))
-    return torch.cat([parameter.detach().flatten() for parameter in training.parameters])
+    return torch.cat(
+        [weights.detach().flatten() for weights in training.evaluated_model.parameters()]
+    )
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -94,6 +100,7 @@ def test_the_list_of_keys_is_complete(tiny):
     kinds = [
         {},
         {"optimizer": ADAM, "lookahead": {"k": 5}, "clip": {"by": "value", "limit": 1}},
+        {"sam": {"rho": 0.05}, "ema": {"decay": 0.9}},
         {"schedule": {"name": "step", "milestones": [1]}},
         {"schedule": {"name": "one_cycle"}},
     ]
@@ -131,7 +138,7 @@ def test_the_test_set_has_no_influence_on_the_weights(tiny, digits, monkeypatch)
 
 
 def test_training_uses_the_training_images_and_none_that_are_held_out(tiny, digits):
-    training = Training(tiny(holdout=300), digits, CPU)
+    training = Training(tiny(holdout=300), digits)
     rows = {image.numpy().tobytes() for image in training.train_split[0]}
     held_out = {image.numpy().tobytes() for image in training.evaluated["holdout"][0]}
     test = {image.numpy().tobytes() for image in digits.test[0]}
@@ -142,7 +149,7 @@ def test_training_uses_the_training_images_and_none_that_are_held_out(tiny, digi
 
 
 def test_an_epoch_takes_every_training_image_once_the_partial_batch_included(tiny, digits):
-    training = Training(tiny(batch_size=128), digits, CPU)
+    training = Training(tiny(batch_size=128), digits)
     training.remember(training.before_training())
     seen = []
     step = training.step
@@ -161,7 +168,7 @@ def test_an_epoch_takes_every_training_image_once_the_partial_batch_included(tin
 
 def test_the_preview_shows_what_the_first_step_trains_on(tiny, digits, monkeypatch):
     experiment = tiny(augment=["crop"], holdout=100)
-    training = Training(experiment, digits, CPU)
+    training = Training(experiment, digits)
     training.remember(training.before_training())
     seen = []
     monkeypatch.setattr(
@@ -176,7 +183,7 @@ def test_the_preview_shows_what_the_first_step_trains_on(tiny, digits, monkeypat
 
 def test_evaluating_or_summarising_between_epochs_changes_no_weight(tiny, digits):
     plain = trained_weights(tiny(epochs=2), digits)
-    training = Training(tiny(epochs=2), digits, CPU)
+    training = Training(tiny(epochs=2), digits)
     training.remember(training.before_training())
     for _ in range(2):
         training.remember(training.epoch(lambda: None))
@@ -261,7 +268,8 @@ def test_training_leaves_the_random_state_as_it_was(tiny):
 @pytest.mark.parametrize(("select", "column"), [("best_holdout", "holdout"), ("best_test", "test")])
 def test_select_keeps_the_weights_of_the_best_epoch(tiny, digits, select, column):
     # A rate this high makes the accuracy go up and down, so that the best epoch is not the last.
-    run = train(tiny(epochs=6, lr=1.5, holdout=100, select=select, seed=2))
+    settings = {"epochs": 6, "lr": 1.5, "holdout": 100, "seed": 2, "precision": "float32"}
+    run = train(tiny(**settings, select=select))
     scores = run.history[f"{column}_accuracy"].iloc[1:]
     assert run.metrics["selected_epoch"] == scores.idxmax() != 6
     epoch = run.history.iloc[run.metrics["selected_epoch"]]
@@ -276,7 +284,6 @@ def test_select_keeps_the_weights_of_the_best_epoch(tiny, digits, select, column
 @pytest.mark.parametrize(
     ("variant", "overrides", "told"),
     [
-        ("adamw", {}, "color_jitter, auto_augment, rotation"),
         ("resnet18", {"budget": 5_000_000}, "11,173,962"),
         ("lite", {"device": "cuda:7"}, "cuda:7"),
     ],
@@ -293,49 +300,58 @@ def test_what_cannot_be_trained_is_refused_before_data_are_read(
 
 # Stopped and resumed -----------------------------------------------------------------------------
 
+STOPS = [(0, 1), (1, 0), (3, 5), (4, 0)]  # epochs done, steps of the next
 STATEFUL = {
     "epochs": 4,
-    "seed": 2,  # the best epoch is the third, before the last
+    "seed": 5,
+    "lr": 0.2,  # with this seed and rate the best epoch is not the last
+    "precision": "float32",
     "block": "dropout",
     "dropout": 0.2,
     "widths": [8],
     "lookahead": {"k": 5, "alpha": 0.5},
     "clip": {"by": "value", "limit": 0.1},
-    "augment": ["crop"],
+    "sam": {"rho": 0.05},
+    "ema": {"decay": 0.9},
+    "stochastic_depth": 0.1,
+    "augment": ["crop", "trivial_augment", "cutmix"],
     "holdout": 100,
     "select": "best_holdout",
 }
 
 
-def stop_after(epoch, monkeypatch):
+def stop_after(epoch, monkeypatch, step=0):
+    """Save after every step, and stop after this one of the epoch that follows `epoch`."""
     save = runs.save_checkpoint
 
-    def save_then_stop(folder, number, state):
-        save(folder, number, state)
-        if number == epoch:
+    def save_then_stop(folder, epochs, steps, state):
+        save(folder, epochs, steps, state)
+        if (epochs, steps) == (epoch, step):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "save_checkpoint", save_then_stop)
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(module, "CHECKPOINT_SHARE", math.inf)
 
 
 @pytest.fixture(scope="module")
 def stateful(tmp_path_factory):
-    """An experiment with every kind of state; its run whole, and stopped after epochs 1 and 3."""
+    """An experiment with every kind of state; its run whole, and stopped at several moments."""
     experiment = load_experiment("lite", **TINY | STATEFUL)
     folder = tmp_path_factory.mktemp("stateful")
     train(experiment, output=folder / "whole")
-    for epoch in (1, 3):
+    for epoch, step in STOPS:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            stop_after(epoch, patch)
-            train(experiment, output=folder / f"stopped-{epoch}")
+            stop_after(epoch, patch, step)
+            train(experiment, output=folder / f"stopped-{epoch}-{step}")
     return experiment, folder
 
 
 @pytest.fixture
 def stopped(stateful, tmp_path):
-    """A copy of the run stopped after the third epoch, for one test to go on with."""
+    """A copy of the run stopped within the fourth epoch, for one test to go on with."""
     experiment, folder = stateful
-    shutil.copytree(folder / "stopped-3", tmp_path / "stopped")
+    shutil.copytree(folder / "stopped-3-5", tmp_path / "stopped")
     return experiment, tmp_path / "stopped", load_run(folder / "whole")
 
 
@@ -344,11 +360,14 @@ def outcome(run):
     return weights_of(run), history_of(run).to_csv(), run.metrics["selected_epoch"]
 
 
-@pytest.mark.parametrize("epoch", [1, 3])
-def test_an_interrupted_run_ends_in_the_bits_of_an_uninterrupted_one(stateful, tmp_path, epoch):
+@pytest.mark.parametrize(("epoch", "step"), STOPS)
+def test_an_interrupted_run_ends_in_the_bits_of_an_uninterrupted_one(
+    stateful, tmp_path, epoch, step
+):
     experiment, folder = stateful
-    assert load_run(folder / f"stopped-{epoch}").status == "interrupted"
-    shutil.copytree(folder / f"stopped-{epoch}", tmp_path / "run")
+    stopped = folder / f"stopped-{epoch}-{step}"
+    assert load_run(stopped).status == "interrupted"
+    shutil.copytree(stopped, tmp_path / "run")
     resumed = train(experiment, output=tmp_path / "run")
     assert resumed.status == "done"
     assert outcome(resumed) == outcome(load_run(folder / "whole"))
@@ -362,11 +381,11 @@ def test_adams_moments_are_resumed_too(tiny, tmp_path, monkeypatch):
     assert outcome(train(experiment)) == outcome(train(experiment, output=tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("item", ["model", "optimizer", "history", "best"])
+@pytest.mark.parametrize("item", ["model", "optimizer", "average", "history", "best", "progress"])
 def test_without_any_one_item_of_the_checkpoint_the_bits_differ(stopped, monkeypatch, item):
     """Proves that the tests above bite: each item is needed."""
     experiment, folder, whole = stopped
-    fresh = Training(experiment, load_dataset("digits"), CPU)
+    fresh = Training(experiment, load_dataset("digits"))
     fresh.remember(fresh.before_training())
     load = runs.load_checkpoint
     without = {item: fresh.state()[item]}
@@ -378,7 +397,7 @@ KILLED = """
 import sys
 from resnetlib import load_experiment, train
 train(load_experiment("lite", dataset="digits", depths=[1], widths=[4], epochs=12, device="cpu",
-                      output_root=sys.argv[1]))
+                      augment="crop,flip", output_root=sys.argv[1]))
 """
 
 
@@ -400,7 +419,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
         process = start(tmp_path / root)
         output = process.communicate()[0]
         assert process.returncode == 0
-        assert ("going on after epoch 8 of 12" in output) == (root == "killed")
+        assert ("going on after epoch " in output) == (root == "killed")
     (killed,), (whole,) = ((tmp_path / r / "lite").iterdir() for r in ("killed", "whole"))
     assert weights_of(load_run(killed)) == weights_of(load_run(whole))
     assert history_of(load_run(killed)).equals(history_of(load_run(whole)))
@@ -412,7 +431,10 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(stopped):
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"epoch-00003.pt damaged; going on from epoch-00002.pt"):
+    with pytest.warns(
+        UserWarning,
+        match=r"epoch-00003-step-000005.pt damaged; going on from epoch-00003-step-000004.pt",
+    ):
         resumed = train(experiment, output=folder)
     assert outcome(resumed) == outcome(whole)
 
@@ -452,7 +474,7 @@ def test_another_machine_is_noticed_and_can_be_allowed(stopped, monkeypatch):
         train(experiment, output=folder)
     run = train(apply_overrides(experiment, {"allow_inexact_resume": True}), output=folder)
     (resume,) = run.record["inexact_resumes"]
-    assert resume["after_epoch"] == 3
+    assert resume["after"] == "epoch 3 of 4 and 5 steps of the next"
     assert "threads" in resume["differences"][0]
 
 
@@ -489,7 +511,7 @@ def test_stages_narrower_than_a_vector_register_train(tiny):
     for widths in ([2, 2, 2], [4, 4, 4], [3, 5, 9]):
         run = train(tiny(depths=[1, 1, 1], widths=widths))
         assert run.record["fingerprint"]["memory_format"] == "contiguous_format"
-    assert train(tiny(widths=[8])).record["fingerprint"]["memory_format"] == "channels_last"
+    assert train(tiny(widths=[16])).record["fingerprint"]["memory_format"] == "channels_last"
 
 
 def test_a_record_that_is_not_json_is_told(tiny):

@@ -1,0 +1,169 @@
+"""What the machine is good at, and how a run uses it: device, precision, layout, compilation.
+
+Every choice is a function of the machine and the experiment, never of a measurement made at the
+start of a run: two runs of one experiment on one machine compute the same. `benchmarks/` has the
+measurements behind the rules.
+"""
+
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from .config import ConfigError, Experiment
+from .data import TRAINING_IMAGES
+from .resnet import build_model, macs
+
+# Multiply-accumulates of a run's forward passes above which compiling pays for itself on a CPU:
+# about four minutes of `lite` (two cores with AMX), where the compiled step is 1.3 times as fast
+# and the first compilation takes 12 s; 10 to 40 s for the large networks, which gain 1.15.
+COMPILE_ABOVE_MACS = 1e13
+# On a GPU small networks wait for the launching of kernels, which the captured step does at once.
+COMPILE_ABOVE_STEPS = 5_000  # not measured yet
+# In channels-last layout the convolutions of fewer channels are slower on a CPU (twice, at 8 to
+# 15 in bfloat16), and the backward pass of a strided 1×1 convolution from fewer than 8 writes
+# past its buffers (torch 2.15, AVX2).
+CHANNELS_LAST_FROM = 16
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a run computes. `compiled`: the whole forward and backward pass, as one graph."""
+
+    device: torch.device
+    precision: torch.dtype  # of convolutions and products; weights and updates are float32
+    memory_format: torch.memory_format
+    compiled: bool
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the network runs in this precision."""
+        # Each weight is cast once a step: there is nothing to cache, and graphs cannot.
+        reduced = self.precision != torch.float32
+        return torch.autocast(self.device.type, torch.bfloat16, reduced, cache_enabled=False)
+
+    def describe(self) -> dict[str, str | int | bool]:
+        """Everything here that decides the bits of a result, as the fingerprint keeps it."""
+        tf32 = self.device.type == "cuda" and torch.backends.cudnn.allow_tf32
+        precision = str(self.precision).removeprefix("torch.")
+        return {
+            "device": self.device.type,
+            "processor": processor(self.device),
+            "threads": torch.get_num_threads(),
+            "precision": f"{precision}, float32 convolutions in tf32" if tf32 else precision,
+            "memory_format": str(self.memory_format).removeprefix("torch."),
+            "compile": self.compiled,
+        }
+
+
+def choose_compute(experiment: Experiment) -> Compute:
+    """The experiment's own choice where it makes one, else what is best on this machine.
+
+    Raises `ConfigError` for what this machine cannot do.
+    """
+    execution = experiment.execution
+    device = choose_device(execution.device)
+    native = has_native_bfloat16(device)
+    if execution.precision == "bfloat16" and not native and device.type != "cpu":
+        raise ConfigError(f"precision = 'bfloat16': {processor(device)} does not have it")
+    best = "bfloat16" if native else "float32"
+    precision = best if execution.precision == "auto" else execution.precision
+    layout = execution.memory_format
+    if layout == "auto":
+        layout = _best_layout(device, experiment.architecture.widths)
+    compiled = execution.compile
+    if compiled == "auto":
+        compiled = has_compiler(device) and _pays_to_compile(experiment, device)
+    elif compiled and not has_compiler(device):
+        raise ConfigError("compile = true: this machine has no C++ compiler (g++ or clang++)")
+    return Compute(
+        device,
+        getattr(torch, precision),
+        torch.contiguous_format if layout == "contiguous" else torch.channels_last,
+        compiled,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device by its name; "auto" is CUDA, then MPS, then the CPU. Raises `ConfigError`."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next((kind for kind, there in available.items() if there), "cpu"))
+    device = torch.device(name)
+    there = available.get(device.type, True)
+    if there and device.type == "cuda":
+        there = (device.index or 0) < torch.cuda.device_count()
+    if not there:
+        usable = ["cpu", *(kind for kind, has in available.items() if has)]
+        raise ConfigError(f"device = {name!r}: this machine has none; it has {', '.join(usable)}")
+    return device
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products have instructions of their own; emulated, they are slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Apple's processors and ARM servers have such instructions too; not measured, so not chosen.
+    return device.type == "cpu" and bool(
+        {"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split())
+    )
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch can compile for the device; on a CPU that needs a C++ compiler."""
+    if device.type == "mps":
+        return False
+    return device.type == "cuda" or any(
+        shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")
+    )
+
+
+def _best_layout(device: torch.device, widths: tuple[int, ...]) -> str:
+    if device.type == "mps" or (device.type == "cpu" and min(widths) < CHANNELS_LAST_FROM):
+        return "contiguous"
+    return "channels_last"
+
+
+def _pays_to_compile(experiment: Experiment, device: torch.device) -> bool:
+    recipe = experiment.recipe
+    images = recipe.epochs * (TRAINING_IMAGES[experiment.dataset] - recipe.holdout)
+    if device.type == "cuda":
+        return images / recipe.batch_size > COMPILE_ABOVE_STEPS
+    return images * macs(build_model(experiment.architecture)) > COMPILE_ABOVE_MACS
+
+
+def compile_step(function: Callable, device: torch.device) -> Callable:
+    """The function compiled for tensors of one shape; on CUDA also captured as a graph.
+
+    Never call it with another shape: a second compilation, and with it the bits of the results,
+    would depend on which shape came first.
+    """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # on idle CUDA tools
+    mode = "reduce-overhead" if device.type == "cuda" else "default"
+    return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+
+
+def processor(device: torch.device) -> str:
+    """The processor's name, with the instruction set that torch uses on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    matrix_unit = " AMX" if "amx_bf16" in _cpuinfo("flags").split() else ""
+    return f"{name} {torch.backends.cpu.get_cpu_capability()}{matrix_unit}"
+
+
+@cache
+def _cpuinfo(field: str) -> str:
+    """A field of the first processor in Linux's /proc/cpuinfo; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return ""

@@ -1,0 +1,326 @@
+"""The models of a network and of a recipe: every key that a variant file may have, checked.
+
+An unknown key, a value out of range and a setting that could have no effect are errors.
+"""
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+
+def _split(value: Any) -> Any:
+    """`"crop,flip"`, as papermill's -p passes a list, becomes `["crop", "flip"]`."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _refuse_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("give a number, not true or false")
+    return value
+
+
+def _null(value: Any) -> Any:
+    """`none` switches a part off, since `None` means the variant's own value."""
+    return None if value == "none" else value
+
+
+NotBool = BeforeValidator(_refuse_bool)
+OrNone = BeforeValidator(_null)
+Count = Annotated[PositiveInt, NotBool]
+Positive = Annotated[PositiveFloat, NotBool]
+NotNegative = Annotated[NonNegativeFloat, NotBool]
+Fraction = Annotated[float, Field(ge=0, lt=1), NotBool]
+Share = Annotated[float, Field(ge=0, le=1), NotBool]
+
+
+class Model(BaseModel):
+    """Unknown keys, infinities and changes after construction are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SqueezeExcitation(Model):
+    """Where channel attention stands: nowhere, once after the stem, or at the end of each block."""
+
+    placement: Literal["none", "stem", "block"] = "none"
+    reduction: Count = 16
+
+    @model_validator(mode="after")
+    def _reduction_acts(self) -> Self:
+        if self.placement == "none" and self.reduction != 16:
+            raise ValueError("reduction has no effect while placement is 'none'")
+        return self
+
+
+class Architecture(Model):
+    """The network: stem, stages of blocks, pooled linear head."""
+
+    block: Literal["basic", "dropout", "preact"]
+    depths: Annotated[tuple[Annotated[NonNegativeInt, NotBool], ...], BeforeValidator(_split)]
+    widths: Annotated[tuple[Count, ...], BeforeValidator(_split)]
+    conv_bias: bool = False
+    dropout: Fraction = 0.0
+    squeeze_excitation: SqueezeExcitation = SqueezeExcitation()
+    stochastic_depth: Fraction = (
+        0.0  # how often the last block is passed over; rises from the first
+    )
+    listed_layers: Annotated[tuple[Literal["stem_relu", "pool"], ...], BeforeValidator(_split)] = (
+        "pool",
+    )  # parameterless layers that are modules, and so rows of the summary
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.depths) != len(self.widths):
+            raise ValueError(
+                f"depths has {len(self.depths)} stages and widths {len(self.widths)}; "
+                "give one of each a stage"
+            )
+        if not any(self.depths):
+            raise ValueError("depths needs at least one block")
+        if self.dropout and self.block != "dropout":
+            raise ValueError(f"dropout acts in block 'dropout' only, and block is {self.block!r}")
+        return self
+
+
+class Sgd(Model):
+    name: Literal["sgd"]
+    lr: Positive
+    momentum: Fraction = 0.0
+    nesterov: bool = False
+    weight_decay: NotNegative = 0.0
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class Adam(Model):
+    """Adam, or AdamW with its decoupled weight decay."""
+
+    name: Literal["adam", "adamw"]
+    lr: Positive
+    betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(_split)] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+
+
+class Constant(Model):
+    name: Literal["constant"]
+    interval: Literal["epoch", "step"] = "epoch"
+    warmup_epochs: NotNegative = 0.0
+    warmup_start: Share = 0.1
+
+
+class Cosine(Model):
+    """Warm-up, hold, then half a cosine from lr to min_lr over period_epochs (null: the rest)."""
+
+    name: Literal["cosine"]
+    interval: Literal["epoch", "step"] = "epoch"
+    warmup_epochs: NotNegative = 0.0
+    warmup_start: Share = 0.1
+    hold_epochs: NotNegative = 0.0
+    period_epochs: Annotated[Positive | None, OrNone] = None
+    min_lr: NotNegative = 0.0
+
+
+class Step(Model):
+    name: Literal["step"]
+    milestones: Annotated[tuple[Count, ...], BeforeValidator(_split)]
+    gamma: Annotated[float, Field(gt=0, le=1), NotBool] = 0.1
+    interval: Literal["epoch", "step"] = "epoch"
+    warmup_epochs: NotNegative = 0.0
+    warmup_start: Share = 0.1
+
+
+class OneCycle(Model):
+    """Smith's one-cycle rate as torch draws it, step by step; momentum stays constant."""
+
+    name: Literal["one_cycle"]
+    pct_start: Annotated[float, Field(gt=0, lt=1), NotBool] = 0.3
+    div_factor: Annotated[float, Field(ge=1), NotBool] = 25.0
+    final_div_factor: Annotated[float, Field(ge=1), NotBool] = 1e4
+
+
+Optimizer = Annotated[Sgd | Adam, Field(discriminator="name")]
+Schedule = Annotated[Constant | Cosine | Step | OneCycle, Field(discriminator="name")]
+
+
+class Lookahead(Model):
+    """Every k steps, slow weights move by alpha towards the fast ones, which restart there."""
+
+    k: Count = 5
+    alpha: Annotated[float, Field(gt=0, le=1), NotBool] = 0.5
+
+
+class Clip(Model):
+    """Gradients clipped to ±limit each (`value`) or to that joint L2 norm (`norm`)."""
+
+    by: Literal["value", "norm"]
+    limit: Positive
+
+
+class Ema(Model):
+    """Exponential moving average of the weights, which is then what is evaluated and kept."""
+
+    decay: Annotated[float, Field(gt=0, lt=1), NotBool] = 0.999
+
+
+class Sam(Model):
+    """Sharpness-aware minimisation: gradients at the worst point within rho (Foret et al. 2020)."""
+
+    rho: Positive = 0.05
+
+
+class Crop(Model):
+    """A window of the image's own size after padding, both offsets uniform (`RandomCrop`)."""
+
+    name: Literal["crop"]
+    padding: Count = 4  # pixels on each side (He et al. 2015, section 4.2)
+    padding_mode: Literal["constant", "reflect"] = "constant"
+
+
+class Flip(Model):
+    """Left and right exchanged (`RandomHorizontalFlip`)."""
+
+    name: Literal["flip"]
+    probability: Share = 0.5
+
+
+class ColorJitter(Model):
+    """Brightness, contrast, saturation, hue by random factors in random order (`ColorJitter`)."""
+
+    name: Literal["color_jitter"]
+    brightness: NotNegative = 0.2
+    contrast: NotNegative = 0.2
+    saturation: NotNegative = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5), NotBool] = 0.0
+
+
+class Rotation(Model):
+    """Rotation by an angle uniform on ±degrees, nearest pixel, black outside (`RandomRotation`)."""
+
+    name: Literal["rotation"]
+    degrees: Annotated[float, Field(ge=0, le=180), NotBool] = 15.0
+
+
+class AutoAugment(Model):
+    """One of the 25 learned pairs of operations for CIFAR-10 (Cubuk et al. 2018; `AutoAugment`)."""
+
+    name: Literal["auto_augment"]
+
+
+class RandAugment(Model):
+    """`num_ops` operations of one magnitude (Cubuk et al. 2019; `RandAugment`)."""
+
+    name: Literal["rand_augment"]
+    num_ops: Count = 2
+    magnitude: Annotated[int, Field(ge=0, le=30), NotBool] = 9  # of bins 0 to 30
+
+
+class TrivialAugment(Model):
+    """One operation of a random magnitude (Müller & Hutter 2021; `TrivialAugmentWide`)."""
+
+    name: Literal["trivial_augment"]
+
+
+class Cutout(Model):
+    """A grey square, its centre uniform, cut off at the border (DeVries & Taylor 2017)."""
+
+    name: Literal["cutout"]
+    size: Count = 16  # pixels; the paper's for CIFAR-10
+    probability: Share = 1.0
+
+
+class RandomErasing(Model):
+    """A black rectangle of random area and shape (Zhong et al. 2017; `RandomErasing`)."""
+
+    name: Literal["random_erasing"]
+    probability: Share = 0.5
+    scale: Annotated[tuple[Share, Share], BeforeValidator(_split)] = (0.02, 0.33)
+    ratio: Annotated[tuple[Positive, Positive], BeforeValidator(_split)] = (0.3, 3.3)
+
+
+class MixUp(Model):
+    """Two images and their labels blended by Beta(alpha, alpha) (Zhang et al. 2017)."""
+
+    name: Literal["mixup"]
+    alpha: Positive = 1.0
+    probability: Share = 1.0
+
+
+class CutMix(Model):
+    """A rectangle of another image, labels by area, from Beta(alpha, alpha) (Yun et al. 2019)."""
+
+    name: Literal["cutmix"]
+    alpha: Positive = 1.0
+    probability: Share = 1.0
+
+
+def _named(value: Any) -> Any:
+    """`crop` is short for `{name: crop}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+Augment = Annotated[
+    Crop
+    | Flip
+    | ColorJitter
+    | Rotation
+    | AutoAugment
+    | RandAugment
+    | TrivialAugment
+    | Cutout
+    | RandomErasing
+    | MixUp
+    | CutMix,
+    Field(discriminator="name"),
+]
+Augments = Annotated[
+    tuple[Annotated[Augment, BeforeValidator(_named)], ...],
+    BeforeValidator(_split),
+]
+
+
+class Recipe(Model):
+    """Everything about training that is not the network."""
+
+    epochs: Count
+    batch_size: Count
+    optimizer: Optimizer
+    schedule: Schedule
+    lookahead: Annotated[Lookahead | None, OrNone] = None
+    clip: Annotated[Clip | None, OrNone] = None
+    sam: Annotated[Sam | None, OrNone] = None
+    ema: Annotated[Ema | None, OrNone] = None
+    label_smoothing: Fraction = 0.0
+    augment: Augments = ()
+    normalize: Literal["dataset", "per_image_std", "none"] = "dataset"
+    holdout: Annotated[NonNegativeInt, NotBool] = 0
+    select: Literal["last", "best_holdout", "best_test"] = "last"
+
+    @model_validator(mode="after")
+    def _selection_has_data(self) -> Self:
+        if self.select == "best_holdout" and not self.holdout:
+            raise ValueError("select 'best_holdout' needs holdout above 0")
+        return self
+
+
+def tagged_models() -> dict[str, type[Model]]:
+    """The models that are chosen by their `name`, by each name that chooses them."""
+    unions = (Optimizer, Schedule, Augment)
+    kinds = [kind for union in unions for kind in get_args(get_args(union)[0])]
+    return {name: kind for kind in kinds for name in get_args(kind.model_fields["name"].annotation)}
