@@ -1,7 +1,7 @@
 # Each target is one line that a person could type; the README shows them.
 UV := $(or $(shell command -v uv),python3 -m uv)
 
-.PHONY: setup quickstart test lab report lint lock
+.PHONY: setup quickstart test lab report bench lint lock
 .DEFAULT_GOAL := quickstart
 
 setup: .venv/.ready
@@ -21,6 +21,9 @@ test: setup
 
 lab: setup
 	.venv/bin/jupyter lab notebooks
+
+bench: setup
+	.venv/bin/python benchmarks/throughput.py
 
 report: setup
 	.venv/bin/python -m resnetlib.report README.md

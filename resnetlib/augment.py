@@ -395,9 +395,9 @@ def _rand_augment_places() -> Tensor:
 
 
 def _magnitudes(space: str, height: int, width: int) -> dict[str, list[float]]:
-    """Each operation's parameter at every magnitude, for either sign.
+    """Each operation's magnitudes, 10 for auto_augment, else 31, rounded to float32.
 
-    auto_augment has 10 magnitudes, the others 31; float32 as in torchvision.
+    From `torchvision.transforms.AutoAugment`, `RandAugment` and `TrivialAugmentWide`.
     """
     bins = 10 if space == "auto_augment" else 31
     wide = space == "trivial_augment"
@@ -418,7 +418,8 @@ def _magnitudes(space: str, height: int, width: int) -> dict[str, list[float]]:
         "contrast": factor,
         "sharpness": factor,
         "posterize": [8 - lost for lost in lost_bits],
-        "solarize": [255 * level for level in torch.linspace(1, 0, bins).tolist()],
+        # v2's 255 × linspace(1, 0) is rounded to thresholds a level higher in 3 of the 31 bins.
+        "solarize": torch.linspace(255, 0, bins).tolist(),
     }
 
 

@@ -58,7 +58,7 @@ def _is_plain(run: Run) -> bool:
 def _machine(run: Run) -> str:
     mark = run.record["fingerprint"]
     cores = f"{mark['threads']} cores of " if mark["device"] == "cpu" else ""
-    return f"{cores}{mark['processor']}, torch {mark['torch']}"
+    return f"{cores}{mark['processor']}, {mark['precision']}, torch {mark['torch']}"
 
 
 def markdown_table(table: pd.DataFrame) -> str:

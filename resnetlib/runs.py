@@ -268,6 +268,7 @@ def new_record(experiment: Experiment, dataset: Dataset, compute: Compute) -> di
         "git": _git_state(),
         "dataset_checksums": dataset.checksums,
         "inexact_resumes": [],
+        "keeps_checkpoints": experiment.execution.keep_checkpoints,
         "artifacts": {},
     }
 

@@ -189,7 +189,8 @@ class Crop(Model):
     """A window of the image's own size after padding, both offsets uniform (`RandomCrop`)."""
 
     name: Literal["crop"]
-    padding: Count = 4  # pixels on each side (He et al. 2015, section 4.2)
+    # Pixels on each side (He et al. 2015, section 4.2); less than an image, or nothing is left.
+    padding: Annotated[int, Field(ge=1, le=31), NotBool] = 4
     padding_mode: Literal["constant", "reflect"] = "constant"
 
 
@@ -209,12 +210,18 @@ class ColorJitter(Model):
     saturation: NotNegative = 0.2
     hue: Annotated[float, Field(ge=0, le=0.5), NotBool] = 0.0
 
+    @model_validator(mode="after")
+    def _acts(self) -> Self:
+        if not (self.brightness or self.contrast or self.saturation or self.hue):
+            raise ValueError("all four strengths are 0; leave color_jitter out instead")
+        return self
+
 
 class Rotation(Model):
     """Rotation by an angle uniform on ±degrees, nearest pixel, black outside (`RandomRotation`)."""
 
     name: Literal["rotation"]
-    degrees: Annotated[float, Field(ge=0, le=180), NotBool] = 15.0
+    degrees: Annotated[float, Field(gt=0, le=180), NotBool] = 15.0
 
 
 class AutoAugment(Model):
@@ -252,6 +259,14 @@ class RandomErasing(Model):
     probability: Share = 0.5
     scale: Annotated[tuple[Share, Share], BeforeValidator(_split)] = (0.02, 0.33)
     ratio: Annotated[tuple[Positive, Positive], BeforeValidator(_split)] = (0.3, 3.3)
+
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> Self:
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} = ({low:g}, {high:g}): give the lower bound first")
+        return self
 
 
 class MixUp(Model):

@@ -1,12 +1,80 @@
-"""Augmentation of batches: equal to torchvision's for the same draws, each image its own draw."""
+"""Augmentation of batches: torchvision's results for the same draws, drawn as often as there."""
+
+import ast
+import itertools
+import math
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
+from scipy import stats
+from torchvision import transforms as v1
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from resnetlib.augment import compose, crop, flip
-from resnetlib.config import ConfigError
+from resnetlib import augment, image_ops, schema
+from resnetlib.augment import NAMES, Shape, compose, preview
+from resnetlib.data import find_cifar10, load_dataset
 from resnetlib.rng import generator
+
+MODELS = {
+    get_args(kind.model_fields["name"].annotation)[0]: kind
+    for kind in get_args(get_args(schema.Augment)[0])
+}
+CHAINS = ("color_jitter", "auto_augment", "rand_augment", "trivial_augment")
+# torchvision's names of the operations, for its tables of magnitudes.
+PUBLISHED = {
+    "identity": "Identity",
+    "shear_x": "ShearX",
+    "shear_y": "ShearY",
+    "translate_x": "TranslateX",
+    "translate_y": "TranslateY",
+    "rotate": "Rotate",
+    "brightness": "Brightness",
+    "saturation": "Color",
+    "contrast": "Contrast",
+    "sharpness": "Sharpness",
+    "posterize": "Posterize",
+    "solarize": "Solarize",
+    "autocontrast": "AutoContrast",
+    "equalize": "Equalize",
+    "invert": "Invert",
+}
+
+
+def model(name, **options):
+    return MODELS[name](name=name, **options)
+
+
+def shear(image, *slopes):
+    degrees = [math.degrees(math.atan(slope)) for slope in slopes]
+    return tv.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=degrees, center=[0, 0])
+
+
+def translate(image, *pixels):
+    return tv.affine(image, angle=0.0, translate=list(pixels), scale=1.0, shear=[0.0, 0.0])
+
+
+# What torchvision's automatic augmentations and ColorJitter call for an operation.
+REFERENCES = {
+    "identity": lambda image, value: image,
+    "shear_x": lambda image, value: shear(image, value, 0.0),
+    "shear_y": lambda image, value: shear(image, 0.0, value),
+    "translate_x": lambda image, value: translate(image, value, 0),
+    "translate_y": lambda image, value: translate(image, 0, value),
+    "rotate": tv.rotate,
+    "brightness": tv.adjust_brightness,
+    "saturation": tv.adjust_saturation,
+    "contrast": tv.adjust_contrast,
+    "hue": tv.adjust_hue,
+    "sharpness": tv.adjust_sharpness,
+    "posterize": lambda image, value: tv.posterize(image, int(value)),
+    "solarize": tv.solarize,
+    "autocontrast": lambda image, value: tv.autocontrast(image),
+    "equalize": lambda image, value: tv.equalize(image),
+    "invert": lambda image, value: tv.invert(image),
+}
 
 
 def positions(count=1):
@@ -17,55 +85,514 @@ def positions(count=1):
     return image.expand(count, 3, 32, 32).clone()
 
 
-def crops_of(images, cropped):
-    """For each image the offsets (top, left) at which torchvision's crop gives the same."""
-    padded = tv.pad(images[0], [4, 4, 4, 4])
-    offsets = {}
-    for top in range(9):
-        for left in range(9):
-            offsets[tv.crop(padded, top, left, 32, 32).numpy().tobytes()] = (top, left)
-    return [offsets[image.numpy().tobytes()] for image in cropped]
+def only(settings, images, draws):
+    """The images of one augmentation, without labels."""
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    return compose([settings])(images, labels, draws)[0]
+
+
+def assert_frequencies(counts, expected=None):
+    """Chi square below its 99.9 % point; all equally often unless expected shares are given."""
+    counts = torch.as_tensor(counts, dtype=torch.float64).flatten()
+    shares = torch.ones_like(counts) if expected is None else torch.as_tensor(expected).double()
+    assert not counts[shares == 0].any()
+    counts, shares = counts[shares > 0], shares[shares > 0]
+    assert stats.chisquare(counts, shares / shares.sum() * counts.sum()).pvalue > 0.001
+
+
+def assert_same_distribution(ours, theirs, bins=8):
+    """Two samples, in bins of equal share, below the 99.9 % point of chi square."""
+    both = torch.cat([ours, theirs]).double()
+    edges = both.quantile(torch.linspace(0, 1, bins + 1, dtype=torch.float64)).unique()[1:-1]
+    table = [
+        torch.bucketize(part.double(), edges).bincount(minlength=len(edges) + 1)
+        for part in (ours, theirs)
+    ]
+    assert stats.chi2_contingency(torch.stack(table).numpy()).pvalue > 0.001
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """(images, labels) of 128 genuine images where there are some."""
+    images, labels = load_dataset("cifar10" if find_cifar10() else "digits").train
+    return images[:128], labels[:128]
+
+
+# ---- Every augmentation --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_draws_repeat_with_the_generator_and_the_input_stays_as_it_was(name, batch):
+    images, labels = (part.clone() for part in batch)
+    augmentation = compose([model(name)])
+    state = torch.get_rng_state()
+    first, again, other = (
+        augmentation(images, labels, generator(0, "augment", 1, step)) for step in (0, 0, 1)
+    )
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+    assert torch.equal(images, batch[0]) and torch.equal(labels, batch[1])
+    assert first[0].dtype == torch.uint8 and first[0].shape == images.shape
+    assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn from elsewhere
+
+
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("name", MODELS)
+def test_batches_of_no_image_and_of_one_are_batches(name, count, batch):
+    images, targets = compose([model(name)])(
+        batch[0][:count], batch[1][:count], generator(0, "augment")
+    )
+    assert images.shape == (count, 3, 32, 32)
+    assert len(targets) == count
+
+
+OPTIONS = [
+    ("crop", {"padding": 2}),
+    ("crop", {"padding_mode": "reflect"}),
+    ("flip", {"probability": 0.2}),
+    ("color_jitter", {"brightness": 0.5}),
+    ("color_jitter", {"contrast": 0.5}),
+    ("color_jitter", {"saturation": 0.5}),
+    ("color_jitter", {"hue": 0.1}),
+    ("rotation", {"degrees": 30}),
+    ("rand_augment", {"num_ops": 1}),
+    ("rand_augment", {"magnitude": 20}),
+    ("cutout", {"size": 8}),
+    ("cutout", {"probability": 0.5}),
+    ("random_erasing", {"probability": 0.9}),
+    ("random_erasing", {"scale": (0.3, 0.4)}),
+    ("random_erasing", {"ratio": (0.9, 1.1)}),
+    ("mixup", {"alpha": 0.2}),
+    ("mixup", {"probability": 0.5}),
+    ("cutmix", {"alpha": 0.2}),
+    ("cutmix", {"probability": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=str)
+def test_every_option_acts(name, option, batch):
+    usual = only(model(name), batch[0], generator(0, "augment"))
+    changed = only(model(name, **option), batch[0], generator(0, "augment"))
+    assert not torch.equal(usual, changed)
+
+
+def test_no_option_is_left_out():
+    listed = {(name, key) for name, option in OPTIONS for key in option}
+    there = {(name, key) for name, kind in MODELS.items() for key in kind.model_fields}
+    assert listed == {(name, key) for name, key in there if key != "name"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("flip", {"probability": 0}),
+        ("cutout", {"probability": 0}),
+        ("random_erasing", {"probability": 0}),
+        ("random_erasing", {"probability": 1, "scale": (1, 1)}),  # never fits
+        ("mixup", {"probability": 0}),
+        ("cutmix", {"probability": 0}),
+    ],
+    ids=str,
+)
+def test_what_is_switched_off_changes_nothing(name, options, batch):
+    images, targets = compose([model(name, **options)])(*batch, generator(0, "augment"))
+    assert torch.equal(images, batch[0])
+    if name in ("mixup", "cutmix"):
+        assert torch.equal(targets.argmax(1), batch[1])
+        assert (targets.amax(1) == 1).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_waits_for_the_device(name):
+    """A tensor on `meta` has no values: whatever would read one on the host fails there."""
+    images = torch.empty(64, 3, 32, 32, dtype=torch.uint8, device="meta")
+    labels = torch.empty(64, dtype=torch.int64, device="meta")
+    result, targets = compose([model(name)])(images, labels, generator(0, "augment"))
+    assert result.device.type == targets.device.type == "meta"
+    assert result.shape == images.shape
+
+
+def test_an_empty_list_returns_its_input(batch):
+    images, labels = compose([])(*batch, generator(0, "augment"))
+    assert images is batch[0] and labels is batch[1]
+
+
+def test_augmentations_act_in_the_order_given(batch):
+    draws = generator(0, "augment")
+    expected = only(model("crop"), only(model("rotation"), batch[0], draws), draws)
+    images, labels = compose([model("rotation"), model("crop")])(*batch, generator(0, "augment"))
+    assert torch.equal(images, expected)
+    assert labels is batch[1]
+    turned, _ = compose([model("crop"), model("rotation")])(*batch, generator(0, "augment"))
+    assert not torch.equal(images, turned)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_preview_shows_the_default_settings(name, batch):
+    shown = preview(name, batch[0], seed=3)
+    assert torch.equal(shown, only(model(name), batch[0], generator(3, "augment")))
+    assert not torch.equal(shown, preview(name, batch[0], seed=4))
+
+
+def test_a_preview_of_an_unknown_name_names_the_nearest(batch):
+    with pytest.raises(ValueError, match=r"^unknown augmentation 'mixupp'; did you mean 'mixup'\?"):
+        preview("mixupp", batch[0])
+
+
+@pytest.mark.parametrize("module", [augment, image_ops])
+def test_importing_needs_torch_and_nothing_slower(module):
+    body = ast.parse(Path(module.__file__).read_text()).body
+    imported = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {n.module for n in body if isinstance(n, ast.ImportFrom) and not n.level}
+    ours = {"collections.abc", "difflib", "functools", "math", "typing"}
+    assert {name for name in imported if name.partition(".")[0] != "torch"} <= ours
+
+
+# ---- Moving and covering pixels ------------------------------------------------------------
 
 
 def test_crop_is_a_window_of_the_padded_image_uniform_over_all_81_offsets():
     images = positions(16_200)
-    found = crops_of(images, crop(images, generator(0, "augment")))
+    padded = tv.pad(images[0], [4, 4, 4, 4])
+    places = list(itertools.product(range(9), range(9)))
+    found = {tv.crop(padded, *place, 32, 32).numpy().tobytes(): place for place in places}
     counts = torch.zeros(9, 9)
-    for top, left in found:
-        counts[top, left] += 1
-    expected = 16_200 / 81
-    chi_square = ((counts - expected) ** 2 / expected).sum()
-    assert chi_square < 124.8  # the 99.9 % point of chi square with 80 degrees of freedom
+    for image in only(model("crop"), images, generator(0, "augment")):
+        counts[found[image.numpy().tobytes()]] += 1
+    assert_frequencies(counts)
 
 
-def test_flip_turns_each_image_or_leaves_it_with_probability_one_half():
+def test_flip_turns_each_image_or_leaves_it():
     images = positions(10_000)
-    flipped = flip(images, generator(0, "augment"))
-    turned = (flipped == images.flip(3)).all((1, 2, 3))
-    kept = (flipped == images).all((1, 2, 3))
-    assert (turned ^ kept).all()
-    assert torch.equal(images[0].flip(2), tv.horizontal_flip(images[0]))
-    assert abs(turned.float().mean() - 0.5) < 0.02  # four standard deviations
+    for probability in (0.5, 0.2):
+        settings = model("flip", probability=probability)
+        flipped = only(settings, images, generator(0, "augment"))
+        turned = (flipped == images.flip(3)).all((1, 2, 3))
+        kept = (flipped == images).all((1, 2, 3))
+        assert (turned ^ kept).all()
+        assert_frequencies([turned.sum(), kept.sum()], [probability, 1 - probability])
 
 
-def test_draws_repeat_with_the_generator_and_the_input_stays_as_it_was():
-    images = positions(64)
-    before = images.clone()
-    augment = compose(["crop", "flip"])
-    first, again, other = (augment(images, generator(0, "augment", 1, s)) for s in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert torch.equal(images, before)
-    assert first.dtype == torch.uint8
-
-
-def test_augmentations_act_in_the_order_given():
-    images = positions(64)
+def test_rotation_is_torchvisions_by_angles_uniform_between_both_ends(batch):
+    settings = model("rotation", degrees=40)
     draws = generator(0, "augment")
-    expected = crop(flip(images, draws), draws)
-    assert torch.equal(compose(["flip", "crop"])(images, generator(0, "augment")), expected)
+    angles = augment.draw_rotation(settings, Shape(128, 32, 32), draws)
+    expected = [
+        tv.rotate(image, angle) for image, angle in zip(batch[0], angles.tolist(), strict=True)
+    ]
+    assert torch.equal(only(settings, batch[0], generator(0, "augment")), torch.stack(expected))
+    many = augment.draw_rotation(settings, Shape(20_000, 32, 32), draws)
+    assert_frequencies(torch.histc(many, 40, -40, 40))
 
 
-def test_what_is_not_there_yet_is_named_and_not_left_out():
-    with pytest.raises(ConfigError, match="color_jitter, auto_augment, rotation"):
-        compose(["flip", "crop", "color_jitter", "auto_augment", "rotation"])
+def test_cutout_covers_a_square_about_any_pixel_and_is_cut_off_at_the_border():
+    images = torch.zeros(20_000, 3, 32, 32, dtype=torch.uint8)
+    result = only(model("cutout", size=8, probability=0.75), images, generator(0, "augment"))
+    covered = result[:, 0] == augment.MEAN_COLOR[0]
+    assert torch.equal(covered, result[:, 2] == augment.MEAN_COLOR[2])
+    assert torch.equal(covered, result.any(1))
+    counts = covered.sum((1, 2))
+    assert_frequencies([(counts > 0).sum(), (counts == 0).sum()], [0.75, 0.25])
+    rows, columns = covered.any(2).sum(1), covered.any(1).sum(1)
+    assert torch.equal(rows * columns, counts)  # rectangles
+    # 4 to 8 pixels high: the centre's distance from the border decides.
+    high = rows[counts > 0].bincount(minlength=9)[4:]
+    assert_frequencies(high, [1, 2, 2, 2, 25])
+    tops = covered.int().argmax(1).amax(1)[rows == 8]
+    assert_frequencies(tops.bincount(minlength=25))
+
+
+def test_cutout_is_grey_in_the_mean_colour_of_cifar10(cifar10):
+    assert tuple(round(255 * level) for level in cifar10.mean) == augment.MEAN_COLOR
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"scale": (0.2, 0.9), "ratio": (0.5, 1.0)}], ids=["usual", "often too large"]
+)
+def test_random_erasing_draws_torchvisions_rectangles(options):
+    count = 6_000
+    shape = Shape(count, 32, 32)
+    settings = model("random_erasing", probability=1.0, **options)
+    box = augment.draw_random_erasing(settings, shape, generator(0, "augment"))
+    assert ((box.top >= 0) & (box.top + box.height <= 32)).all()
+    assert ((box.left >= 0) & (box.left + box.width <= 32)).all()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = v2.RandomErasing(p=1.0, **options)
+        image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+        params = [theirs.make_params([image]) for _ in range(count)]
+    fits = [found["v"] is not None for found in params]
+    for key, values in (("h", box.height), ("w", box.width), ("i", box.top), ("j", box.left)):
+        drawn = [found[key] * fit for found, fit in zip(params, fits, strict=True)]
+        assert_same_distribution(values * (box.height > 0), torch.tensor(drawn))
+
+
+def test_random_erasing_blackens_the_share_of_images_asked_for():
+    images = torch.full((8_000, 3, 32, 32), 9, dtype=torch.uint8)
+    result = only(model("random_erasing", probability=0.3), images, generator(0, "augment"))
+    touched = (result != 9).flatten(1).any(1)
+    assert ((result == 0) | (result == 9)).all()
+    assert_frequencies([touched.sum(), (~touched).sum()], [0.3, 0.7])
+
+
+# ---- Chains of operations ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("auto_augment", {}),
+        ("rand_augment", {}),
+        ("rand_augment", {"num_ops": 3, "magnitude": 30}),
+        ("trivial_augment", {}),
+        ("color_jitter", {}),
+        ("color_jitter", {"brightness": 1.5, "contrast": 0, "saturation": 1.0, "hue": 0.5}),
+    ],
+    ids=str,
+)
+def test_a_batch_is_what_torchvision_makes_of_each_image_with_its_draws(name, options, batch):
+    settings = model(name, **options)
+    draw = augment.PICTURES[type(settings)][0]
+    for step in range(3):
+        draws = draw(settings, Shape(128, 32, 32), generator(0, "augment", 0, step))
+        result = only(settings, batch[0], generator(0, "augment", 0, step))
+        for i, image in enumerate(batch[0]):
+            chosen, values = draws.chosen[:, i].tolist(), draws.values[:, i].tolist()
+            for place, value in zip(chosen, values, strict=True):
+                image = REFERENCES[NAMES[place]](image, value)
+            assert torch.equal(result[i], image), [NAMES[place] for place in chosen]
+
+
+def parameters(name, magnitude):
+    """Of torchvision's magnitude, for each sign, as its own code passes them to an operation."""
+    if name in ("brightness", "saturation", "contrast", "sharpness"):
+        return {1.0 + magnitude, 1.0 - magnitude}
+    if name.startswith("translate"):
+        return {float(int(magnitude)), -float(int(magnitude))}
+    if name in ("posterize", "solarize"):
+        return {magnitude}
+    return {magnitude, -magnitude}
+
+
+def space_of(theirs, *arguments):
+    """torchvision's magnitudes by our names: operation -> list, or one number if it has none."""
+    tables = theirs._augmentation_space(*arguments)
+    return {name: tables[key][0].tolist() for name, key in PUBLISHED.items() if key in tables}
+
+
+def pairs_drawn(draws):
+    chosen, values = draws.chosen.flatten().tolist(), draws.values.flatten().tolist()
+    return {(NAMES[place], value) for place, value in zip(chosen, values, strict=True)}
+
+
+def test_auto_augment_has_the_published_policy_with_its_magnitudes():
+    theirs = v1.AutoAugment(v1.AutoAugmentPolicy.CIFAR10)
+    policy = [
+        tuple((PUBLISHED[name], probability, bin) for name, probability, bin in pair)
+        for pair in augment.CIFAR10_POLICY
+    ]
+    assert policy == theirs.policies
+    space = space_of(theirs, 10, (32, 32))
+    expected = {("identity", 0.0)}
+    for name, probability, bin in itertools.chain(*augment.CIFAR10_POLICY):
+        magnitude = 0.0 if bin is None else space[name][bin]
+        if probability:
+            expected |= {(name, value) for value in parameters(name, magnitude)}
+    draws = augment.draw_auto_augment(
+        model("auto_augment"), Shape(50_000, 32, 32), generator(0, "augment")
+    )
+    drawn = {(n, 0.0 if n == "identity" else v) for n, v in pairs_drawn(draws)}
+    assert drawn == {(n, v + 0.0) for n, v in expected}
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_auto_augment_takes_each_operation_as_often_as_the_policy_says(position):
+    draws = augment.draw_auto_augment(
+        model("auto_augment"), Shape(50_000, 32, 32), generator(0, "augment")
+    )
+    shares = torch.zeros(len(NAMES), dtype=torch.float64)
+    for pair in augment.CIFAR10_POLICY:
+        name, probability, _ = pair[position]
+        shares[NAMES.index(name)] += probability / 25
+        shares[0] += (1 - probability) / 25
+    assert_frequencies(draws.chosen[position].bincount(minlength=len(NAMES)), shares)
+
+
+def test_auto_augment_draws_each_sign_alone():
+    draws = augment.draw_auto_augment(
+        model("auto_augment"), Shape(100_000, 32, 32), generator(0, "augment")
+    )
+    down = NAMES.index("translate_y")
+    both = (draws.chosen == down).all(0)  # only the 22nd pair has it twice
+    signs = (draws.values[:, both] > 0).long()
+    assert_frequencies((2 * signs[0] + signs[1]).bincount(minlength=4))
+
+
+def test_the_two_operations_of_a_pair_act_independently():
+    draws = augment.draw_auto_augment(
+        model("auto_augment"), Shape(100_000, 32, 32), generator(0, "augment")
+    )
+    sharp, bright = NAMES.index("sharpness"), NAMES.index("brightness")
+    first, second = draws.chosen
+    # Pair 8, sharpness 0.3 then brightness 0.7, and pair 7 with its other first operation.
+    seen = ((first == sharp) & (second == bright)).sum()
+    assert_frequencies([seen, 100_000 - seen], [0.3 * 0.7 / 25, 1 - 0.3 * 0.7 / 25])
+
+
+@pytest.mark.parametrize("magnitude", range(31))
+def test_rand_augment_has_torchvisions_operations_at_its_magnitude(magnitude):
+    theirs = v1.RandAugment(magnitude=magnitude)
+    expected = set()
+    for name, table in space_of(theirs, 31, (32, 32)).items():
+        value = table[magnitude] if isinstance(table, list) else table
+        expected |= {(name, parameter + 0.0) for parameter in parameters(name, float(value))}
+    settings = model("rand_augment", num_ops=3, magnitude=magnitude)
+    draws = augment.draw_rand_augment(settings, Shape(3_000, 32, 32), generator(0, "augment"))
+    assert {(n, v + 0.0) for n, v in pairs_drawn(draws)} == expected
+
+
+def test_rand_augment_takes_all_operations_equally_often_with_either_sign():
+    settings = model("rand_augment", num_ops=2)
+    draws = augment.draw_rand_augment(settings, Shape(20_000, 32, 32), generator(0, "augment"))
+    shares = [name in PUBLISHED and name != "invert" for name in NAMES]
+    for chosen, values in zip(draws.chosen, draws.values, strict=True):
+        assert_frequencies(chosen.bincount(minlength=len(NAMES)), torch.tensor(shares))
+        turned = values[chosen == NAMES.index("rotate")]
+        assert_frequencies([(turned > 0).sum(), (turned < 0).sum()])
+    pairs = draws.chosen[0] * len(NAMES) + draws.chosen[1]
+    both = torch.outer(torch.tensor(shares).double(), torch.tensor(shares).double())
+    assert_frequencies(pairs.bincount(minlength=len(NAMES) ** 2), both.flatten())
+
+
+def test_trivial_augment_has_torchvisions_wide_magnitudes_all_equally_often():
+    expected = set()
+    for name, table in space_of(v1.TrivialAugmentWide(), 31).items():
+        for magnitude in table if isinstance(table, list) else [table]:
+            expected |= {(name, value + 0.0) for value in parameters(name, float(magnitude))}
+    draws = augment.draw_trivial_augment(
+        model("trivial_augment"), Shape(60_000, 32, 32), generator(0, "augment")
+    )
+    assert {(n, v + 0.0) for n, v in pairs_drawn(draws)} == expected
+    assert_frequencies(
+        draws.chosen[0].bincount(minlength=len(NAMES)),
+        torch.tensor([name in PUBLISHED and name != "invert" for name in NAMES]),
+    )
+    turned = draws.values[0, draws.chosen[0] == NAMES.index("rotate")]
+    steps = (turned / 4.5).round().long() + 30  # 135 degrees in 30 steps, zero with both signs
+    assert_frequencies(steps.bincount(minlength=61), [1 + (step == 30) for step in range(61)])
+
+
+def test_color_jitter_draws_uniform_factors_in_every_order():
+    settings = model("color_jitter", brightness=1.5, contrast=0.2, saturation=0.4, hue=0.1)
+    shape = Shape(24_000, 32, 32)
+    draws = augment.draw_color_jitter(settings, shape, generator(0, "augment"))
+    orders = list(itertools.permutations(range(4)))
+    kinds = ["brightness", "contrast", "saturation", "hue"]
+    code = torch.tensor([kinds.index(name) if name in kinds else -1 for name in NAMES])
+    found = [orders.index(tuple(order)) for order in code[draws.chosen].T.tolist()]
+    assert_frequencies(torch.tensor(found).bincount(minlength=24))
+    ends = {
+        "brightness": (0, 2.5),
+        "contrast": (0.8, 1.2),
+        "saturation": (0.6, 1.4),
+        "hue": (-0.1, 0.1),
+    }
+    for name, (low, high) in ends.items():
+        values = draws.values[draws.chosen == NAMES.index(name)]
+        assert len(values) == shape.count
+        assert low <= values.min() and values.max() <= high + 1e-6
+        assert_frequencies(torch.histc(values, 25, low, high + 1e-6))
+
+
+# ---- Mixing --------------------------------------------------------------------------------
+
+
+def share_of_own(targets, labels):
+    """How much of its own label each image kept, where the one before has another label."""
+    return targets.gather(1, labels[:, None])[:, 0]
+
+
+@pytest.fixture(scope="module")
+def neighbours():
+    """Labels that differ from image to image, also around the end."""
+    return torch.arange(128) % 8
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_targets_are_probabilities_of_both_labels(name, alpha, batch, neighbours):
+    images, targets = compose([model(name, alpha=alpha)], num_classes=8)(
+        batch[0], neighbours, generator(0, "augment")
+    )
+    assert targets.dtype == torch.float32 and targets.shape == (128, 8)
+    assert torch.allclose(targets.sum(1), torch.ones(128))
+    own = share_of_own(targets, neighbours)
+    assert torch.allclose(own + share_of_own(targets, neighbours.roll(1)), torch.ones(128))
+    assert not torch.equal(images, batch[0])
+
+
+def test_mixup_blends_images_as_their_targets(batch, neighbours):
+    images, targets = compose([model("mixup", probability=0.6)])(
+        batch[0], neighbours, generator(0, "augment")
+    )
+    share = share_of_own(targets, neighbours)[:, None, None, None]
+    expected = share * batch[0] + (1 - share) * batch[0].roll(1, 0)
+    assert (images - expected).abs().max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_mixup_draws_a_beta_share_for_each_image_with_its_probability(alpha):
+    settings = model("mixup", alpha=alpha, probability=0.75)
+    share = augment.draw_mixup(settings, Shape(20_000, 32, 32), generator(0, "augment"))
+    kept = share == 1  # for a small alpha a drawn share may round to 1 as well
+    if alpha >= 1:
+        assert_frequencies([kept.sum(), (~kept).sum()], [0.25, 0.75])
+        assert stats.kstest(share[~kept].numpy(), stats.beta(alpha, alpha).cdf).pvalue > 0.001
+    everyone = augment.draw_mixup(
+        model("mixup", alpha=alpha), Shape(20_000, 32, 32), generator(1, "augment")
+    )
+    assert stats.kstest(everyone.numpy(), stats.beta(alpha, alpha).cdf).pvalue > 0.001
+
+
+def test_cutmix_pastes_the_share_that_its_targets_tell(neighbours):
+    images = torch.arange(128, dtype=torch.uint8)[:, None, None, None].expand(128, 3, 32, 32)
+    mixed, targets = compose([model("cutmix", probability=0.8)])(
+        images, neighbours, generator(0, "augment")
+    )
+    pasted = mixed == images.roll(1, 0)
+    assert torch.equal(pasted, mixed != images)
+    rows, columns = pasted[:, 0].any(2).sum(1), pasted[:, 0].any(1).sum(1)
+    assert torch.equal(rows * columns, pasted[:, 0].sum((1, 2)))  # rectangles
+    assert torch.allclose(share_of_own(targets, neighbours), 1 - rows * columns / 1024)
+    assert len(rows.unique()) > 10  # each image its own
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_cutmix_draws_torchvisions_boxes(alpha):
+    count = 6_000
+    settings = model("cutmix", alpha=alpha)
+    box = augment.draw_cutmix(settings, Shape(count, 32, 32), generator(0, "augment"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = v2.CutMix(alpha=alpha, num_classes=10)
+        image = torch.zeros(1, 3, 32, 32)
+        boxes = torch.tensor([theirs.make_params([image])["box"] for _ in range(count)])
+    left, top, right, bottom = boxes.unbind(1)
+    assert_same_distribution(box.height, bottom - top)
+    assert_same_distribution(box.width, right - left)
+    assert_same_distribution(box.top[box.height > 0], top[bottom > top])
+    assert_same_distribution(box.left[box.height > 0], left[bottom > top])
+    assert_same_distribution(box.height * box.width, (bottom - top) * (right - left))
+
+
+def test_mixup_and_cutmix_after_one_another_mix_the_mixed_targets(batch, neighbours):
+    images, targets = compose([model("mixup"), model("cutmix")])(
+        batch[0], neighbours, generator(0, "augment")
+    )
+    draws = generator(0, "augment")
+    first, blended = compose([model("mixup")])(batch[0], neighbours, draws)
+    box = augment.draw_cutmix(model("cutmix"), Shape(128, 32, 32), draws)
+    share = (1 - box.height * box.width / 1024)[:, None]
+    assert torch.equal(images, image_ops.paste(first, first.roll(1, 0), *box))
+    assert torch.allclose(targets, share * blended + (1 - share) * blended.roll(1, 0))
+    assert torch.allclose(targets.sum(1), torch.ones(128))

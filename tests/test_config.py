@@ -105,6 +105,17 @@ MISTAKES = [
     ("lite", {"epochs": "many"}, ["recipe.epochs = 'many'", "integer"]),
     ("lite", {"dataset": "cifar"}, ["dataset = 'cifar'", "'cifar10'", "'digits'"]),
     ("lite", {"augment": "crop,flop"}, ["'flop'", "'flip'"]),
+    ("lite", {"augment": [{"name": "crop", "paddin": 4}]}, ["augment.0.paddin", "'padding'"]),
+    ("lite", {"augment": [{"name": "cutout", "size": 0}]}, ["recipe.augment.0.size = 0"]),
+    ("lite", {"augment": [{"name": "rotation", "degrees": 0}]}, ["augment.0.degrees = 0"]),
+    ("lite", {"augment": [{"name": "random_erasing", "scale": [0.3, 0.1]}]}, ["lower bound first"]),
+    (
+        "lite",
+        {"augment": [{"name": "color_jitter", "brightness": 0, "contrast": 0, "saturation": 0}]},
+        ["all four strengths are 0"],
+    ),
+    ("lite", {"ema": {"decay": 1}}, ["recipe.ema.decay = 1", "less than 1"]),
+    ("lite", {"precision": "float16"}, ["execution.precision = 'float16'", "'bfloat16'"]),
     ("lite", {"device": "gpu"}, ["execution.device = 'gpu'"]),
     ("lite", {"optimizer": {"name": "adma", "lr": 1}}, ["'adma'", "'adam'"]),
     ("lite", {"optimizer": {"name": "adam"}}, ["recipe.optimizer.lr", "missing"]),
@@ -176,3 +187,32 @@ def test_the_digest_changes_with_what_decides_the_outcome_and_with_nothing_else(
 def test_the_run_folder_is_named_as_the_design_says():
     experiment = load_experiment("lite", seed=4, output_root="runs")
     assert experiment.folder.as_posix() == f"runs/lite/cifar10-seed4-{experiment.digest[:8]}"
+
+
+def test_defaults_do_not_enter_the_digest_and_everything_else_does():
+    """So that a setting that is new in a later version leaves older experiments what they were."""
+    plain = load_experiment("lite")
+    assert load_experiment("lite", nesterov=False, min_lr=0).digest == plain.digest
+    assert load_experiment("lite", augment=[]).digest == plain.digest
+    assert load_experiment("lite", precision="float32", output_root="x").digest == plain.digest
+    changed = [{"nesterov": True}, {"augment": "crop"}, {"seed": 1}, {"ema": {"decay": 0.9}}]
+    digests = {load_experiment("lite", **change).digest for change in changed}
+    assert len(digests | {plain.digest}) == 5
+
+
+DIGESTS = {
+    "adamw": "ead046c6",
+    "dropout": "19bd3631",
+    "improved_adam": "e8410c50",
+    "improved_sgd": "9f911e9e",
+    "lite": "9fbf37a8",
+    "resnet18": "aef71964",
+    "se": "c3bd3452",
+    "wide66": "bd86dbb2",
+}
+
+
+@pytest.mark.parametrize("variant", DIGESTS)
+def test_the_digest_of_a_published_variant_stays(variant):
+    """Recorded runs are found by it: change a default only together with their records."""
+    assert load_experiment(variant).digest[:8] == DIGESTS[variant]

@@ -5,13 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import papermill
+import psutil
 import pytest
 from conftest import NOTEBOOKS
 
-from resnetlib import load_experiment, load_run
+from resnetlib import load_experiment, load_run, train
 from resnetlib.config import ConfigError
 from resnetlib.notebook import experiment_from_cells
 
@@ -250,3 +252,30 @@ def test_cifar10_is_trained_on_where_it_is_named(cifar10_folder, tmp_path):
     assert metrics["test_images"] == 10_000
     assert metrics["test_accuracy"] > 0.2  # twice chance after one epoch of a very small network
     assert (tmp_path / "out.ipynb").stat().st_size < 3_000_000
+
+
+def test_a_run_whose_kernel_died_goes_on_to_the_same_bits(tmp_path):
+    """Papermill itself says that every cell completed; the run folder knows better."""
+    settings = {"dataset": "digits", "epochs": 30, "device": "cpu"}
+    network = {"depths": [1], "widths": [4], "batch_size": 128}
+    words = [str(RUN_EXPERIMENT), "out.ipynb", "-p", "output_root", str(tmp_path / "runs")]
+    words += [word for name, value in settings.items() for word in ("-p", name, str(value))]
+    words += ["-y", json.dumps({"overrides": network})]
+    process = subprocess.Popen([*PAPERMILL, *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    kernel = None
+    while not list(tmp_path.glob("runs/lite/*/checkpoints/*.pt")):
+        assert process.poll() is None
+        kernel = next(iter(psutil.Process(process.pid).children()), kernel)
+        time.sleep(0.02)
+    kernel.kill()
+    assert process.wait() != 0
+    (folder,) = (tmp_path / "runs" / "lite").iterdir()
+    assert load_run(folder).status == "running"
+    resumed = subprocess.run([*PAPERMILL, *words], cwd=tmp_path, capture_output=True, check=True)
+    assert resumed.returncode == 0
+    assert "going on after epoch" in (tmp_path / "out.ipynb").read_text()
+    whole = train(load_experiment("lite", **settings, **network), output=tmp_path / "whole")
+    for name in ("model.safetensors", "predictions.npz"):
+        assert load_run(folder).record["artifacts"][name] == whole.record["artifacts"][name]
+    same = [run.history.drop(columns="seconds") for run in (load_run(folder), whole)]
+    assert same[0].equals(same[1])

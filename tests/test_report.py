@@ -32,7 +32,13 @@ def recorded(accuracy, seed, **changes):
             "variant": "lite",
             "seed": seed,
             "experiment": experiment.digest,
-            "fingerprint": {"device": "cpu", "processor": "P", "threads": 2, "torch": "2.15"},
+            "fingerprint": {
+                "device": "cpu",
+                "processor": "P",
+                "threads": 2,
+                "torch": "2.15",
+                "precision": "float32",
+            },
         },
         {"test_accuracy": accuracy, "train_seconds": 600},
     )
@@ -46,7 +52,7 @@ def test_mean_and_spread_are_over_seeds_of_the_variants_own_recipe():
     assert row["reproduced"] == pytest.approx(80)
     assert row["spread"] == pytest.approx(2**0.5)
     assert row["minutes"] == 10
-    assert "| 79.87 | 80.00 ± 1.41 | 2 | 10, 2 cores of P, torch 2.15 |" in markdown_table(
+    assert "| 79.87 | 80.00 ± 1.41 | 2 | 10, 2 cores of P, float32, torch 2.15 |" in markdown_table(
         results(runs)
     )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -423,6 +424,28 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
     (killed,), (whole,) = ((tmp_path / r / "lite").iterdir() for r in ("killed", "whole"))
     assert weights_of(load_run(killed)) == weights_of(load_run(whole))
     assert history_of(load_run(killed)).equals(history_of(load_run(whole)))
+
+
+def test_the_surroundings_of_a_process_do_not_change_the_bits(tmp_path):
+    """Hash seed, time zone, locale, working directory."""
+    runs_of = []
+    for number, surroundings in enumerate(
+        (
+            {"PYTHONHASHSEED": "1", "TZ": "UTC", "LC_ALL": "C"},
+            {"PYTHONHASHSEED": "2", "TZ": "Asia/Kathmandu", "LC_ALL": "tr_TR.UTF-8"},
+        )
+    ):
+        place = tmp_path / str(number)
+        place.mkdir()
+        command = [sys.executable, "-c", KILLED, str(place)]
+        subprocess.run(
+            command, cwd=place, env=os.environ | surroundings, capture_output=True, check=True
+        )
+        runs_of.append(load_run(next((place / "lite").iterdir())))
+    first, second = runs_of
+    assert weights_of(first) == weights_of(second)
+    assert history_of(first).equals(history_of(second))
+    assert torch.equal(first.evaluation.logits, second.evaluation.logits)
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(stopped):

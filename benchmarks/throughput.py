@@ -1,0 +1,242 @@
+"""Images per second of resnetlib's training loop and of the ordinary one, side by side.
+
+    python benchmarks/throughput.py                 # all eight variants on this machine
+    python benchmarks/throughput.py lite --rounds 7
+    python benchmarks/throughput.py lite --precision float32
+
+The ordinary loop is the one that everyone copies: torchvision's transforms image by image, a
+`DataLoader` with two workers, float32, eager, `.item()` after each step. Both train the same
+network by the same recipe on the same images of CIFAR-10; the two alternate, each in a process of
+its own that sleeps while the other is timed. Not in the figures: starting the workers, and our
+first step with its compilation, which is printed apart.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from resnetlib import build_model, list_variants, load_dataset, load_experiment
+from resnetlib.compute import choose_compute
+from resnetlib.config import Experiment
+from resnetlib.resnet import macs
+from resnetlib.schedule import build_optimizer
+from resnetlib.train import Training, normalization
+
+WORKERS = 2  # of the ordinary loop
+SECONDS = 6  # of each measurement, about
+
+
+# The ordinary loop -------------------------------------------------------------------------------
+
+
+class Images(Dataset):
+    """CIFAR-10 as torchvision's own class gives it: PIL images, one by one."""
+
+    def __init__(self, split, transform):
+        from PIL import Image
+
+        images, labels = split
+        self.images = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
+        self.labels = labels.tolist()
+        self.transform = transform
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.transform(self.images[index]), self.labels[index]
+
+
+def torchvision_transforms(experiment: Experiment, mean, std):
+    """The recipe's augmentations as torchvision has them, then to float and normalised."""
+    from torchvision import transforms as tv
+
+    known = {
+        "crop": lambda a: tv.RandomCrop(32, padding=a.padding),
+        "flip": lambda a: tv.RandomHorizontalFlip(a.probability),
+        "color_jitter": lambda a: tv.ColorJitter(a.brightness, a.contrast, a.saturation, a.hue),
+        "rotation": lambda a: tv.RandomRotation(a.degrees),
+        "auto_augment": lambda a: tv.AutoAugment(tv.AutoAugmentPolicy.CIFAR10),
+        "rand_augment": lambda a: tv.RandAugment(a.num_ops, a.magnitude),
+        "trivial_augment": lambda a: tv.TrivialAugmentWide(),
+    }
+    steps = [known[augment.name](augment) for augment in experiment.recipe.augment]
+    return tv.Compose([*steps, tv.ToTensor(), tv.Normalize(mean, std)])
+
+
+class OrdinaryLoop:
+    def __init__(self, experiment: Experiment, dataset):
+        self.recipe = experiment.recipe
+        self.device = choose_compute(experiment).device
+        transform = torchvision_transforms(experiment, *normalization(self.recipe, dataset))
+        self.images = Images(dataset.train, transform)
+        self.model = build_model(experiment.architecture).to(self.device)
+        self.parameters = list(self.model.parameters())
+        recipe = self.recipe
+        self.optimizer = build_optimizer(self.parameters, recipe)
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+
+    def run(self, steps: int) -> float:
+        """Seconds that so many steps take, once the workers have their first batch ready."""
+        self.model.train()
+        total = 0.0
+        batch_size = self.recipe.batch_size
+        some = Subset(self.images, torch.randperm(len(self.images))[: steps * batch_size].tolist())
+        loader = DataLoader(
+            some,
+            batch_size,
+            shuffle=True,
+            num_workers=WORKERS,
+            pin_memory=self.device.type == "cuda",
+        )
+        batches = iter(loader)
+        ahead = next(batches)
+        began = time.perf_counter()
+        for images, labels in itertools.chain([ahead], batches):
+            images, labels = images.to(self.device), labels.to(self.device)
+            self.optimizer.zero_grad()
+            loss = self.criterion(self.model(images), labels)
+            loss.backward()
+            if self.recipe.clip:
+                nn.utils.clip_grad_value_(self.parameters, self.recipe.clip.limit)
+            self.optimizer.step()
+            total += loss.item()
+        return time.perf_counter() - began
+
+
+class OurLoop:
+    """`Training.epoch` over the first steps of an epoch, without the evaluation that ends it."""
+
+    def __init__(self, experiment: Experiment, dataset):
+        self.training = Training(experiment, dataset)
+        self.training.model.train()
+        self.done = 0
+
+    def run(self, steps: int) -> float:
+        """Seconds that so many steps take."""
+        began = time.perf_counter()
+        training = self.training
+        training.model.train()
+        images, labels = training.train_split
+        order = torch.randperm(len(labels)).to(training.compute.device)
+        batches = order.split(training.recipe.batch_size)
+        for step in range(steps):
+            batch = batches[step % (len(batches) - 1)]
+            training.sums += training.step(images[batch], labels[batch], 1, self.done)
+            self.done += 1
+        training.sums.tolist()  # waits for the device
+        return time.perf_counter() - began
+
+
+# Measuring ---------------------------------------------------------------------------------------
+
+LOOPS = {"ordinary": OrdinaryLoop, "ours": OurLoop}
+
+
+def worker(loop: str, variant: str, overrides: dict) -> None:
+    """Answers each number of steps on standard input with the seconds that they took."""
+    experiment = load_experiment(variant, **overrides)
+    dataset = load_dataset("cifar10")
+    runner = LOOPS[loop](experiment, dataset)
+    built = time.perf_counter()
+    runner.run(1)
+    print(time.perf_counter() - built, flush=True)
+    for line in sys.stdin:
+        print(runner.run(int(line)), flush=True)
+
+
+def start(loop: str, variant: str, overrides: dict) -> subprocess.Popen:
+    words = [sys.executable, __file__, variant, "--worker", loop, "--overrides"]
+    return subprocess.Popen(
+        [*words, json.dumps(overrides)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def seconds(process: subprocess.Popen, steps: int) -> float:
+    print(steps, file=process.stdin, flush=True)
+    return float(process.stdout.readline())
+
+
+def measure(variant: str, overrides: dict, rounds: int) -> dict:
+    """Medians over the rounds; in each, one loop after the other, in alternating order."""
+    batch_size = load_experiment(variant, **overrides).recipe.batch_size
+    processes, first, steps = {}, {}, {}
+    for loop in LOOPS:
+        processes[loop] = start(loop, variant, overrides)
+        first[loop] = float(processes[loop].stdout.readline())
+        once = seconds(processes[loop], 3) / 3
+        steps[loop] = max(3, round(SECONDS / once))
+    rates = {loop: [] for loop in LOOPS}
+    for number in range(rounds):
+        for loop in list(LOOPS)[:: 1 if number % 2 else -1]:
+            taken = seconds(processes[loop], steps[loop])
+            rates[loop].append(steps[loop] * batch_size / taken)
+    for process in processes.values():
+        process.stdin.close()
+        process.wait()
+    ratios = [a / b for a, b in zip(rates["ours"], rates["ordinary"], strict=True)]
+    return {"rates": rates, "ratios": ratios, "first": first["ours"]}
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a product of two 2048×2048 matrices, best of ten."""
+    size = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = math.inf
+    for _ in range(10):
+        began = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("variants", nargs="*", default=list_variants(), help="default: all")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--compile", default="auto", choices=["auto", "true", "false"])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--worker", choices=LOOPS, help=argparse.SUPPRESS)
+    parser.add_argument("--overrides", default="{}", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        return worker(given.worker, given.variants[0], json.loads(given.overrides))
+    overrides = {name: getattr(given, name) for name in ("precision", "compile", "device")}
+    used = choose_compute(load_experiment(given.variants[0], **overrides))
+    rate = product_rate(used.device, used.precision)
+    print(", ".join(f"{name} {value}" for name, value in used.describe().items()))
+    print(f"torch {torch.__version__}; product of large matrices: {rate / 1e9:,.0f} GFLOP/s")
+    print(
+        f"{'variant':<14}{'batch':>6}{'ordinary/s':>12}{'ours/s':>10}{'ratio':>8}{'min–max':>12}"
+        f"{'of product':>12}{'first step':>12}{'projected':>11}"
+    )
+    for variant in given.variants:
+        experiment = load_experiment(variant, **overrides)
+        measured = measure(variant, overrides, given.rounds)
+        ordinary, ours = (statistics.median(measured["rates"][loop]) for loop in LOOPS)
+        ratios = measured["ratios"]
+        # Forward and backward pass are three times the forward's products, two operations each.
+        share = ours * 3 * 2 * macs(build_model(experiment.architecture)) / rate
+        images = experiment.recipe.epochs * (50_000 - experiment.recipe.holdout)
+        print(
+            f"{variant:<14}{experiment.recipe.batch_size:>6}{ordinary:>12,.0f}{ours:>10,.0f}"
+            f"{statistics.median(ratios):>7.2f}×{min(ratios):>6.2f}–{max(ratios):<5.2f}"
+            f"{share:>11.0%}{measured['first']:>10.1f} s"
+            f"{images / ours / 60:>7.0f} min",
+            flush=True,
+        )
+    return None
+
+
+if __name__ == "__main__":
+    main()

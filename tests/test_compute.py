@@ -1,0 +1,147 @@
+"""What a run computes with: chosen for the machine, settable by hand, recorded, and exact."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from resnetlib import compute, list_variants, load_dataset, load_experiment, load_run, train
+from resnetlib.compute import choose_compute, has_native_bfloat16
+from resnetlib.config import ConfigError
+from resnetlib.data import TRAINING_IMAGES
+from resnetlib.runs import RunError
+
+loop = sys.modules["resnetlib.train"]
+CPU = torch.device("cpu")
+
+
+def test_precision_is_bfloat16_where_the_processor_has_it_and_settable(tiny):
+    best = torch.bfloat16 if has_native_bfloat16(CPU) else torch.float32
+    assert choose_compute(tiny()).precision == best
+    for name in ("float32", "bfloat16"):
+        assert choose_compute(tiny(precision=name)).precision == getattr(torch, name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"),
+    [("fpu avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_bf16", True), ("", False)],
+)
+def test_native_bfloat16_is_read_from_the_processors_flags(monkeypatch, flags, native):
+    monkeypatch.setattr(compute, "_cpuinfo", {"flags": flags}.get)
+    assert has_native_bfloat16(CPU) == native
+
+
+def test_channels_last_from_sixteen_channels_on(tiny):
+    layouts = {width: choose_compute(tiny(widths=[width])).memory_format for width in (15, 16)}
+    assert layouts == {15: torch.contiguous_format, 16: torch.channels_last}
+    forced = tiny(widths=[8], memory_format="channels_last")
+    assert choose_compute(forced).memory_format == torch.channels_last
+
+
+def test_long_runs_compile_and_short_ones_do_not(monkeypatch):
+    monkeypatch.setattr(compute.shutil, "which", lambda name: name)
+    chosen = {epochs: load_experiment("lite", epochs=epochs, device="cpu") for epochs in (2, 40)}
+    assert [choose_compute(chosen[epochs]).compiled for epochs in (2, 40)] == [False, True]
+    assert not choose_compute(load_experiment("lite", dataset="digits", device="cpu")).compiled
+
+
+def test_without_a_compiler_auto_stays_eager_and_true_is_refused(monkeypatch):
+    monkeypatch.setattr(compute.shutil, "which", lambda name: None)
+    assert not choose_compute(load_experiment("lite", device="cpu")).compiled
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler"):
+        choose_compute(load_experiment("lite", device="cpu", compile=True))
+
+
+@pytest.mark.parametrize("name", TRAINING_IMAGES)
+def test_the_sizes_that_the_choice_rests_on_are_the_data_sets(name, request):
+    dataset = request.getfixturevalue("cifar10") if name == "cifar10" else load_dataset(name)
+    assert len(dataset.train[1]) == TRAINING_IMAGES[name]
+
+
+def test_the_choice_stands_in_the_record_and_a_change_of_it_is_noticed(tiny, monkeypatch):
+    experiment = tiny(epochs=2, precision="float32", memory_format="contiguous", compile=False)
+    save = loop.runs.save_checkpoint
+
+    def save_then_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.runs, "save_checkpoint", save_then_stop)
+        train(experiment)
+    fingerprint = load_run(experiment.folder).record["fingerprint"]
+    chosen = [fingerprint[name] for name in ("precision", "memory_format", "compile")]
+    assert chosen == ["float32", "contiguous_format", False]
+    with pytest.raises(RunError, match="precision was 'float32' and is now 'bfloat16'"):
+        train(tiny(epochs=2, precision="bfloat16", memory_format="contiguous", compile=False))
+
+
+COMPILED = """
+import sys
+from resnetlib import load_experiment, train
+from resnetlib import runs
+loop = sys.modules["resnetlib.train"]
+loop.CHECKPOINT_SECONDS, loop.CHECKPOINT_SHARE = 0, float("inf")
+root, stop = sys.argv[1:]
+if stop != "never":
+    save = runs.save_checkpoint
+    def save_then_stop(folder, epochs, steps, state):
+        save(folder, epochs, steps, state)
+        if f"{epochs}-{steps}" == stop:
+            sys.exit(7)
+    runs.save_checkpoint = save_then_stop
+run = train(load_experiment("lite", dataset="digits", depths=[1], widths=[16], batch_size=256,
+            epochs=2, device="cpu", compile=True, output_root=root, block="dropout", dropout=0.2))
+print(run.record["artifacts"]["model.safetensors"], run.record["fingerprint"]["compile"])
+"""
+
+
+def compiled_run(root, stop="never"):
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(root), stop],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout.splitlines()[-1], done.stderr
+
+
+def test_a_compiled_run_goes_on_to_the_same_bits_also_from_a_partial_batch(tmp_path):
+    """The last batch of an epoch, 67 images, is the first that the resumed process sees."""
+    code, whole, errors = compiled_run(tmp_path / "whole")
+    assert (code, errors) == (0, "")
+    assert whole.endswith("True")
+    assert compiled_run(tmp_path / "stopped", stop="0-5")[0] == 7
+    assert compiled_run(tmp_path / "stopped", stop="1-2")[0] == 7
+    assert compiled_run(tmp_path / "stopped")[:2] == (0, whole)
+
+
+ONE_STEP = """
+import sys
+from resnetlib import load_dataset, load_experiment
+from resnetlib.train import Training
+dataset = load_dataset("digits")
+for variant in sys.argv[2:]:
+    training = Training(load_experiment(variant, dataset="digits", device="cpu", batch_size=16,
+                                        precision=sys.argv[1], holdout=0), dataset)
+    training.model.train()
+    training.step(dataset.train[0][:16], dataset.train[1][:16], 1, 0)
+"""
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_no_network_falls_back_to_slow_reference_kernels(precision):
+    """A convolution that the processor has no kernel for runs ten to a hundred times as long."""
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_STEP, precision, *list_variants()],
+        env=os.environ | {"ONEDNN_VERBOSE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kernels = [line.split(",") for line in done.stdout.splitlines() if "primitive,exec" in line]
+    used = {(fields[5], fields[6]) for fields in kernels}
+    assert "convolution" in {kind for kind, _ in used}
+    assert not {(kind, name) for kind, name in used if "ref" in name}
