@@ -125,7 +125,7 @@ from resnetlib.train import Training
 dataset = load_dataset("digits")
 for variant in sys.argv[2:]:
     training = Training(load_experiment(variant, dataset="digits", device="cpu", batch_size=16,
-                                        precision=sys.argv[1], holdout=0), dataset)
+                                        precision=sys.argv[1], holdout=0, compile=False), dataset)
     training.model.train()
     training.step(dataset.train[0][:16], dataset.train[1][:16], 1, 0)
 """

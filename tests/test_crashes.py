@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PARTS = 4  # a run of the tests takes one of so many points; about a minute and a half
+PARTS = 2  # a run of the tests takes one of so many points; about a minute
 
 
 def killed_everywhere(part, parts):

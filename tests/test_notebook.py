@@ -99,7 +99,6 @@ def test_the_cell_run_last_counts():
         ("lr = 0.1\noverrides = {'lr': 0.2}", r"lr is set by name and in overrides"),
         ("overrides = 3", r"overrides = 3: give a mapping"),
         ("overrides = {1: 2}", r"overrides has the key 1"),
-        ('variant = "adamw"', r"needs color_jitter, auto_augment, rotation"),
         ('variant = "resnet18"\noverrides = {"budget": 5000000}', r"exceed the budget"),
     ],
 )
