@@ -90,7 +90,9 @@ class OrdinaryLoop:
         self.model.train()
         total = 0.0
         batch_size = self.recipe.batch_size
-        some = Subset(self.images, torch.randperm(len(self.images))[: steps * batch_size].tolist())
+        passes = math.ceil(steps * batch_size / len(self.images))
+        order = torch.cat([torch.randperm(len(self.images)) for _ in range(passes)])
+        some = Subset(self.images, order[: steps * batch_size].tolist())
         loader = DataLoader(
             some,
             batch_size,
@@ -114,7 +116,7 @@ class OrdinaryLoop:
 
 
 class OurLoop:
-    """`Training.epoch` over the first steps of an epoch, without the evaluation that ends it."""
+    """The steps of `Training.epoch` on whole batches, without the evaluation that ends it."""
 
     def __init__(self, experiment: Experiment, dataset):
         self.training = Training(experiment, dataset)
@@ -174,7 +176,9 @@ def measure(variant: str, overrides: dict, rounds: int) -> dict:
         processes[loop] = start(loop, variant, overrides)
         first[loop] = float(processes[loop].stdout.readline())
         once = seconds(processes[loop], 3) / 3
-        steps[loop] = max(3, round(SECONDS / once))
+        if once < SECONDS / 30:  # of three fast steps the workers have most batches ready
+            once = seconds(processes[loop], 30) / 30
+        steps[loop] = max(5, round(SECONDS / once))
     rates = {loop: [] for loop in LOOPS}
     for number in range(rounds):
         for loop in list(LOOPS)[:: 1 if number % 2 else -1]:

@@ -273,7 +273,7 @@ def apply_operations(images: Tensor, draws: Operations) -> Tensor:
     for chosen, values in zip(draws.chosen, draws.values, strict=True):
         order = chosen[origin].argsort(stable=True)
         origin = origin[order]
-        images = images.index_select(0, order.to(images.device, non_blocking=True))
+        images = images.index_select(0, image_ops.moved(order, images.device))
         ends = chosen.bincount(minlength=len(NAMES)).cumsum(0).tolist()
         group = {NAMES[i + 1]: slice(*ends[i : i + 2]) for i in range(len(NAMES) - 1)}
         values = values[origin]
@@ -285,7 +285,7 @@ def apply_operations(images: Tensor, draws: Operations) -> Tensor:
             part = group[name]
             if part.start < part.stop:
                 images[part] = operation(images[part], values[part])
-    return images.index_select(0, origin.argsort().to(images.device, non_blocking=True))
+    return images.index_select(0, image_ops.moved(origin.argsort(), images.device))
 
 
 Draw = Callable[[Any, Shape, torch.Generator], Any]
@@ -317,7 +317,7 @@ def _cutmix(images: Tensor, targets: Tensor, box: Rectangle) -> tuple[Tensor, Te
 
 def _mix_targets(targets: Tensor, share: Tensor) -> Tensor:
     """(N, classes): `share` (N,) of the own target, the rest of the one before in the batch."""
-    share = share.to(torch.float32)[:, None].to(targets.device, non_blocking=True)
+    share = image_ops.moved(share.to(torch.float32)[:, None], targets.device)
     return share * targets + (1 - share) * targets.roll(1, 0)
 
 

@@ -1,14 +1,17 @@
 """What the machine is good at, and how a run uses it: device, precision, layout, compilation.
 
 Every choice is a function of the machine and the experiment, never of a measurement made at the
-start of a run: two runs of one experiment on one machine compute the same. `benchmarks/` has the
-measurements behind the rules.
+start of a run: two runs of one experiment on one machine compute the same. What each rule rests on
+stands beside it.
 """
 
+import importlib.util
 import logging
 import os
 import platform
 import shutil
+import sys
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -26,10 +29,12 @@ from .resnet import build_model, macs
 COMPILE_ABOVE_MACS = 1e13
 # On a GPU small networks wait for the launching of kernels, which the captured step does at once.
 COMPILE_ABOVE_STEPS = 5_000  # not measured yet
-# In channels-last layout the convolutions of fewer channels are slower on a CPU (twice, at 8 to
-# 15 in bfloat16), and the backward pass of a strided 1×1 convolution from fewer than 8 writes
-# past its buffers (torch 2.15, AVX2).
+# In channels-last layout the convolutions of fewer channels are slower on a CPU: twice, at 8 to 15
+# in bfloat16 on two cores with AMX.
 CHANNELS_LAST_FROM = 16
+# From fewer, the backward pass of a strided 1×1 convolution writes past its buffers
+# (torch 2.15, AVX2).
+CHANNELS_LAST_SAFE_FROM = 8
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,20 @@ def choose_compute(experiment: Experiment) -> Compute:
     layout = execution.memory_format
     if layout == "auto":
         layout = _best_layout(device, experiment.architecture.widths)
+    narrowest = min(experiment.architecture.widths)
+    if layout == "channels_last" and device.type == "cpu" and narrowest < CHANNELS_LAST_SAFE_FROM:
+        raise ConfigError(
+            f"memory_format = 'channels_last': not with {narrowest} channels on a CPU, where torch "
+            f"writes past its buffers below {CHANNELS_LAST_SAFE_FROM}; 'auto' takes 'contiguous'"
+        )
     compiled = execution.compile
     if compiled == "auto":
         compiled = has_compiler(device) and _pays_to_compile(experiment, device)
     elif compiled and not has_compiler(device):
-        raise ConfigError("compile = true: this machine has no C++ compiler (g++ or clang++)")
+        raise ConfigError(
+            "compile = true: torch cannot compile here; on a CPU that takes a C++ compiler and "
+            "Python's header files (python3-dev)"
+        )
     return Compute(
         device,
         getattr(torch, precision),
@@ -115,12 +129,13 @@ def has_native_bfloat16(device: torch.device) -> bool:
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch can compile for the device; on a CPU that needs a C++ compiler."""
-    if device.type == "mps":
+    """Whether torch can compile for the device: it needs a compiler and Python's header files."""
+    if device.type == "mps" or not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return False
-    return device.type == "cuda" or any(
-        shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")
-    )
+    if device.type == "cuda":
+        return importlib.util.find_spec("triton") is not None
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    return shutil.which(os.environ.get("CXX", usual).split()[0]) is not None
 
 
 def _best_layout(device: torch.device, widths: tuple[int, ...]) -> str:

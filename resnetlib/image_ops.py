@@ -15,6 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """Values drawn on the CPU, on the device: on CUDA without waiting for the work before it.
+
+    On MPS such a copy may read memory that has been given back already (pytorch issue 139550).
+    """
+    return values.to(device, non_blocking=device.type == "cuda")
+
+
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Every level times the factor."""
     return _levels(images.to(torch.float32).mul_(_each(factor, images)))
@@ -127,7 +135,7 @@ def affine(images: Tensor, matrix: Tensor) -> Tensor:
     """
     count, _, height, width = images.shape
     half = torch.tensor([width / 2, height / 2])
-    theta = (matrix.to(torch.float32).transpose(1, 2) / half).to(images.device, non_blocking=True)
+    theta = moved(matrix.to(torch.float32).transpose(1, 2) / half, images.device)
     places = _centred_places(height, width, images.device)
     grid = places.expand(count, -1, -1).bmm(theta).view(count, height, width, 2)
     image = images.to(torch.float32)
@@ -205,12 +213,12 @@ def window(images: Tensor, top: Tensor, left: Tensor, padding: int, mode: str) -
     else:
         padded = F.pad(images, (padding,) * 4)
     wide = width + 2 * padding
-    corner = (top * wide + left).to(images.device, non_blocking=True)
+    corner = moved(top * wide + left, images.device)
     across = torch.arange(width, device=images.device)
     down = torch.arange(0, height * wide, wide, device=images.device)
     places = (down[:, None] + across).view(1, 1, height * width) + corner[:, None, None]
-    moved = padded.flatten(2).gather(2, places.expand(-1, channels, -1))
-    return moved.view(count, channels, height, width)
+    shifted = padded.flatten(2).gather(2, places.expand(-1, channels, -1))
+    return shifted.view(count, channels, height, width)
 
 
 def flip(images: Tensor, turned: Tensor) -> Tensor:
@@ -228,7 +236,7 @@ def erase(
 ) -> Tensor:
     """A rectangle in one colour; what of it lies outside the image is cut off."""
     fill = torch.tensor(color, dtype=torch.uint8)[:, None, None]
-    fill = fill.to(images.device, non_blocking=True).expand(images.shape[1:]).contiguous()
+    fill = moved(fill, images.device).expand(images.shape[1:]).contiguous()
     return _chosen(images, fill, _rectangle(images, top, left, height, width))
 
 
@@ -249,7 +257,7 @@ def blend(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
 def _each(values: Tensor, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """One value per image as (N, 1, 1, 1) on the images' device."""
     values = values.to(dtype).view(-1, 1, 1, 1)  # before the move: not every device has float64
-    return values.to(images.device, non_blocking=True)
+    return moved(values, images.device)
 
 
 def _levels(values: Tensor) -> Tensor:
@@ -297,7 +305,7 @@ def _mask(where: Tensor) -> Tensor:
 
 def _chosen(images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
     """The others where the mask has all bits, the images elsewhere."""
-    mask = mask.to(images.device, non_blocking=True)
+    mask = moved(mask, images.device)
     return (images ^ others).bitwise_and_(mask).bitwise_xor_(images)
 
 

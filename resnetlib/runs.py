@@ -36,6 +36,7 @@ from .evaluate import Evaluation
 from .resnet import build_model
 
 CHECKPOINTS_KEPT = 2
+DRAWING = ("numpy", "scipy", "scikit-learn")  # splits and shares are drawn with their help
 VERSIONS_OF = ("resnetlib", "torch", "torchvision", "numpy", "scikit-learn")
 
 ARTIFACTS = (
@@ -226,6 +227,7 @@ def fingerprint(experiment: Experiment, dataset: Dataset, compute: Compute) -> d
         "experiment": experiment.digest,
         "data": files.sha256_of(repr(sorted(dataset.checksums.items())).encode()),
         "torch": torch.__version__,
+        "libraries": ", ".join(f"{name} {version(name)}" for name in DRAWING),
         **compute.describe(),
     }
 
@@ -393,7 +395,11 @@ def check_fingerprint(
 
 
 def clear(folder: Path) -> None:
-    """Remove what a run writes, and nothing else, so that it can start over."""
-    drop_checkpoints(folder)
-    for path in [*artifacts(folder), folder / "run.json"]:
+    """Remove what a run writes, and nothing else, so that it can start over.
+
+    The record goes first: without it nothing that is left counts, should this be cut short.
+    """
+    unfinished = [path for name in ("run.json", *ARTIFACTS) for path in folder.glob(f".{name}.*")]
+    for path in [folder / "run.json", *artifacts(folder), *unfinished]:
         path.unlink(missing_ok=True)
+    drop_checkpoints(folder)

@@ -1,6 +1,6 @@
 """The models of a network and of a recipe: every key that a variant file may have, checked.
 
-An unknown key, a value out of range and a setting that could have no effect are errors.
+An unknown key, a value out of range and settings that contradict each other are errors.
 """
 
 from typing import Annotated, Any, Literal, Self, get_args

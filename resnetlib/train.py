@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from . import augment, files, runs
 from .compute import Compute, choose_compute, compile_step
 from .config import ConfigError, Experiment
-from .data import Dataset, load_dataset, split_holdout
+from .data import TRAINING_IMAGES, Dataset, load_dataset, split_holdout
 from .evaluate import Evaluation, evaluate, normalize
 from .progress import EpochProgress
-from .resnet import build_model, check_size, model_summary
+from .resnet import NUM_CLASSES, build_model, check_size, model_summary
 from .rng import derive_seed, generator
 from .runs import Run, RunError
 from .schedule import averaged, build_optimizer, learning_rate, sharpness_aware
@@ -37,9 +37,15 @@ class Diverged(RunError):
 
 
 def check_experiment(experiment: Experiment) -> None:
-    """Refuse, before anything is read, what could not be trained: size, device, precision."""
+    """Refuse, before anything is read, what could not be trained: size, device, held-out images."""
     check_size(experiment)
     choose_compute(experiment)
+    holdout, images = experiment.recipe.holdout, TRAINING_IMAGES[experiment.dataset]
+    if holdout and not NUM_CLASSES <= holdout <= images - NUM_CLASSES:
+        raise ConfigError(
+            f"recipe.holdout = {holdout}: both parts of the {images:,} training images need an "
+            f"image of each class; give 0, or {NUM_CLASSES} to {images - NUM_CLASSES:,}"
+        )
 
 
 def normalization(recipe: Recipe, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -79,6 +85,11 @@ def preview_batch(experiment: Experiment, dataset: Dataset, count: int) -> tuple
         images, labels, generator(seed, "augment", 1, 0)
     )
     return images[:count], [dataset.classes[label] for label in hard(targets)[:count]]
+
+
+def exact_float32() -> AbstractContextManager:
+    """Where convolutions of float32 are not rounded to tf32, as cuDNN does by itself."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def hard(targets: Tensor) -> Tensor:
@@ -279,7 +290,7 @@ class Training:
         """The columns of held-back images: in float32 (`precise`) or the precision of the run."""
         began = time.perf_counter()
         columns = {}
-        with nullcontext() if precise else self.compute.autocast():
+        with exact_float32() if precise else self.compute.autocast():
             for name, (images, labels) in self.evaluated.items():
                 evaluation = self.evaluate(images, labels)
                 columns[f"{name}_loss"] = evaluation.loss
@@ -307,7 +318,8 @@ class Training:
             self.evaluated_model.load_state_dict(self.best.weights)
             self.measured.clear()
         if "test" not in self.measured:
-            self.measured["test"] = self.evaluate(*self.evaluated["test"])
+            with exact_float32():
+                self.measured["test"] = self.evaluate(*self.evaluated["test"])
         return epoch, self.measured["test"]
 
 
@@ -329,6 +341,7 @@ class Saver:
     def __init__(self, training: Training, folder: Path):
         self.training = training
         self.folder = folder
+        self.saved = (training.epochs_done, training.progress.steps)
         self.saved_at = time.monotonic()
         self.cost = 0.0
 
@@ -341,12 +354,18 @@ class Saver:
         if waited >= max(CHECKPOINT_SECONDS, self.cost / CHECKPOINT_SHARE):
             self.save()
 
+    def after_training(self) -> None:
+        """Whatever has been trained is on disk before the results are computed."""
+        if self.saved != (self.training.epochs_done, self.training.progress.steps):
+            self.save()
+
     def save(self) -> None:
         began = time.monotonic()
         training = self.training
         state = training.state()
         runs.save_checkpoint(self.folder, training.epochs_done, training.progress.steps, state)
         runs.write_history(self.folder, pd.DataFrame(training.history))
+        self.saved = (training.epochs_done, training.progress.steps)
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - began
 
@@ -371,6 +390,8 @@ def fit(training: Training, epochs: int, saver: Saver | None = None) -> pd.DataF
             if saver:
                 saver.after_epoch()
             shown.epoch(training.history[-1])
+    if saver:
+        saver.after_training()
     return pd.DataFrame(training.history)
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -287,6 +288,7 @@ def test_select_keeps_the_weights_of_the_best_epoch(tiny, digits, select, column
     [
         ("resnet18", {"budget": 5_000_000}, "11,173,962"),
         ("lite", {"device": "cuda:7"}, "cuda:7"),
+        ("lite", {"holdout": 50_000}, "recipe.holdout = 50000: both parts"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_data_are_read(
@@ -535,6 +537,17 @@ def test_stages_narrower_than_a_vector_register_train(tiny):
         run = train(tiny(depths=[1, 1, 1], widths=widths))
         assert run.record["fingerprint"]["memory_format"] == "contiguous_format"
     assert train(tiny(widths=[16])).record["fingerprint"]["memory_format"] == "channels_last"
+
+
+def test_starting_over_forgets_the_record_before_anything_else(tiny, monkeypatch):
+    """Killed in between, a record that says `done` would stand without its files."""
+    run = train(tiny())
+    (run.path / ".metrics.json.left").touch()  # as a killed write leaves it
+    removed = []
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: removed.append(self.name))
+    runs.clear(run.path)
+    assert removed[0] == "run.json"
+    assert {"metrics.json", "model.safetensors", "curves.png", ".metrics.json.left"} <= set(removed)
 
 
 def test_a_record_that_is_not_json_is_told(tiny):
