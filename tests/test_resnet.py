@@ -8,6 +8,7 @@ import torch
 from conftest import GOLDEN
 
 from resnetlib import build_model, count_parameters, list_variants, load_experiment, model_summary
+from resnetlib.blocks import StochasticDepth
 from resnetlib.config import ConfigError
 from resnetlib.resnet import check_size, macs
 
@@ -144,3 +145,21 @@ def test_a_published_count_that_is_off_by_one_is_refused(tmp_path):
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"78,043.*78,042"):
         check_size(load_experiment(str(path)))
+
+
+def test_stochastic_depth_drops_whole_images_at_a_rate_that_rises_with_depth():
+    network = build_model(load_experiment("lite", depths=[2, 2], widths=[16, 32]).architecture)
+    assert not [module for module in network.modules() if isinstance(module, StochasticDepth)]
+    settings = {"depths": [2, 2], "widths": [16, 32], "stochastic_depth": 0.4}
+    network = build_model(load_experiment("lite", **settings).architecture)
+    layers = [module for module in network.modules() if isinstance(module, StochasticDepth)]
+    assert [layer.p for layer in layers] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+    torch.manual_seed(0)
+    ones = torch.ones(20_000, 2, 2, 2)
+    out = layers[-1].train()(ones)
+    assert ((out == 0) | (out == 1 / 0.6)).all()
+    dropped = (out == 0).flatten(1)
+    assert (dropped.all(1) == dropped.any(1)).all()
+    assert abs(dropped[:, 0].float().mean() - 0.4) < 0.015  # four standard deviations
+    assert torch.equal(layers[-1].eval()(ones), ones)

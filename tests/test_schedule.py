@@ -1,12 +1,20 @@
 """Learning rates against torch's schedulers and the reference; Lookahead against its definition."""
 
+import copy
 import math
 
 import pytest
 import torch
+from torch import nn
 
 from resnetlib import load_experiment
-from resnetlib.schedule import Lookahead, build_optimizer, learning_rate
+from resnetlib.schedule import (
+    Lookahead,
+    averaged,
+    build_optimizer,
+    learning_rate,
+    sharpness_aware,
+)
 
 STEPS = 7  # per epoch
 
@@ -161,3 +169,54 @@ def test_se_trains_with_lookahead_around_sgd():
     assert isinstance(optimizer, Lookahead)
     assert (optimizer.k, optimizer.alpha) == (5, 0.5)
     assert type(optimizer.optimizer) is torch.optim.SGD
+
+
+# Averages and sharpness ---------------------------------------------------------------------------
+
+
+def test_the_average_follows_weights_and_statistics_by_its_formula():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    average = averaged(model, decay=0.9)
+    expected = None
+    for update in range(40):
+        with torch.no_grad():
+            for tensor in (*model.parameters(), model[1].running_mean):
+                tensor.add_(torch.full_like(tensor, 0.1 * (update % 3)))
+            model[1].num_batches_tracked += 1
+        average.update_parameters(model)
+        current = torch.cat([model[0].weight.detach().flatten(), model[1].running_mean])
+        kept = min(0.9, (1 + update) / (10 + update))
+        expected = current if expected is None else kept * expected + (1 - kept) * current
+    module = average.module
+    found = torch.cat([module[0].weight.detach().flatten(), module[1].running_mean])
+    torch.testing.assert_close(found, expected)
+    assert module[1].num_batches_tracked == 40
+
+
+def test_sam_leaves_the_gradient_of_the_worst_point_and_everything_else_as_it_was():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    images, targets = torch.randn(8, 4), torch.randn(8, 3)
+
+    def gradients(images, targets):
+        model.zero_grad()
+        loss = ((model(images) - targets) ** 2).mean()
+        loss.backward()
+        return loss.item()
+
+    plain = copy.deepcopy(model)
+    reported = sharpness_aware(gradients, model, rho=0.1)(images, targets)
+    assert reported == pytest.approx(((plain(images) - targets) ** 2).mean().item())
+    for mine, theirs in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)  # one forward pass has moved the statistics of both
+
+    by_hand = copy.deepcopy(plain)
+    ((by_hand(images) - targets) ** 2).mean().backward()
+    length = torch.cat([p.grad.flatten() for p in by_hand.parameters()]).norm()
+    with torch.no_grad():
+        for parameter in by_hand.parameters():
+            parameter += 0.1 * parameter.grad / length
+    by_hand.zero_grad()
+    ((by_hand(images) - targets) ** 2).mean().backward()
+    for mine, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
