@@ -9,7 +9,7 @@ import difflib
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -348,8 +348,7 @@ def compose(settings: Sequence[schema.Augment], num_classes: int = 10) -> Augmen
 
 def preview(name: str, images: Tensor, seed: int = 0) -> Tensor:
     """The augmentation of this name, with its default settings, on uint8 images (N, 3, H, W)."""
-    kinds = get_args(get_args(schema.Augment)[0])
-    models = {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in kinds}
+    models = schema.tagged_models(schema.Augment)
     if name not in models:
         nearest = difflib.get_close_matches(name, models, n=1, cutoff=0)[0]
         raise ValueError(

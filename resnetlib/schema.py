@@ -334,8 +334,8 @@ class Recipe(Model):
         return self
 
 
-def tagged_models() -> dict[str, type[Model]]:
-    """The models that are chosen by their `name`, by each name that chooses them."""
-    unions = (Optimizer, Schedule, Augment)
+def tagged_models(*unions: Any) -> dict[str, type[Model]]:
+    """The models of these unions (default: all) by each `name` that chooses them."""
+    unions = unions or (Optimizer, Schedule, Augment)
     kinds = [kind for union in unions for kind in get_args(get_args(union)[0])]
     return {name: kind for kind in kinds for name in get_args(kind.model_fields["name"].annotation)}

@@ -36,16 +36,20 @@ class Diverged(RunError):
     """The loss left the finite numbers."""
 
 
-def check_experiment(experiment: Experiment) -> None:
-    """Refuse, before anything is read, what could not be trained: size, device, held-out images."""
+def check_experiment(experiment: Experiment) -> Compute:
+    """What the experiment would compute with here.
+
+    Refuses, before anything is read, what could not be trained: size, device, held-out images.
+    """
     check_size(experiment)
-    choose_compute(experiment)
+    compute = choose_compute(experiment)
     holdout, images = experiment.recipe.holdout, TRAINING_IMAGES[experiment.dataset]
     if holdout and not NUM_CLASSES <= holdout <= images - NUM_CLASSES:
         raise ConfigError(
             f"recipe.holdout = {holdout}: both parts of the {images:,} training images need an "
             f"image of each class; give 0, or {NUM_CLASSES} to {images - NUM_CLASSES:,}"
         )
+    return compute
 
 
 def normalization(recipe: Recipe, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -108,11 +112,9 @@ class Best:
 
 @dataclass
 class Progress:
-    """How far the present epoch is: steps done, sums over their images, seconds they took."""
+    """How far the present epoch is: steps done, and the seconds that they took."""
 
     steps: int = 0
-    loss: float = 0.0
-    correct: float = 0.0
     seconds: float = 0.0
 
 
@@ -173,7 +175,6 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """Complete and loadable with `weights_only=True`."""
-        self.progress.loss, self.progress.correct = self.sums.tolist()
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -181,6 +182,7 @@ class Training:
             "history": self.history,
             "best": vars(self.best),
             "progress": vars(self.progress),
+            "sums": self.sums,
             "evaluation_seconds": self.evaluation_seconds,
         }
 
@@ -193,7 +195,7 @@ class Training:
         self.best = Best(**state["best"])
         self.progress = Progress(**state["progress"])
         self.evaluation_seconds = state["evaluation_seconds"]
-        self.sums.copy_(torch.tensor([self.progress.loss, self.progress.correct]))
+        self.sums.copy_(state["sums"])
 
     def _loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss, and the number correct, of uint8 images (B, 3, H, W) with their targets."""
@@ -402,7 +404,7 @@ def train(experiment: Experiment, *, output: str | Path | None = None) -> Run:
     work for what cannot be trained, `DataError` for missing data, `RunError` for a run that
     cannot go on, `Diverged` when the loss is no longer finite.
     """
-    check_experiment(experiment)
+    compute = check_experiment(experiment)
     folder = Path(output) if output is not None else experiment.folder
     with files.lock(folder / ".lock"):
         before = None if experiment.execution.fresh else _unfinished(folder, experiment)
@@ -411,7 +413,6 @@ def train(experiment: Experiment, *, output: str | Path | None = None) -> Run:
                 runs.drop_checkpoints(folder)
             return runs.load_run(folder)
         dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
-        compute = choose_compute(experiment)
         record = runs.new_record(experiment, dataset, compute)
         training = Training(experiment, dataset, compute)
         if not before:

@@ -8,6 +8,7 @@ the number of points and the failures; used by test_crashes.py.
 """
 
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -19,14 +20,9 @@ import tempfile
 import traceback
 from pathlib import Path
 
-import scipy.stats  # noqa: F401 — imported once here, not in every fork
-import sklearn.metrics  # noqa: F401
 import torch
-import torch._dynamo
 
-torch.set_num_threads(1)  # a process that has used more cannot be forked
-
-from resnetlib import load_dataset, load_experiment, results, train  # noqa: E402
+from resnetlib import load_dataset, load_experiment, results, train
 
 loop = sys.modules["resnetlib.train"]
 
@@ -174,6 +170,9 @@ def check(folder: Path, expected: str, fatal: list[int]) -> str | None:
 
 def main() -> None:
     part, parts = map(int, sys.argv[1:])
+    torch.set_num_threads(1)  # a process that has used more cannot be forked
+    for name in ("scipy.stats", "sklearn.metrics", "torch._dynamo"):
+        importlib.import_module(name)  # once here, not in every fork
     dataset = few_digits()
     loop.load_dataset = lambda *_: dataset
     loop.CHECKPOINT_SECONDS, loop.CHECKPOINT_SHARE = 0, math.inf  # save after every step

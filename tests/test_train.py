@@ -384,7 +384,9 @@ def test_adams_moments_are_resumed_too(tiny, tmp_path, monkeypatch):
     assert outcome(train(experiment)) == outcome(train(experiment, output=tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("item", ["model", "optimizer", "average", "history", "best", "progress"])
+@pytest.mark.parametrize(
+    "item", ["model", "optimizer", "average", "history", "best", "progress", "sums"]
+)
 def test_without_any_one_item_of_the_checkpoint_the_bits_differ(stopped, monkeypatch, item):
     """Proves that the tests above bite: each item is needed."""
     experiment, folder, whole = stopped
