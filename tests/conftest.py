@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 # Beside other work, threads that spin while they wait make everything ten times as slow. Read
@@ -68,3 +69,48 @@ def cifar10_folder():
 @pytest.fixture(scope="session")
 def cifar10(cifar10_folder):
     return load_dataset("cifar10", cifar10_folder)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real Chromium, the system's own: `apt-get install chromium`."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=quiet)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a local file with the network cut; afterwards nothing was fetched, nothing complained.
+
+    `open_page(path, width=1280, height=800, **settings)` gives Playwright's page; the settings
+    are those of `browser.new_context` (`java_script_enabled`, `color_scheme`, …).
+    """
+    complaints, contexts = [], []
+
+    def open_file(path, width=1280, height=800, **settings):
+        viewport = {"width": width, "height": height}
+        context = browser.new_context(viewport=viewport, offline=True, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda request: request.url.startswith(("file:", "data:", "blob:"))
+            or complaints.append(f"request: {request.url}"),
+        )
+        page.goto(Path(path).resolve().as_uri())
+        return page
+
+    yield open_file
+    for context in contexts:
+        context.close()
+    assert complaints == []

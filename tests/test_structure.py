@@ -31,7 +31,7 @@ FLOORS = {
     "compute": 3,
     "runs": 4,
     "results": 5,
-    "report": 5,
+    "index": 5,
     "train": 6,
     "notebook": 7,
 }

@@ -1,6 +1,6 @@
 """What is told of recorded runs: the results table of the README, made from their folders.
 
-`python -m resnetlib.report README.md` writes the table between the two markers of that file.
+`python -m resnetlib.index README.md` writes the table between the two markers of that file.
 """
 
 import sys

@@ -6,7 +6,7 @@ import pytest
 from conftest import PROJECT
 
 from resnetlib import list_variants
-from resnetlib.report import BEGIN, END, markdown_table, results, with_table
+from resnetlib.index import BEGIN, END, markdown_table, results, with_table
 from resnetlib.runs import reference_runs
 
 
