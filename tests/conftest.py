@@ -104,8 +104,10 @@ def open_page(browser):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(
             "request",
-            lambda request: request.url.startswith(("file:", "data:", "blob:"))
-            or complaints.append(f"request: {request.url}"),
+            lambda request: (
+                request.url.startswith(("file:", "data:", "blob:"))
+                or complaints.append(f"request: {request.url}")
+            ),
         )
         page.goto(Path(path).resolve().as_uri())
         return page
