@@ -76,6 +76,9 @@ class BasicBlock(nn.Module):
         self.tail = tail
         self.shortcut = projection(in_channels, out_channels, stride, bias)
 
+    def begin_as_shortcut(self) -> None:
+        nn.init.zeros_(self.bn2.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
@@ -109,6 +112,9 @@ class DropoutBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.tail = tail
 
+    def begin_as_shortcut(self) -> None:
+        nn.init.zeros_(self.bn2.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.shortcut(x)
         out = F.relu(self.bn1(self.conv1(x)))
@@ -140,6 +146,10 @@ class PreActBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.conv2 = conv3x3(out_channels, out_channels, bias=bias)
         self.tail = tail
+
+    def begin_as_shortcut(self) -> None:
+        # Not the last BN: a ReLU of zeros would pass no gradient back to it.
+        nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.shared_activation(x)

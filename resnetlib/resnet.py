@@ -32,14 +32,14 @@ class ResNet(nn.Module):
     """conv3x3 - BN - ReLU - stages of residual blocks - global mean - linear.
 
     Squeeze-and-excitation stands after the stem, at the end of each block, or nowhere. The first
-    block of every stage but the first has stride 2; a stage of depth 0 is the identity. Pre-
-    activation networks move the stem's BN - ReLU behind the last stage. Input (N, 3, 32, 32),
-    output logits (N, 10). After He et al. 2015, section 4.2.
+    block of every stage but the first has stride 2, unless `strides` says otherwise; a stage of
+    depth 0 is the identity. Pre-activation networks move the stem's BN - ReLU behind the last
+    stage. Input (N, 3, 32, 32), output logits (N, 10). After He et al. 2015, section 4.2.
     """
 
     def __init__(self, architecture: Architecture):
         super().__init__()
-        channels = architecture.widths[0]
+        channels = architecture.stem_width or architecture.widths[0]
         preact = architecture.block == "preact"
         self.stem = nn.Sequential(conv3x3(IMAGE_SHAPE[0], channels, bias=architecture.conv_bias))
         if not preact:
@@ -59,9 +59,13 @@ class ResNet(nn.Module):
             self.final_activation.extend([nn.BatchNorm2d(channels), nn.ReLU()])
         self.pool = nn.AdaptiveAvgPool2d(1) if "pool" in architecture.listed_layers else _mean
         self.linear = nn.Linear(channels, NUM_CLASSES)
+        if architecture.zero_init_residual:
+            for block in self.stages.modules():
+                if isinstance(block, tuple(BLOCKS.values())):
+                    block.begin_as_shortcut()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.stem(x)  # (N, widths[0], 32, 32)
+        out = self.stem(x)  # (N, stem width, 32, 32)
         out = self.stem_activation(out)
         out = self.stem_attention(out)
         out = self.stages(out)  # (N, C, H, W) of the last stage that has blocks
@@ -92,8 +96,9 @@ BLOCKS = {"basic": BasicBlock, "dropout": DropoutBlock, "preact": PreActBlock}
 
 
 def _stage(architecture: Architecture, index: int, in_channels: int) -> nn.Module:
-    """`depths[index]` blocks, the first with stride 2 but in stage 0; none is the identity."""
+    """`depths[index]` blocks, the first with the stage's stride; none is the identity."""
     depth, out_channels = architecture.depths[index], architecture.widths[index]
+    stride = architecture.strides[index] if architecture.strides else min(index + 1, 2)
     if not depth:
         return nn.Identity()
     block = BLOCKS[architecture.block]
@@ -106,7 +111,7 @@ def _stage(architecture: Architecture, index: int, in_channels: int) -> nn.Modul
             block(
                 in_channels if number == 0 else out_channels,
                 out_channels,
-                2 if number == 0 and index > 0 else 1,
+                stride if number == 0 else 1,
                 architecture.conv_bias,
                 _tail(architecture, first + number, out_channels),
             )

@@ -102,7 +102,9 @@ class Lookahead:
 
 def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe):
     """torch's optimizer for the recipe (fused kernels), inside Lookahead where asked for."""
-    settings = recipe.optimizer.model_dump(exclude={"name"})
+    settings = recipe.optimizer.model_dump(exclude={"name", "decay_on"})
+    if recipe.optimizer.decay_on == "weights":
+        parameters = _decaying_weights_only(parameters)
     if isinstance(recipe.optimizer, Sgd):
         optimizer = torch.optim.SGD(parameters, **settings, fused=True)
     else:
@@ -111,6 +113,15 @@ def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe):
     if recipe.lookahead:
         return Lookahead(optimizer, recipe.lookahead.k, recipe.lookahead.alpha)
     return optimizer
+
+
+def _decaying_weights_only(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Two groups: weights of convolutions and linear layers; biases and BatchNorm, undecayed."""
+    parameters = list(parameters)
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 Gradients = Callable[[Tensor, Tensor], Any]  # (images, targets) -> what the step reports

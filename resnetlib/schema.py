@@ -19,7 +19,9 @@ from pydantic import (
 
 
 def _split(value: Any) -> Any:
-    """`"crop,flip"`, as papermill's -p passes a list, becomes `["crop", "flip"]`."""
+    """`"crop,flip"`, as papermill passes a list, becomes `["crop", "flip"]`; a number, `[2]`."""
+    if isinstance(value, int | float):
+        return [value]
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
@@ -70,7 +72,13 @@ class Architecture(Model):
     block: Literal["basic", "dropout", "preact"]
     depths: Annotated[tuple[Annotated[NonNegativeInt, NotBool], ...], BeforeValidator(_split)]
     widths: Annotated[tuple[Count, ...], BeforeValidator(_split)]
+    # Of the first block of each stage; 1 in the first stage and 2 in the others unless given.
+    strides: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=2), NotBool], ...] | None, BeforeValidator(_split)
+    ] = None
+    stem_width: Count | None = None  # channels; those of the first stage unless given
     conv_bias: bool = False
+    zero_init_residual: bool = False  # each block begins as its shortcut (Goyal et al. 2017, 5.1)
     dropout: Fraction = 0.0
     squeeze_excitation: SqueezeExcitation = SqueezeExcitation()
     stochastic_depth: Fraction = (
@@ -87,11 +95,20 @@ class Architecture(Model):
                 f"depths has {len(self.depths)} stages and widths {len(self.widths)}; "
                 "give one of each a stage"
             )
+        if self.strides and len(self.strides) != len(self.depths):
+            raise ValueError(
+                f"strides has {len(self.strides)} stages and depths {len(self.depths)}; "
+                "give one of each a stage"
+            )
         if not any(self.depths):
             raise ValueError("depths needs at least one block")
         if self.dropout and self.block != "dropout":
             raise ValueError(f"dropout acts in block 'dropout' only, and block is {self.block!r}")
         return self
+
+
+# Which parameters decay: all, or only the weights of convolutions and of the linear layer.
+DecayOn = Literal["all", "weights"]
 
 
 class Sgd(Model):
@@ -100,6 +117,7 @@ class Sgd(Model):
     momentum: Fraction = 0.0
     nesterov: bool = False
     weight_decay: NotNegative = 0.0
+    decay_on: DecayOn = "all"
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -116,6 +134,7 @@ class Adam(Model):
     betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(_split)] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
+    decay_on: DecayOn = "all"
 
 
 class Constant(Model):

@@ -163,3 +163,29 @@ def test_stochastic_depth_drops_whole_images_at_a_rate_that_rises_with_depth():
     assert (dropped.all(1) == dropped.any(1)).all()
     assert abs(dropped[:, 0].float().mean() - 0.4) < 0.015  # four standard deviations
     assert torch.equal(layers[-1].eval()(ones), ones)
+
+
+def test_strides_and_the_width_of_the_stem_are_those_given():
+    settings = {"widths": [8, 16], "depths": [1, 1], "strides": [2, 1], "stem_width": 24}
+    network = build_model(load_experiment("lite", **settings).architecture)
+    stem = network.stem(torch.zeros(2, 3, 32, 32))
+    first = network.stages[0](stem)
+    assert [tuple(out.shape) for out in (stem, first, network.stages[1](first))] == [
+        (2, 24, 32, 32),
+        (2, 8, 16, 16),
+        (2, 16, 16, 16),
+    ]
+    with pytest.raises(ConfigError, match="strides has 1 stages and depths 2"):
+        load_experiment("lite", **settings | {"strides": [2]})
+
+
+@pytest.mark.parametrize("block", ["basic", "dropout", "preact"])
+def test_zero_initialised_residuals_begin_as_their_shortcuts_and_learn(block):
+    settings = {"depths": [2], "widths": [8], "block": block, "zero_init_residual": True}
+    network = build_model(load_experiment("lite", **settings).architecture)
+    second = network.stages[0][1]  # without a projection: its shortcut is the identity
+    x = torch.rand(4, 8, 8, 8)  # not negative, so that a last ReLU keeps it
+    assert torch.equal(second(x), x)
+    (second(x) * torch.randn(4, 8, 8, 8)).sum().backward()
+    last = second.conv2 if block == "preact" else second.bn2
+    assert last.weight.grad.abs().amax() > 0

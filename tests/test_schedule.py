@@ -220,3 +220,19 @@ def test_sam_leaves_the_gradient_of_the_worst_point_and_everything_else_as_it_wa
     ((by_hand(images) - targets) ** 2).mean().backward()
     for mine, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_decay_of_weights_only_leaves_biases_and_batch_norm_alone():
+    """With gradients of zero a step is decay and nothing else."""
+    settings = {"weight_decay": 0.1, "lr": 0.5}
+    for decay_on, decayed in (("all", True), ("weights", False)):
+        recipe = load_experiment("lite", decay_on=decay_on, **settings).recipe
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        optimizer = build_optimizer(model.parameters(), recipe)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        for old, new in zip(before, model.parameters(), strict=True):
+            shrinks = decayed or old.ndim > 1
+            torch.testing.assert_close(new, old * 0.95 if shrinks else old)
