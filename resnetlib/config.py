@@ -136,8 +136,17 @@ class Experiment(Variant):
 
 def params_folder() -> Path:
     """`params/` of the checkout, or the copy that an installed package carries."""
-    installed = PACKAGE / "params"
-    return installed if installed.is_dir() else PROJECT / "params"
+    return _carried("params")
+
+
+def notebooks_folder() -> Path:
+    """`notebooks/` of the checkout, or the copy that an installed package carries."""
+    return _carried("notebooks")
+
+
+def _carried(name: str) -> Path:
+    installed = PACKAGE / name
+    return installed if installed.is_dir() else PROJECT / name
 
 
 def default_output_root() -> Path:

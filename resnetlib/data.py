@@ -8,8 +8,9 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -153,14 +154,9 @@ def _load_digits(root: str | os.PathLike | None) -> Dataset:
 
 def _load_cifar10(root: str | os.PathLike | None) -> Dataset:
     folder = find_cifar10(root) or _obtain_cifar10(root)
-    contents = {name: (folder / name).read_bytes() for name in CIFAR10_MD5}
-    for name, expected in CIFAR10_MD5.items():
-        if files.md5_of(contents[name]) != expected:
-            raise DataError(
-                f"{folder / name} is damaged (its MD5 is not {expected}); "
-                "delete this file and run again"
-            )
-    batches = {name: files.unpickle_arrays(content) for name, content in contents.items()}
+    with ThreadPoolExecutor() as pool:  # reading and hashing use every core
+        contents = list(pool.map(partial(_read_checked, folder), CIFAR10_MD5))
+    batches = dict(zip(CIFAR10_MD5, map(files.unpickle_arrays, contents), strict=True))
     train = [batches[f"data_batch_{n}"] for n in range(1, 6)]
     return Dataset(
         name="cifar10",
@@ -170,6 +166,16 @@ def _load_cifar10(root: str | os.PathLike | None) -> Dataset:
         checksums=dict(CIFAR10_MD5),
         source=shown(folder),
     )
+
+
+def _read_checked(folder: Path, name: str) -> bytes:
+    content = (folder / name).read_bytes()
+    if files.md5_of(content) != CIFAR10_MD5[name]:
+        raise DataError(
+            f"{folder / name} is damaged (its MD5 is not {CIFAR10_MD5[name]}); "
+            "delete this file and run again"
+        )
+    return content
 
 
 def _split_of(batches: list[dict]) -> Split:

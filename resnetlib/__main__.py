@@ -1,0 +1,5 @@
+"""`python -m resnetlib` is `resnetlib`."""
+
+from .cli import main
+
+main(prog_name="resnetlib")

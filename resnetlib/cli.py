@@ -1,0 +1,170 @@
+"""The command line: `resnetlib run, list, report, submit, lab`. Thin: others do the work.
+
+Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 130 or 143 on Ctrl-C or TERM.
+"""
+
+import ast
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .config import ConfigError, Told, notebooks_folder, shown
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Program(click.Group):
+    """Tells a person's mistakes in one line each, with the exit status that they have."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            raise Mistake(str(error), 2) from None
+        except (Told, BlockingIOError) as error:
+            raise Mistake(str(error), 1) from None
+
+
+class Mistake(click.ClickException):
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@click.group(cls=Program, context_settings=SETTINGS)
+@click.version_option(package_name="resnetlib")
+def main() -> None:
+    """Reproducible image-classification experiments under a parameter budget.
+
+    \b
+    resnetlib list                          what there is
+    resnetlib run lite -p dataset digits    train it, in a minute, and write its report
+    resnetlib report                        all runs on one page: outputs/index.html
+    resnetlib lab                           explore in JupyterLab
+    """
+
+
+@main.command(short_help="Train a variant, or go on with it, and write its report.")
+@click.argument("variant")
+@click.option(
+    "-p",
+    "--parameter",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="Any parameter of the notebook or dotted key of the variant's file; may be repeated.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Do not show the epochs.")
+def run(variant: str, parameters: Sequence[tuple[str, str]], quiet: bool) -> None:
+    """Train VARIANT, or go on with it, and write its notebook and its report.
+
+    VARIANT is a name that `resnetlib list` shows, or the path of a variant file or of a run's
+    experiment.yaml. The same command goes on where it was interrupted; a finished run is shown,
+    not trained again (`-p fresh True` starts over).
+
+    \b
+    resnetlib run lite
+    resnetlib run lite -p epochs 10 -p lr 0.05 -p seed 1
+    resnetlib run lite -p dataset digits -p optimizer.momentum 0.8 -p depths 2,2,2
+    """
+    from .execute import execute
+    from .report import write_report
+
+    finished, signal = execute(
+        variant, dict(_values(parameters)), progress=None if quiet else sys.stdout
+    )
+    report = write_report(finished)
+    done = finished.status == "done"
+    told = f"{finished.status}: {finished.record.get('error', 'no result')}"
+    click.echo(finished.headline if done else told, err=not done)
+    click.echo(f"report: {shown(report)}")
+    sys.exit(128 + signal if signal and not done else int(not done))
+
+
+def _values(parameters: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
+    names = [name for name, _ in parameters]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"-p {name} is given twice; say it once")
+    return [(name, parse(text)) for name, text in parameters]
+
+
+def parse(text: str) -> Any:
+    """What a person means on the command line: a number, a truth value, a list, else the text.
+
+    `1e-3` and `nan` are numbers, `true` is True, `1,2,3` and `[1, 2, 3]` are lists.
+    """
+    words = {"true": True, "false": False, "null": None, "nan": float("nan")}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text
+    return list(value) if isinstance(value, tuple) else value
+
+
+@main.command("list", short_help="Show every variant: size, origin, accuracy.")
+def list_() -> None:
+    """Show every variant: size, origin, published and reproduced accuracy."""
+    from .config import default_output_root
+    from .index import find_runs, results, text_table
+
+    click.echo(text_table(results(find_runs(default_output_root()))))
+
+
+@main.command(short_help="Write index.html: all runs on one page.")
+@click.argument(
+    "folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+def report(folder: Path | None) -> None:
+    """Write index.html, all runs under FOLDER (default: outputs) on one page.
+
+    Runs that have an executed notebook and no report get their report too.
+    """
+    from .config import default_output_root
+    from .index import find_runs, write_index
+    from .report import write_report
+
+    folder = folder or default_output_root()
+    for found in find_runs(folder):
+        if (found.path / "notebook.ipynb").is_file() and not (found.path / "report.html").is_file():
+            write_report(found)
+    click.echo(shown(write_index(folder)))
+
+
+@main.command(short_help="Write a competition's CSV from a run's weights.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The CSV file to write.")
+@click.option(
+    "--tta",
+    type=click.Choice(["none", "flip", "flip_and_shift"]),
+    default="none",
+    show_default=True,
+    help="Test-time augmentation: average over mirrored (and shifted) views.",
+)
+def submit(run: Path, file: Path, output: Path | None, tta: str) -> None:
+    """Predict the competition's FILE with the weights of RUN, and write and check the CSV.
+
+    RUN is a run folder, or the name of a variant with kept weights.
+    """
+    from .submission import submit
+
+    click.echo(shown(submit(run, file, output, tta=tta)))
+
+
+@main.command(
+    short_help="Open JupyterLab on the notebooks.",
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def lab(options: tuple[str, ...]) -> None:
+    """Open JupyterLab on the notebooks; OPTIONS are handed to it."""
+    folder = str(notebooks_folder())
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options, folder])

@@ -1,0 +1,73 @@
+"""A real JupyterLab in a real browser: the notebook is opened, changed and run to its end."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import NOTEBOOKS
+
+from resnetlib import load_run
+
+WAIT = 120_000  # milliseconds; a kernel that imports torch beside a busy machine
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """JupyterLab on copies of the notebooks, started by our own command; its address."""
+    shutil.copytree(NOTEBOOKS, tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    command = [str(Path(sys.executable).with_name("resnetlib")), "lab", "--no-browser"]
+    command += [
+        "--allow-root",
+        "--port=0",
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=t",
+    ]
+    command += [f"--ServerApp.root_dir={tmp_path / 'notebooks'}"]
+    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path / "config")}
+    environment["JUPYTER_DATA_DIR"] = str(tmp_path / "data")
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        server = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
+        try:
+            yield _address(log, server)
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def _address(log, server):
+    for _ in range(300):
+        found = re.search(r"(http://(?:localhost|127\.0\.0\.1):\d+/lab)", log.read_text())
+        if found:
+            return found[1]
+        assert server.poll() is None, log.read_text()
+        time.sleep(0.2)
+    raise AssertionError(f"JupyterLab did not start:\n{log.read_text()}")
+
+
+def test_the_notebook_is_run_to_its_end_in_jupyterlab(browser, lab, tmp_path):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(f"{lab}/tree/run_experiment.ipynb?token=t", timeout=WAIT)
+    parameters = page.locator(".jp-CodeCell .cm-content").first
+    parameters.click(timeout=WAIT)
+    page.keyboard.press("Control+End")
+    page.keyboard.insert_text(
+        f'\ndataset = "digits"\nepochs = 2\noutput_root = "{tmp_path / "outputs"}"'
+        '\noverrides = {"depths": [1], "widths": [8]}'
+    )
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+    last = page.locator(".jp-CodeCell").last
+    last.scroll_into_view_if_needed()
+    last.locator(".jp-OutputArea-output").get_by_text("run.json").wait_for(timeout=WAIT)
+    assert page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
+    assert page.locator('[data-mime-type="application/vnd.jupyter.error"]').count() == 0
+    (folder,) = (tmp_path / "outputs" / "lite").iterdir()
+    assert load_run(folder).status == "done"
+    page.close()

@@ -1,0 +1,279 @@
+"""The report of a run as its readers open it: in a browser, offline, with and without scripts."""
+
+import json
+import shutil
+
+import nbformat
+import papermill
+import pytest
+from conftest import NOTEBOOKS, TINY
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from resnetlib import load_run, train
+from resnetlib.report import duration, write_report
+from resnetlib.runs import RunError, reference_runs
+
+PIXEL = (  # a PNG of one pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture(scope="session")
+def executed(tmp_path_factory):
+    """The report of a small run, from the notebook as papermill executed it."""
+    root = tmp_path_factory.mktemp("report")
+    notebook = root / "executed.ipynb"
+    own = {"depths": TINY["depths"], "widths": TINY["widths"]}
+    papermill.execute_notebook(
+        str(NOTEBOOKS / "run_experiment.ipynb"),
+        str(notebook),
+        {"dataset": "digits", "epochs": 1, "output_root": str(root / "out"), "overrides": own},
+        progress_bar=False,
+    )
+    (record,) = root.glob("out/lite/*/run.json")
+    run = load_run(record.parent)
+    shutil.move(notebook, run.path / "notebook.ipynb")
+    return write_report(run)
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A recorded run of `lite` on CIFAR-10, copied so that it may be changed."""
+    run = next(run for run in reference_runs() if run.record["variant"] == "lite")
+    return load_run(shutil.copytree(run.path, tmp_path / run.path.name))
+
+
+def notebook_of(path, *cells):
+    nbformat.write(new_notebook(cells=list(cells)), path)
+    return path
+
+
+def shows(kind, content):
+    return new_code_cell("show", outputs=[new_output("display_data", {kind: content})])
+
+
+def change(run, name, **values):
+    """The run with these values put into one of its JSON files."""
+    path = run.path / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return load_run(run.path)
+
+
+# The page ----------------------------------------------------------------------------------------
+
+
+def test_report_is_whole_without_scripts_or_network(executed, open_page):
+    page = open_page(executed, java_script_enabled=False)
+    assert executed.name == "report.html"
+    assert executed.stat().st_size < 3_000_000
+    assert page.title().startswith("lite on digits, seed 0: ")
+    box = page.locator("header.run").inner_text()
+    for text in ("Lite (small) ResNet", "done", "95 % interval", "of the budget of 5,000,000"):
+        assert text in box
+    assert page.get_by_role("cell", name="3 × 32 × 32").is_visible()  # the table of the data
+    assert page.get_by_text("epoch 1/1").is_visible()
+    assert page.locator("article").get_by_text("text-align").count() == 0  # no stray style sheet
+    aligned = page.get_by_role("columnheader", name="precision").evaluate(
+        "cell => getComputedStyle(cell).textAlign"
+    )
+    assert aligned == "right"
+
+
+def test_every_figure_is_shown_and_described(executed, open_page):
+    images = open_page(executed).locator("img")
+    alts = [image.get_attribute("alt") for image in images.all()]
+    assert len(alts) == 5
+    assert all(alt.startswith("lite: ") and len(alt) > 60 for alt in alts)
+    assert len(set(alts)) == 5
+    assert images.evaluate_all("all => all.every(image => image.naturalWidth > 500)")
+
+
+def test_code_is_folded_and_one_click_opens_it_or_all_of_it(executed, open_page):
+    page = open_page(executed, java_script_enabled=False)
+    one, other = page.get_by_text("describe_size(experiment)"), page.get_by_text("run = train(")
+    code = page.locator("details.code .highlight")
+    assert not one.is_visible()
+    page.locator("details", has=one).locator("summary").click()
+    assert one.is_visible()
+    assert not other.is_visible()
+    page.get_by_label("Show all code").check()
+    assert all(cell.is_visible() for cell in code.all())
+    page.get_by_label("Show all code").uncheck()
+    assert not other.is_visible()
+
+
+def test_contents_lead_to_the_sections(executed, open_page):
+    page = open_page(executed)
+    page.get_by_role("navigation").get_by_role("link", name="Test set").click()
+    assert 0 <= page.get_by_role("heading", name="Test set").bounding_box()["y"] < 200
+
+
+def test_page_fits_a_phone(executed, open_page):
+    page = open_page(executed, width=390, height=844)
+    for shown in ("folded", "open"):
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, shown
+        page.get_by_label("Show all code").check()
+
+
+def test_dark_and_print(executed, open_page):
+    background = "getComputedStyle(document.body).backgroundColor"
+    light, dark = (open_page(executed, color_scheme=scheme) for scheme in ("light", "dark"))
+    assert light.evaluate(background) == "rgb(255, 255, 255)"
+    assert max(map(int, dark.evaluate(background)[4:-1].split(","))) < 50
+    card = dark.locator("figure").first
+    assert card.evaluate("card => getComputedStyle(card).backgroundColor") == "rgb(255, 255, 255)"
+
+    light.get_by_label("Show all code").check()
+    light.emulate_media(media="print")
+    assert not light.get_by_text("run = train(").is_visible()
+    assert not light.get_by_role("navigation").is_visible()
+    assert light.get_by_text("epoch 1/1").is_visible()
+
+
+# The summary box ---------------------------------------------------------------------------------
+
+
+def test_summary_tells_what_was_measured_beside_what_was_published(recorded, open_page):
+    metrics = recorded.metrics
+    box = open_page(write_report(recorded)).locator("header.run").inner_text()
+    low, high = (f"{100 * bound:.2f}" for bound in metrics["test_accuracy_interval_95"])
+    difference = 100 * (metrics["test_accuracy"] - 0.7987)
+    for text in (
+        f"{100 * metrics['test_accuracy']:.2f} % reproduced",
+        "79.87 % published",
+        f"95 % interval {low} to {high} % over 10,000 images, after epoch 40",
+        f"{difference:+.2f} points",
+        "78,042",
+        "1.6 % of the budget of 5,000,000",
+        duration(metrics["train_seconds"]),
+        recorded.record["fingerprint"]["processor"],
+        recorded.record["git"]["commit"][:12],
+    ):
+        assert text in box
+    assert "Kept weights" not in box
+
+
+def test_summary_tells_the_kept_epoch_where_it_was_selected(recorded, open_page):
+    run = change(
+        recorded,
+        "metrics.json",
+        select="best_test",
+        selected_epoch=39,
+        selected_test_accuracy=0.8213,
+    )
+    box = open_page(write_report(run)).locator("header.run").inner_text()
+    assert "epoch 39 (the best on the test set, and so selected on it)" in box
+    assert "82.13%" in box
+
+
+def test_diverged_run_has_a_report_without_figures(tiny, open_page):
+    experiment = tiny(lr=1e9)
+    with pytest.raises(RunError):
+        train(experiment)
+    run = load_run(experiment.folder)
+    stopped = new_output("error", ename="Diverged", traceback=["\x1b[31mDiverged: nan\x1b[0m"])
+    cell = new_code_cell("run = train(experiment)", outputs=[stopped])
+    notebook_of(run.path / "notebook.ipynb", new_markdown_cell("## Training"), cell)
+    page = open_page(write_report(run))
+    assert page.title() == "lite on digits, seed 0: diverged"
+    told = page.get_by_role("alert").inner_text()
+    assert "The run diverged" in told
+    assert "learning rate of 1e+09" in told
+    assert page.get_by_text("Test accuracy").count() == 0
+    assert page.get_by_text("Diverged: nan").is_visible()
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
+def test_unfinished_run_shows_no_figures_even_where_some_lie_about(recorded, status):
+    page = write_report(change(recorded, "run.json", status=status, error="<b>KeyError</b>"))
+    text = page.read_text()
+    assert f"seed 0: {status}</title>" in text
+    assert "&lt;b&gt;KeyError" in text
+    assert "reproduced</span>" not in text
+
+
+def test_what_a_record_lacks_is_left_out(recorded):
+    bare = {name: recorded.record[name] for name in ("status", "variant", "dataset", "seed")}
+    (recorded.path / "run.json").write_text(json.dumps(bare))
+    (recorded.path / "metrics.json").unlink()
+    text = write_report(load_run(recorded.path)).read_text()
+    assert "has lost its metrics.json" in text
+    assert "78,042" in text
+    assert "reproduced</span>" not in text
+
+
+def test_report_needs_a_notebook(recorded):
+    broken = recorded.path / "broken.ipynb"
+    broken.write_text("no JSON")
+    for path in (recorded.path / "missing.ipynb", broken, recorded.path / "metrics.json"):
+        with pytest.raises(RunError, match=path.name):
+            write_report(recorded, path)
+    assert not (recorded.path / "report.html").exists()
+
+
+def test_bare_notebook_makes_a_report(recorded, open_page):
+    """Without metadata, ids or kernel; with an attached image, as JupyterLab pastes it."""
+    pasted = {"one.png": {"image/png": PIXEL}}
+    markdown = {"cell_type": "markdown", "source": "![A dot](attachment:one.png)", "metadata": {}}
+    code = {"cell_type": "code", "source": "", "metadata": {}, "outputs": []}
+    cells = [markdown | {"attachments": pasted}, code | {"execution_count": None}]
+    path = recorded.path / "bare.ipynb"
+    path.write_text(
+        json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4})
+    )
+    image = open_page(write_report(recorded, path)).get_by_alt_text("A dot")
+    assert image.evaluate("image => image.naturalWidth") == 1
+
+
+# Hostile content ---------------------------------------------------------------------------------
+
+HOSTILE = """
+<script>window.hit = 1</script><ScRiPt src="https://example.com/x.js">/* */</sCrIpT >
+<img src="https://example.com/x.png" onerror="window.hit = 2" alt="remote">
+<img src="x" onerror="window.hit = 3"><svg onload="window.hit = 4"><a href="#x">in svg</a></svg>
+<a href="javascript:window.hit = 5" onclick="window.hit = 6">click</a>
+<a href="data:text/html,<script>window.hit = 7</script>">data</a>
+<iframe srcdoc="<script>parent.hit = 8</script>" src="https://example.com"></iframe>
+<style>@import url(https://example.com/x.css); .run { display: none }</style>
+<div style="position: fixed; inset: 0; background: url(https://example.com/y.png)">over</div>
+<meta http-equiv="refresh" content="0; url=https://example.com"><base href="https://example.com/">
+<form action="https://example.com"><input autofocus onfocus="window.hit = 9"></form>
+<table><tr><td onmouseover="window.hit = 10">kept cell</td></tr></table>
+"""
+
+
+def test_hostile_notebook_is_inert(recorded, open_page):
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" onload="window.hit = 11" width="9" height="9"/>'
+    cells = [
+        new_markdown_cell(HOSTILE),
+        new_markdown_cell("# <img src=x onerror=window.hit=12>\n[go](javascript:window.hit=13)"),
+        shows("text/html", HOSTILE),
+        shows("text/markdown", HOSTILE),
+        shows("image/svg+xml", svg),
+        shows("image/png", PIXEL),
+        shows("application/javascript", "window.hit = 15"),
+        shows("text/latex", HOSTILE),
+        shows("text/plain", HOSTILE),
+        new_code_cell(HOSTILE, outputs=[new_output("stream", text=HOSTILE)]),
+    ]
+    size = {"width": "9 onload=window.hit=14", "alt": '" onload="window.hit = 14'}
+    cells[5].outputs[0].metadata["image/png"] = size
+    cells[-2].metadata["tags"] = ['"><script>window.hit = 16</script>']
+    path = notebook_of(recorded.path / "hostile.ipynb", *cells)
+    hostile = change(
+        recorded, "run.json", error="<script>window.hit = 17</script>", status="failed"
+    )
+    page = open_page(write_report(hostile, path))
+    for link in page.locator("article a", has_text="click").all():
+        link.click()
+    page.wait_for_timeout(100)
+    assert page.evaluate("window.hit") is None
+    assert page.url.startswith("file:")
+    assert page.locator("header.run").is_visible()
+    assert (
+        page.locator("script, iframe, svg, form, base, article style, [style*=fixed]").count() == 0
+    )
+    assert page.get_by_role("cell", name="kept cell").count() == 3
+    # The policy of the page would stop what slips through, even that.
+    policy = page.locator("meta[http-equiv='Content-Security-Policy']").get_attribute("content")
+    assert policy.startswith("default-src 'none'")
