@@ -46,6 +46,10 @@ KEYS = {
     "optimizer.momentum": ({}, 0.5),
     "optimizer.nesterov": ({}, True),
     "optimizer.weight_decay": ({}, 0.01),
+    "optimizer.decay_on": (
+        {"optimizer": {"name": "sgd", "lr": 0.1, "weight_decay": 0.1}},
+        "weights",
+    ),
     "optimizer.betas": ({"optimizer": ADAM}, [0.8, 0.9]),
     "optimizer.eps": ({"optimizer": ADAM}, 1e-3),
     "schedule.name": ({"schedule": {"name": "cosine"}}, {"name": "constant"}),

@@ -1,0 +1,152 @@
+"""Figures of several variants: what a reader sees on their axes."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import same_color
+
+from resnetlib.comparison_plots import (
+    accuracy_against,
+    overlaid_curves,
+    pareto_front,
+    published_against_reproduced,
+)
+from resnetlib.plots import variant_color
+
+
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def table():
+    return pd.DataFrame(
+        {
+            "variant": ["lite", "se", "wide66", "resnet18", "dropout"],
+            "parameters": [78_042, 4_697_742, 4_916_284, 11_173_962, 4_700_682],
+            "macs": [12.5e6, 798.7e6, 769.0e6, 555.4e6, 798.7e6],
+            "published": [79.87, 85.39, 94.16, 88.56, None],
+            "reproduced": [82.64, None, 94.5, None, None],
+            "spread": [0.7, None, None, None, None],
+        }
+    )
+
+
+def names_on(axes, weight=None):
+    shown = [text for text in axes.texts if weight in (None, text.get_fontweight())]
+    return {text.get_text() for text in shown if "budget" not in text.get_text()}
+
+
+def filled(axes):
+    """Positions of the points that stand for reproduced figures."""
+    return _drawn(bars.lines[0] for bars in axes.containers)
+
+
+def hollow(axes):
+    return _drawn(line for line in axes.lines if line.get_markerfacecolor() == "white")
+
+
+def _drawn(lines):
+    points = {tuple(line.get_xydata()[0].tolist()) for line in lines}
+    return {point for point in points if not np.isnan(point).any()}
+
+
+def test_the_front_holds_what_nothing_as_small_beats():
+    sizes, accuracies = [1, 2, 3, 3, 4, 5], [70, 80, 75, 85, 85, np.nan]
+    assert pareto_front(sizes, accuracies).tolist() == [True, True, False, True, False, False]
+
+
+def test_equals_are_on_the_front_together_and_an_empty_table_has_none():
+    assert pareto_front([1, 1], [80, 80]).tolist() == [True, True]
+    assert pareto_front([], []).tolist() == []
+
+
+def test_accuracy_stands_against_size_published_hollow_and_reproduced_filled(table):
+    axes = accuracy_against(table, "parameters")
+    assert axes.get_xscale() == "log"
+    assert filled(axes) == {(78_042, 82.64), (4_916_284, 94.5)}
+    assert (4_697_742, 85.39) in hollow(axes)
+    assert len(hollow(axes)) == 4
+    assert names_on(axes) == {"lite", "se", "wide66", "resnet18"}  # nothing is known of dropout
+    assert names_on(axes, "bold") == {"lite", "wide66"}
+    assert "reproduced" in axes.get_title()
+    assert "5,000,000" in " ".join(text.get_text() for text in axes.texts)
+    assert axes.get_xlabel() and axes.get_ylabel()
+
+
+def test_the_fronts_are_drawn_in_steps_published_dashed(table):
+    axes = accuracy_against(table, "macs")
+    fronts = {line.get_linestyle(): line for line in axes.lines if "steps" in line.get_drawstyle()}
+    assert fronts["-"].get_xydata().tolist() == [[12.5e6, 82.64], [769.0e6, 94.5]]
+    assert fronts["--"].get_ydata().tolist() == [79.87, 88.56, 94.16]
+
+
+def test_with_one_network_reproduced_the_published_front_is_what_is_bold(table):
+    table.loc[table["variant"] == "wide66", "reproduced"] = None
+    axes = accuracy_against(table, "parameters")
+    assert names_on(axes, "bold") == {"lite", "se", "wide66"}
+    assert "published" in axes.get_title()
+
+
+def test_names_cover_neither_each_other_nor_a_point_and_stay_inside(table):
+    crowd = pd.DataFrame(
+        {
+            "variant": [f"network{i}" for i in range(6)],
+            "parameters": [4_700_000 + 40_000 * i for i in range(6)],
+            "macs": [8e8] * 6,
+            "published": np.nan,
+            "reproduced": [94.0, 94.1, 94.2, 93.9, 92, 90],
+            "spread": np.nan,
+        }
+    )
+    axes = accuracy_against(pd.concat([table, crowd]), "parameters")
+    axes.figure.canvas.draw()
+    frame = axes.get_window_extent()
+    names = [text for text in axes.texts if "budget" not in text.get_text()]
+    boxes = [plt.Text.get_window_extent(text) for text in names]
+    for i, box in enumerate(boxes):
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and box.y1 <= frame.y1
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        for point in filled(axes):
+            assert not box.contains(*axes.transData.transform(point))
+
+
+def history(*accuracies):
+    return pd.DataFrame({"epoch": range(len(accuracies)), "test_accuracy": accuracies})
+
+
+def test_curves_of_one_variant_share_a_colour_and_seeds_an_entry():
+    axes = overlaid_curves(
+        {
+            "lite, seed 0": history(0.1, 0.5, 0.8),
+            "lite, seed 1": history(0.1, 0.6, 0.7),
+            "lite, seed 1, run 2": history(0.1, 0.6, 0.7),
+            "lite epochs 4": history(0.1, 0.6, 0.9),
+            "wide66": history(0.1, 0.6, 0.9),
+        }
+    )
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "lite (3 runs)",
+        "lite epochs 4",
+        "wide66",
+    ]
+    assert [line.get_ydata()[-1] for line in axes.lines] == pytest.approx([80, 70, 70, 90, 90])
+    assert [same_color(line.get_color(), variant_color("lite")) for line in axes.lines] == [
+        *[True] * 4,
+        False,
+    ]
+    assert axes.lines[0].get_linestyle() != axes.lines[3].get_linestyle()
+    assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title()
+    assert overlaid_curves({}).get_legend() is None
+
+
+def test_published_and_reproduced_stand_on_one_line_with_their_difference(table):
+    axes = published_against_reproduced(table)
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows == ["se", "resnet18", "lite", "wide66"]  # upwards: what was reproduced on top
+    assert filled(axes) == {(82.64, 2), (94.5, 3)}
+    assert [text.get_text() for text in axes.texts] == ["–", "–", "+2.77", "+0.34", "points"]
+    published_against_reproduced(table[table["variant"] == "dropout"])  # nothing known at all

@@ -1,0 +1,128 @@
+"""Pictures of networks: what stands in them, for every variant and for odd ones."""
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+from resnetlib import design, diagram, list_variants, load_experiment
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def architecture_of(variant="lite", **overrides):
+    return load_experiment(variant, **overrides).architecture
+
+
+def texts_of(axes):
+    return [text.get_text() for text in axes.findobj(Text) if text.get_text()]
+
+
+def bars_of(axes):
+    return [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+
+
+@pytest.mark.parametrize("variant", list_variants())
+def test_a_variants_picture_has_its_numbers(variant):
+    architecture = architecture_of(variant)
+    network, *blocks = diagram.draw(architecture)
+    texts = texts_of(network)
+    assert {"image", "stem", "head", "3 × 32 × 32", "10 logits"} <= set(texts)
+    assert set(design.output_shapes(architecture).values()) - {"10"} <= set(texts)
+    for depth in architecture.depths:
+        assert f"{depth or 'no'} block{'s' * (depth != 1)}" in texts
+    attention = architecture.squeeze_excitation.placement == "stem"
+    assert ("squeeze-and-excitation, channels / 16" in texts) == attention
+    assert len(bars_of(network)) == 3 + sum(architecture.depths) + attention
+    assert len(blocks) == 2
+    in_blocks = [text for axes in blocks for text in texts_of(axes)]
+    assert ("dropout 0.4" in in_blocks) == (architecture.block == "dropout")
+    assert {"conv 3×3", "conv 3×3, stride 2", "conv 1×1, stride 2", "identity"} <= set(in_blocks)
+
+
+@pytest.mark.parametrize("variant", list_variants())
+def test_no_text_lies_outside_the_picture_or_on_another(variant):
+    axes = diagram.draw(architecture_of(variant))
+    figure = axes[0].figure
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+    boxes = [
+        text.get_window_extent(renderer) for text in figure.findobj(Text) if text.get_text().strip()
+    ]
+    for number, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0, number
+        assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
+    assert figure.bbox.width == 1000
+
+
+def test_a_bar_is_lower_at_half_the_resolution_and_darker_with_more_channels():
+    network = diagram.draw(architecture_of("lite"))[0]
+    _, _, *stages, _ = sorted(bars_of(network), key=lambda bar: bar.get_x())
+    heights = [bar.get_height() for bar in stages]
+    brightness = [sum(bar.get_facecolor()[:3]) for bar in stages]
+    assert heights == sorted(set(heights), reverse=True)
+    assert brightness == sorted(set(brightness), reverse=True)
+
+
+def test_the_blocks_of_preactivation_begin_with_bn():
+    network, changing, keeping = diagram.draw(architecture_of(block="preact", depths=[2, 1, 1]))
+    assert "BN, ReLU, mean, linear" in texts_of(network)
+    assert texts_of(changing)[:2] == ["First block of stages 2 and 3: halves the resolution", "BN"]
+    assert texts_of(keeping)[:2] == ["Every other block", "BN"]
+
+
+def test_attention_and_stochastic_depth_stand_at_the_end_of_every_block():
+    architecture = architecture_of(placement="block", reduction=4, stochastic_depth=0.1)
+    network, *blocks = diagram.draw(architecture)
+    assert len(bars_of(network)) == 3 + 2 * 3
+    assert "squeeze-and-excitation, channels / 4" in texts_of(network)
+    for axes in blocks:
+        texts = texts_of(axes)
+        assert texts.index("SE") < texts.index("drop path")
+
+
+def test_one_stage_has_one_kind_of_block():
+    network, *blocks = diagram.draw(architecture_of(depths=[2], widths=[16]))
+    assert [texts_of(axes)[0] for axes in blocks] == ["Every block"]
+    assert "shortcut by conv 1×1, stride 2" not in texts_of(network)
+
+
+def test_a_stage_without_blocks_is_passed_through():
+    texts = texts_of(
+        diagram.draw(architecture_of(depths=[0, 3, 0, 1], widths=[16, 32, 64, 128]))[0]
+    )
+    assert texts.count("no blocks") == 2
+    assert texts.count("32 × 16 × 16") == 2  # of the second stage, and through the third
+
+
+@pytest.mark.parametrize("depths", [[18, 18, 18], [2000, 1, 1]])
+def test_very_deep_networks_are_shortened_and_told_in_full(depths):
+    network = diagram.draw(architecture_of(depths=depths))[0]
+    assert len(bars_of(network)) < 30
+    assert "···" in texts_of(network)
+    assert f"{depths[0]} blocks" in texts_of(network)
+    assert network.figure.bbox.width <= 1100
+
+
+def test_the_networks_are_told_in_a_line():
+    assert diagram.describe(architecture_of()) == "3 basic blocks (1-1-1), 16-32-64 channels"
+    told = diagram.describe(architecture_of("dropout"))
+    assert told == "11 dropout blocks (4-4-3), 64-128-256 channels, biases"
+    assert "squeeze-and-excitation after the stem" in diagram.describe(architecture_of("se"))
+
+
+def test_sizes_name_every_variant_the_design_and_the_budget():
+    table = design.compare(architecture_of(widths=[24, 48, 96]), "mine")
+    both = diagram.sizes(design.published(), table.loc["mine"], table, 5_000_000)
+    named = "\n".join(text for axes in both for text in texts_of(axes)).split("\n")
+    assert {*list_variants(), "mine", "budget of 5,000,000"} <= set(named)
+    for axes in both:
+        assert axes.get_xlabel() == "parameters"
+        assert axes.get_ylabel() == "multiply-accumulates of one image"
+    (star,) = [line for line in both[0].lines if line.get_label() == "mine"]
+    assert star.get_xdata() == [table.loc["mine", "parameters"]]

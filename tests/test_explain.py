@@ -1,0 +1,265 @@
+"""What a network confuses and looks at; temperature; which run is looked at."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import TINY
+from torch import nn
+
+from resnetlib import build_model, load_experiment, load_run, train
+from resnetlib.analysis import choose_run, held_out, images_to_damage
+from resnetlib.calibrate import calibrated, fit_temperature
+from resnetlib.config import ConfigError
+from resnetlib.evaluate import Evaluation, evaluate, normalize
+from resnetlib.explain import (
+    confused_pairs,
+    embeddings,
+    grad_cam,
+    surest_mistakes,
+    taken_for,
+    tsne,
+)
+from resnetlib.runs import RunError
+
+RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+@pytest.fixture(params=["lite", "preact"])
+def model(request):
+    overrides = {"block": "preact"} if request.param == "preact" else {}
+    experiment = load_experiment("lite", depths=[1, 1], widths=[8, 16], **overrides)
+    return build_model(experiment.architecture, seed=3)
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (5, 3, 32, 32), generator=generator, dtype=torch.uint8)
+
+
+def state_of(model):
+    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    grads = [p.grad for p in model.parameters()]
+    flags = [p.requires_grad for p in model.parameters()]
+    return tensors, [m.training for m in model.modules()], hooks, grads, flags
+
+
+def assert_as_it_was(model, before):
+    tensors, *rest = before
+    assert all(torch.equal(tensors[name], value) for name, value in model.state_dict().items())
+    assert state_of(model)[1:] == tuple(rest)
+
+
+# Grad-CAM and embeddings -------------------------------------------------------------------------
+
+
+def test_grad_cam_at_the_last_feature_map_is_cam(model, images):
+    """Before a global mean and a linear layer the gradient is that layer's weights over h w."""
+    classes = torch.tensor([0, 3, 3, 9, 1])
+    maps = grad_cam(model, images, classes, **RAW)
+    model.eval()
+    with torch.no_grad():
+        x = normalize(images, **RAW)
+        features = model.final_activation(model.stages(model.stem_activation(model.stem(x))))
+        cam = torch.einsum("nc,nchw->nhw", model.linear.weight[classes], features)
+    assert maps.shape == (5, 16, 16)
+    assert (cam < 0).any() and (cam > 0).any()
+    torch.testing.assert_close(maps, cam.clamp_min(0) / 16**2)
+
+
+def test_grad_cam_of_a_network_worked_out_by_hand():
+    """Two channels, linear weights +1 and -1 for class 1: what the first sees minus the second."""
+    network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    network[3].weight.data = torch.tensor([[0.0, 0.0, 0.0], [1.0, -1.0, 0.0]])
+    image = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    image[0, 0] = torch.tensor([[255, 102], [0, 0]])
+    image[0, 1] = torch.tensor([[0, 51], [255, 0]])
+    maps = grad_cam(network, image, torch.tensor([1]), **RAW, layer="0")
+    torch.testing.assert_close(maps, torch.tensor([[[1.0, 0.2], [0.0, 0.0]]]) / 4)
+
+
+def test_grad_cam_looks_at_any_layer(model, images):
+    maps = grad_cam(model, images, torch.zeros(5, dtype=torch.int64), **RAW, layer="stages.0")
+    assert maps.shape == (5, 32, 32)
+
+
+def test_embeddings_are_what_the_linear_layer_is_given(model, images):
+    features = embeddings(model, images, **RAW, batch_size=2)
+    logits = evaluate(model, images, torch.zeros(5, dtype=torch.int64), **RAW).logits
+    torch.testing.assert_close(model.linear(features), logits)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_comes_back_as_it_was(model, images, training):
+    model.train(training)
+    model.stem[0].weight.requires_grad_(False)
+    before = state_of(model)
+    grad_cam(model, images, torch.zeros(5, dtype=torch.int64), **RAW)
+    embeddings(model, images, **RAW)
+    assert_as_it_was(model, before)
+
+
+def test_tsne_is_the_same_for_the_same_seed_and_keeps_groups_apart():
+    groups = torch.randn(3, 20, 8, generator=torch.Generator().manual_seed(0))
+    features = (groups + 20 * torch.eye(8)[:3, None]).flatten(0, 1)
+    points = tsne(features, seed=1)
+    assert points.shape == (60, 2)
+    assert (points == tsne(features, seed=1)).all()
+    middles = torch.from_numpy(points).view(3, 20, 2).mean(1)
+    spread = (torch.from_numpy(points).view(3, 20, 2) - middles[:, None]).norm(dim=-1).max()
+    assert torch.pdist(middles).min() > spread
+
+
+# Mistakes ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluation():
+    """Cats: 2 right, 2 taken for dogs; dogs: 1 right, 1 taken for a cat; a frog taken for a dog."""
+    rows = [(0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 3), (1, 1, 2), (1, 0, 5), (2, 1, 4)]
+    logits = torch.zeros(len(rows), 3)
+    for row, (_, predicted, size) in zip(logits, rows, strict=True):
+        row[predicted] = size
+    return Evaluation(logits, torch.tensor([row[0] for row in rows]), ("cat", "dog", "frog"))
+
+
+def test_confused_pairs_are_counted_the_most_frequent_first(evaluation):
+    pairs = confused_pairs(evaluation)
+    assert list(pairs.index) == [("cat", "dog"), ("dog", "cat"), ("frog", "dog")]
+    assert pairs.loc[("cat", "dog")].tolist() == [2, 50, 50, 1]
+    assert pairs.loc[("frog", "dog")].tolist() == [1, 100, 25, 0]
+    assert len(confused_pairs(evaluation, count=1)) == 1
+
+
+def test_examples_and_mistakes_come_surest_first(evaluation):
+    assert taken_for(evaluation, "cat", "dog").tolist() == [3, 2]
+    assert taken_for(evaluation, "frog", "cat").tolist() == []
+    assert surest_mistakes(evaluation, 3).tolist() == [5, 6, 3]
+    with pytest.raises(ValueError, match="no class 'horse'; one of cat, dog, frog"):
+        taken_for(evaluation, "cat", "horse")
+
+
+def test_a_perfect_network_confuses_nothing():
+    perfect = Evaluation(5 * torch.eye(3), torch.arange(3), ("cat", "dog", "frog"))
+    assert confused_pairs(perfect).empty
+    assert surest_mistakes(perfect, 8).tolist() == []
+
+
+# Temperature -------------------------------------------------------------------------------------
+
+
+def drawn(temperature, count=20_000):
+    """Logits and labels drawn from their softmax, then multiplied by the temperature."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(count, 10, generator=generator)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    return Evaluation(temperature * logits, labels)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_is_found_that_the_logits_were_multiplied_by(temperature):
+    assert fit_temperature(drawn(temperature)) == pytest.approx(temperature, rel=0.03)
+
+
+def test_a_temperature_mends_calibration_and_moves_no_prediction():
+    scaled = calibrated(drawn(2.5))
+    assert scaled.before.ece > 0.1
+    assert scaled.after.ece < 0.02
+    assert scaled.after.loss < scaled.before.loss
+    assert torch.equal(scaled.after.predictions, scaled.before.predictions)
+    assert len(scaled.temperatures) == 2
+    assert "each half of the test images for the other" in scaled.fitted_on
+    assert scaled.table.loc["accuracy (%)"].nunique() == 1
+    assert scaled.table.loc["cross-entropy (nats)", "with temperature"] == scaled.after.loss
+
+
+def test_no_image_has_a_temperature_that_it_was_fitted_on():
+    """Where one image's label is changed, its own temperature stays, and the other half's moves."""
+    measured = drawn(1.0, count=40)
+    labels = measured.labels.clone()
+    labels[7] = (labels[7] + 1) % 10
+    changed = Evaluation(measured.logits, labels)
+    before, after = calibrated(measured), calibrated(changed)
+    moved = (before.after.logits != after.after.logits).any(1)
+    assert moved.sum() == 20
+    assert not moved[7]
+
+
+def test_held_out_images_are_used_where_there_are_any():
+    scaled = calibrated(drawn(2.5), held_out=drawn(2.0, count=5_000))
+    assert scaled.temperatures == pytest.approx((2.0,), rel=0.05)
+    assert scaled.fitted_on == "5,000 training images held out of this run"
+
+
+# The run -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    root = tmp_path_factory.mktemp("trained") / "outputs"
+    return train(load_experiment("lite", **TINY, epochs=1, holdout=100, output_root=root))
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A run in `outputs` of the test's own folder."""
+    folder = tmp_path / "outputs" / trained.path.relative_to(trained.path.parents[1])
+    return load_run(shutil.copytree(trained.path, folder))
+
+
+def test_held_out_images_are_those_that_training_held_out(run, digits):
+    settings = {"mean": digits.mean, "std": digits.std}
+    measured = held_out(run, run.model(), digits, **settings)
+    assert len(measured.labels) == 100
+    assert measured.accuracy == pytest.approx(run.history["holdout_accuracy"].iloc[-1])
+
+
+def another(run, name, **changes):
+    """A copy of a run's folder beside it, with changes to its record."""
+    path = run.path.with_name(name)
+    shutil.copytree(run.path, path)
+    record = json.loads((path / "run.json").read_text()) | changes
+    (path / "run.json").write_text(json.dumps(record))
+    return path
+
+
+def test_the_newest_finished_run_with_weights_is_chosen(run, tmp_path):
+    newer = another(run, "newer", finished="2100-01-01T00:00:00+00:00")
+    another(run, "stopped", finished="2100-01-02T00:00:00+00:00", status="interrupted")
+    without = another(run, "without", finished="2100-01-03T00:00:00+00:00")
+    (without / "model.safetensors").unlink()
+    assert choose_run(output_root=tmp_path / "outputs").path == newer
+
+
+def test_the_recorded_lite_stands_in_where_there_is_none(tmp_path):
+    chosen = choose_run(output_root=tmp_path)
+    assert (chosen.record["variant"], chosen.record["seed"]) == ("lite", 0)
+
+
+def test_a_run_without_weights_is_refused_in_one_line_that_names_what_is_there(run, tmp_path):
+    without = another(run, "without")
+    (without / "model.safetensors").unlink()
+    with pytest.raises(RunError, match=r"no model.safetensors, only .*metrics.json") as told:
+        choose_run(str(without), tmp_path / "outputs")
+    assert run.path.name in str(told.value)
+    assert "\n" not in str(told.value)
+    with pytest.raises(RunError, match=r"run = 'nowhere': no run folder"):
+        choose_run("nowhere")
+
+
+@pytest.mark.parametrize("wanted", [0, 451, True, 2.5])
+def test_a_number_of_images_that_cannot_be_is_refused(wanted, model):
+    with pytest.raises(ConfigError, match=r"images = .*: give a whole number from 1 to 450"):
+        images_to_damage(wanted, model, 450)
+
+
+def test_large_networks_are_measured_on_fewer_images():
+    counts = [
+        images_to_damage(None, build_model(load_experiment(name).architecture), 10_000)
+        for name in ("lite", "improved_sgd", "resnet18")
+    ]
+    assert counts == [5_700, 1_000, 1_000]
+    assert images_to_damage(7, nn.Identity(), 450) == 7

@@ -1,0 +1,423 @@
+"""A competition's file read safely, predictions as the run's own, and a CSV that is checked."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import PROJECT
+
+from resnetlib import load_experiment, load_run, plots, submission, train
+from resnetlib.config import ConfigError
+from resnetlib.data import DataError
+from resnetlib.runs import RunError, reference_runs
+
+IDS = ("7", "3", "5")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Five epochs on the digits: well above chance."""
+    settings = {"dataset": "digits", "epochs": 5, "depths": [1], "widths": [8], "device": "cpu"}
+    root = tmp_path_factory.mktemp("outputs")
+    return train(load_experiment("lite", batch_size=64, output_root=root, **settings))
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Pickles a content to a file; its path."""
+
+    def write(content, protocol=4):
+        path = tmp_path / "test.pkl"
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
+        return path
+
+    return write
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize("keys", [(b"data", b"ids"), ("data", "ids")])
+def test_a_file_of_any_protocol_is_read_channel_by_channel(write, pixels, protocol, keys):
+    data, ids = keys
+    read = submission.read_competition(write({data: pixels, ids: [7, 3, 5]}, protocol))
+    assert read.images.dtype == torch.uint8
+    assert read.images.shape == (3, 3, 32, 32)
+    for channel in range(3):
+        assert (read.images[:, channel].numpy() == pixels[..., channel]).all()
+    assert read.ids == IDS
+
+
+def test_a_file_written_by_python_2_is_read(tmp_path, pixels):
+    """Its texts are bytes, and numpy's parts stand where they stood then."""
+    content = pickle.dumps({b"data": pixels, b"ids": [b"7", b"3", b"5"]}, protocol=2)
+    old = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    assert old != content or np.lib.NumpyVersion(np.__version__) < "2.0.0"
+    (tmp_path / "old.pkl").write_bytes(old)
+    read = submission.read_competition(tmp_path / "old.pkl")
+    assert (read.images.permute(0, 2, 3, 1).numpy() == pixels).all()
+    assert read.ids == IDS
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [7, 3, 5],
+        (7, 3, 5),
+        ["7", "3", "5"],
+        [b"7", b"3", b"5"],
+        np.array([7, 3, 5]),
+        np.array([7, 3, 5], dtype=np.uint16),
+        np.array(["7", "3", "5"]),
+        np.array([b"7", b"3", b"5"]),
+        np.array(["7", "3", "5"], dtype=object),
+    ],
+)
+def test_ids_of_every_kind_are_the_same_ids(write, pixels, ids):
+    assert submission.read_competition(write({b"data": pixels, b"ids": ids})).ids == IDS
+
+
+class Exploit:
+    def __reduce__(self):
+        return os.system, ("echo exploited > exploited",)
+
+
+@pytest.mark.parametrize("place", ["whole", "data", "ids", "extra"])
+def test_code_in_the_file_is_refused_and_not_run(write, pixels, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    content = {b"data": pixels, b"ids": [7, 3, 5]}
+    content = Exploit() if place == "whole" else content | {place.encode(): Exploit()}
+    with pytest.raises(DataError, match=r"test.pkl: refused \w+.system: only arrays"):
+        submission.read_competition(write(content))
+    assert [path.name for path in tmp_path.iterdir()] == ["test.pkl"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"data": None}, "data is of type NoneType; expected a pickle of {'data': uint8"),
+        ({"data": [[0]]}, "data is of type list"),
+        ({"data": "channels first"}, r"\(3, 3, 32, 32\).*data.transpose\(0, 2, 3, 1\) puts"),
+        ({"data": "rows"}, r"\(3, 3072\).*reshape\(-1, 3, 32, 32\).transpose\(0, 2, 3, 1\)"),
+        ({"data": "grey"}, r"shape \(3, 32, 32\), expected \(N, 32, 32, 3\)"),
+        ({"data": "large"}, r"shape \(3, 64, 64, 3\), expected"),
+        ({"data": "no images"}, r"shape \(0, 32, 32, 3\), expected"),
+        ({"data": "float"}, "data is float64, expected uint8 from 0 to 255"),
+        ({"ids": [7, 3]}, "has 3 images and 2 ids"),
+        ({"ids": [7, 3, 7]}, "the id '7' stands twice, at 0 and 2"),
+        ({"ids": [7, 3, "3"]}, "the id '3' stands twice, at 1 and 2"),
+        ({"ids": [7, 3.5, 5]}, r"ids\[1\] is 3.5, expected a whole number or text"),
+        ({"ids": [7, 3, True]}, r"ids\[2\] is True"),
+        ({"ids": [7, 3, None]}, r"ids\[2\] is None"),
+        ({"ids": ["", "3", "5"]}, r"ids\[0\] is ''"),
+        ({"ids": [7, b"\xff", 5]}, r"ids\[1\] is b'\\xff'"),
+        ({"ids": np.zeros((3, 1))}, r"ids\[0\] is \[0.0\]"),
+        ({"ids": 7}, "ids is of type int"),
+    ],
+)
+def test_what_is_wrong_with_the_content_is_told_in_one_line(write, pixels, change, told):
+    damaged = {
+        "channels first": pixels.transpose(0, 3, 1, 2),
+        "rows": pixels.reshape(3, -1),
+        "grey": pixels[..., 0],
+        "large": pixels.repeat(2, axis=1).repeat(2, axis=2),
+        "no images": pixels[:0],
+        "float": pixels / 255,
+    }
+    content = {"data": pixels, "ids": [7, 3, 5]} | change
+    if isinstance(content["data"], str):
+        content["data"] = damaged[content["data"]]
+    with pytest.raises(DataError, match=told) as caught:
+        submission.read_competition(write(content))
+    assert "\n" not in str(caught.value)
+    assert "test.pkl" in str(caught.value)
+
+
+def test_what_is_no_such_file_is_told(write, pixels, tmp_path):
+    def told(path):
+        with pytest.raises(DataError) as caught:
+            submission.read_competition(path)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "cannot be read: No such file" in told(tmp_path / "absent.pkl")
+    assert "cannot be read: Is a directory" in told(tmp_path)
+    assert "has no key 'ids'; its keys: 'data', 'labels'" in told(
+        write({b"data": pixels, b"labels": [1]})
+    )
+    assert "its content is of type list" in told(write([1, 2]))
+    whole = pickle.dumps({b"data": pixels, b"ids": [7, 3, 5]})
+    path = tmp_path / "damaged.pkl"
+    for content in (b"", b"ID,Labels\n0,1\n", whole[:-50], bytes(100), b"<!DOCTYPE html>"):
+        path.write_bytes(content)
+        assert "damaged.pkl" in told(path) and "expected a pickle of" in told(path)
+    for beginning, name in ((b"PK\x03\x04", "ZIP"), (b"\x1f\x8b\x08", "gzip")):
+        path.write_bytes(beginning + whole)
+        assert f"is a {name} archive; unpack it" in told(path)
+
+
+def test_another_number_of_images_is_told(write, pixels, digits):
+    read = submission.read_competition(write({b"data": pixels, b"ids": [7, 3, 5]}))
+    facts = read.describe(digits)
+    assert facts["images"] == "3 (the class competition has 10,000)"
+    assert facts["ids"].startswith("7, 3, 5")
+    assert facts["mean (R, G, B) of these images"].startswith(f"{pixels[..., 0].mean() / 255:.3f}")
+
+
+# Predicting --------------------------------------------------------------------------------------
+
+
+def test_the_labelled_test_set_gives_the_runs_own_logits(run, digits):
+    rehearsal = submission.rehearse(digits)
+    assert torch.equal(rehearsal.images, digits.test[0])
+    logits = submission.predict(run, rehearsal.images, digits)
+    assert torch.equal(logits, run.evaluation.logits)
+    assert run.evaluation.accuracy > 0.2  # twice chance
+    facts = submission.describe_prediction(run, rehearsal, logits, "none")
+    assert facts["accuracy"].startswith(f"{run.metrics['test_accuracy']:.2%}")
+    assert facts["logits"] == "the run's own, bit for bit"
+
+
+@pytest.mark.parametrize("normalize", ["none", "per_image_std"])
+def test_every_normalization_of_a_recipe_is_followed(tiny, digits, normalize):
+    run = train(tiny(normalize=normalize))
+    logits = submission.predict(run, digits.test[0], digits)
+    assert torch.equal(logits, run.evaluation.logits)
+
+
+def test_cifar10_through_the_competitions_format_gives_exactly_the_accuracy(cifar10):
+    (run,) = [r for r in reference_runs() if r.path.name == "cifar10-seed0-9fbf37a8"]
+    rehearsal = submission.rehearse(cifar10)
+    logits = submission.predict(run, rehearsal.images, cifar10)
+    right = int((logits.argmax(1) == rehearsal.labels).sum())
+    assert right / 10_000 == run.metrics["test_accuracy"]
+    assert torch.allclose(logits, run.evaluation.logits, rtol=0, atol=1e-4)
+
+
+def test_views_are_those_of_airbench():
+    """Half the weight on the images in place, the rest on translations by a pixel, reflected."""
+    images = torch.randint(256, (4, 3, 32, 32)).byte()
+    padded = F.pad(images.double(), (1,) * 4, mode="reflect")
+    corners = {"none": padded[:, :, 1:33, 1:33], "up": padded[:, :, 2:, 2:]}
+    corners["down"] = padded[:, :, :32, :32]
+    expected = {}
+    for name, weight in (("none", 0.25), ("up", 0.125), ("down", 0.125)):
+        expected[name], expected[f"{name} mirrored"] = (
+            (weight, corners[name]),
+            (weight, corners[name].flip(-1)),
+        )
+    views = list(submission._views(images, "flip_and_shift"))
+    assert len(views) == 6
+    for (weight, view), (wanted, image) in zip(views, expected.values(), strict=True):
+        assert weight == wanted
+        assert torch.equal(view.double(), image)
+
+
+def test_logits_are_averaged_over_an_image_and_its_mirror_image(run, digits):
+    images = digits.test[0][:40]
+    one, mirrored = (submission.predict(run, x, digits) for x in (images, images.flip(-1)))
+    both = submission.predict(run, images, digits, tta="flip")
+    assert torch.allclose(both, (one + mirrored) / 2, atol=1e-5)
+    assert not torch.allclose(both, one, atol=1e-2)
+    shifted = submission.predict(run, images, digits, tta="flip_and_shift")
+    assert not torch.allclose(shifted, both, atol=1e-2)
+
+
+def test_an_accuracy_of_several_views_is_called_so(run, digits):
+    rehearsal = submission.rehearse(digits)
+    logits = submission.predict(run, rehearsal.images, digits, tta="flip")
+    facts = submission.describe_prediction(run, rehearsal, logits, "flip")
+    assert "accuracy" not in facts
+    assert "accuracy with tta flip" in facts
+    assert facts["views of each"].startswith("2 ")
+
+
+def test_the_most_uncertain_images_come_first():
+    shares = torch.tensor([[0.90, 0.05, 0.05], [0.45, 0.10, 0.45], [0.50, 0.40, 0.10]])
+    table = submission.most_uncertain(shares.log(), ["a", "b", "c"], count=2)
+    assert table.index.tolist() == [1, 2]
+    assert set(table.iloc[0][["first", "second"]]) == {"a", "c"}
+    assert table.iloc[1][["first", "second"]].tolist() == ["a", "b"]
+    assert table.iloc[1]["first_probability"] == pytest.approx(0.5)
+    assert table.iloc[1]["second_probability"] == pytest.approx(0.4)
+
+
+# The run -----------------------------------------------------------------------------------------
+
+
+def test_a_run_is_found_by_its_folder_a_variant_or_as_the_best(run, tmp_path, monkeypatch):
+    assert submission.find_run(run.path).path == run.path
+    monkeypatch.chdir(run.path.parent)
+    assert submission.find_run(run.path.name).path.resolve() == run.path.resolve()
+    monkeypatch.chdir(tmp_path)
+    reference = "outputs/reference/lite/cifar10-seed0-9fbf37a8"
+    for name in (reference, "lite", Path("lite")):
+        assert submission.find_run(name, tmp_path).path == PROJECT / reference
+    best = submission.find_run(output_root=tmp_path)
+    kept = [r for r in reference_runs() if (r.path / "model.safetensors").is_file()]
+    assert best.metrics["test_accuracy"] == max(r.metrics["test_accuracy"] for r in kept)
+
+
+def test_runs_on_other_data_are_never_taken_by_themselves(run, tmp_path):
+    folder = shutil.copytree(run.path, tmp_path / "lite" / run.path.name)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"test_accuracy": 0.999}))
+    for name in ("lite", None):
+        assert submission.find_run(name, tmp_path).record["dataset"] == "cifar10"
+    assert submission.find_run(folder).metrics["test_accuracy"] == 0.999
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("liet", r"'liet' with weights on cifar10; did you mean 'lite'\?"),
+        ("outputs/absent", "is no run folder"),
+        (PROJECT / "outputs/reference/lite/cifar10-seed1-652727f4", "has no weights"),
+    ],
+)
+def test_a_run_that_is_not_there_is_told(name, told):
+    with pytest.raises((ConfigError, RunError), match=told):
+        submission.find_run(name)
+
+
+def test_an_unfinished_run_is_refused(run, tmp_path):
+    record = (run.path / "run.json").read_text().replace('"done"', '"interrupted"')
+    (tmp_path / "run.json").write_text(record)
+    with pytest.raises(RunError, match="not finished: its status is 'interrupted'"):
+        submission.find_run(tmp_path)
+    assert load_run(tmp_path).status == "interrupted"
+
+
+# Writing -----------------------------------------------------------------------------------------
+
+
+def test_a_submission_is_written_in_the_order_of_the_file(tmp_path):
+    path = tmp_path / "new" / "submission.csv"
+    submission.write_submission(path, IDS, torch.tensor([9, 0, 4]))
+    assert path.read_text() == "ID,Labels\n7,9\n3,0\n5,4\n"
+    written = submission.check_submission(path, IDS)
+    assert written["ID"].tolist() == list(IDS)
+    assert written["Labels"].tolist() == [9, 0, 4]
+
+
+def test_ids_with_commas_quotes_and_line_breaks_survive(tmp_path):
+    ids = ("a,b", 'say "c"', "d\ne")
+    submission.write_submission(tmp_path / "s.csv", ids, torch.tensor([1, 2, 3]))
+    assert submission.check_submission(tmp_path / "s.csv", ids)["ID"].tolist() == list(ids)
+
+
+def test_line_ends_of_windows_are_no_damage(tmp_path):
+    (tmp_path / "s.csv").write_bytes(b"ID,Labels\r\n7,9\r\n3,0\r\n5,4\r\n")
+    assert len(submission.check_submission(tmp_path / "s.csv", IDS)) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "line 1: '', expected 'ID,Labels'"),
+        ("id,label\n7,9\n3,0\n5,4\n", "line 1: 'id,label', expected 'ID,Labels'"),
+        ("\ufeffID,Labels\n7,9\n3,0\n5,4\n", "line 1"),
+        ("7,9\n3,0\n5,4\n", "line 1: '7,9'"),
+        ("ID,Labels\n7,9\n3,0\n", "has 2 rows below its header, expected 3"),
+        ("ID,Labels\n7,9\n3,0\n5,4\n6,1\n", "has 4 rows below its header, expected 3"),
+        ("ID,Labels\n7,9\n5,4\n3,0\n", "line 3: the id is '5', expected '3'"),
+        ("ID,Labels\n7,9\n7,9\n5,4\n", "line 3: the id is '7', expected '3'"),
+        ("ID,Labels\n7,9\n\n3,0\n5,4\n", "line 3: '', expected an id and a label"),
+        ("ID,Labels\n7,9\n3,0,1\n5,4\n", "line 3: '3,0,1', expected an id and a label"),
+        ("ID,Labels\n7,9\n3,0\n5,10\n", "line 4: the label is '10', expected 0 to 9"),
+        ("ID,Labels\n7,9\n3,-1\n5,4\n", "line 3: the label is '-1'"),
+        ("ID,Labels\n7,9.0\n3,0\n5,4\n", "line 2: the label is '9.0'"),
+        ("ID,Labels\n7,9\n3,cat\n5,4\n", "line 3: the label is 'cat'"),
+        ("ID,Labels\n7,9\n3,\n5,4\n", "line 3: the label is ''"),
+        ("ID,Labels\n" + "7" * 200_000 + ",9\n", "is no CSV"),
+    ],
+)
+def test_the_first_damage_of_a_submission_is_named(tmp_path, content, told):
+    path = tmp_path / "s.csv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=told) as caught:
+        submission.check_submission(path, IDS)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_text_or_not_there_is_no_submission(tmp_path):
+    (tmp_path / "s.csv").write_bytes(b"ID,Labels\n\xff\xfe,1\n")
+    with pytest.raises(DataError, match="is no CSV"):
+        submission.check_submission(tmp_path / "s.csv", IDS)
+    with pytest.raises(DataError, match="cannot be read"):
+        submission.check_submission(tmp_path / "absent.csv", IDS)
+
+
+def test_submit_replaces_a_submission_and_nothing_else(run, digits, write, tmp_path):
+    data = digits.test[0][:50].permute(0, 2, 3, 1).numpy()
+    file = write({b"data": data, b"ids": list(range(100, 150))})
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    path = submission.submit(run, file, output_root=tmp_path)
+    name = f"test-lite-{run.path.name}"
+    assert path == tmp_path / "submissions" / f"{name}.csv"
+    assert before == {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    written = submission.check_submission(path, [str(n) for n in range(100, 150)])
+    assert written["Labels"].tolist() == run.evaluation.predictions[:50].tolist()
+
+    path.write_text("ID,Labels\nof an earlier day,3\n")
+    assert submission.submit(run.path, file, output_root=tmp_path) == path
+    assert len(path.read_text().splitlines()) == 51
+    mirrored = submission.submit(run, file, output_root=tmp_path, tta="flip")
+    assert mirrored.name == f"{name}-flip.csv"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"output": "notes.txt"}, "notes.txt is there and is no submission; name another file"),
+        ({"output": "."}, "is a folder; name a file in it"),
+        ({"output": "notes.txt/s.csv"}, "cannot be written"),
+        ({"tta": "flop"}, "unknown tta 'flop'; did you mean 'flip'"),
+        ({"tta": None}, "unknown tta None"),
+    ],
+)
+def test_submit_refuses_what_would_lose_something_or_is_unknown(
+    run, write, pixels, tmp_path, settings, told
+):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("not to be lost")
+    if "output" in settings:
+        settings = {"output": tmp_path / settings["output"]}
+    with pytest.raises(ConfigError, match=told):
+        submission.submit(run, write({b"data": pixels, b"ids": [7, 3, 5]}), **settings)
+    assert notes.read_text() == "not to be lost"
+
+
+def test_the_command_to_upload_is_given_but_not_for_a_rehearsal(run, write, pixels, digits):
+    read = submission.read_competition(write({b"data": pixels, b"ids": [7, 3, 5]}))
+    told = submission.describe_submission(PROJECT / "s.csv", run, read, "flip")["upload"]
+    assert told == (
+        'kaggle competitions submit -c COMPETITION -f "s.csv" -m "lite, seed 0, tta flip"'
+    )
+    told = submission.describe_submission(
+        PROJECT / "s.csv", run, submission.rehearse(digits), "none"
+    )
+    assert "kaggle" not in told["upload"]
+
+
+def test_the_class_balance_shows_shares_counts_and_equal_shares():
+    axes = plots.class_balance(np.array([30, 0, 1170]), ["a", "b", "c"], "lite")
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([2.5, 0, 97.5])
+    assert [text.get_text() for text in axes.texts] == ["30", "0", "1,170"]
+    assert axes.lines[0].get_ydata()[0] == pytest.approx(100 / 3)
+    assert "1,200 images most go to c (97.5 %), least to b (0.0 %)" in axes.get_title()
+    assert axes.get_xlabel() and axes.get_ylabel()
+    plt.close(axes.figure)

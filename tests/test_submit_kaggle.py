@@ -1,0 +1,117 @@
+"""The notebook `submit_kaggle` as its users run it: through papermill, from anywhere."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import papermill
+import pytest
+from conftest import NOTEBOOKS
+
+from resnetlib import load_experiment, train
+from resnetlib.runs import reference_runs
+from resnetlib.submission import check_submission
+
+NOTEBOOK = NOTEBOOKS / "submit_kaggle.ipynb"
+REFERENCE = "outputs/reference/lite/cifar10-seed0-9fbf37a8"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    settings = {"dataset": "digits", "epochs": 2, "depths": [1], "widths": [4], "device": "cpu"}
+    root = tmp_path_factory.mktemp("outputs")
+    return train(load_experiment("lite", batch_size=64, output_root=root, **settings))
+
+
+def execute(cwd, **parameters):
+    """Papermill in a process of its own, since a notebook's working directory is its caller's."""
+    words = [word for item in parameters.items() for word in ("-p", *map(str, item))]
+    papermill_itself = str(Path(sys.executable).with_name("papermill"))
+    return subprocess.run(
+        [papermill_itself, "--no-progress-bar", str(NOTEBOOK), "out.ipynb", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def outputs_of(folder):
+    cells = json.loads((folder / "out.ipynb").read_text())["cells"]
+    return {cell["id"]: cell["outputs"] for cell in cells if cell["cell_type"] == "code"}
+
+
+def text_of(outputs):
+    return "".join(
+        "".join(part)
+        for output in outputs
+        for part in (output.get("text", ""), output.get("data", {}).get("text/html", ""))
+    )
+
+
+def test_papermill_can_inspect_the_parameters():
+    found = papermill.inspect_notebook(str(NOTEBOOK))
+    assert list(found) == ["run", "file", "output", "tta", "data_root", "output_root"]
+    assert all(parameter["help"] for parameter in found.values())
+    assert {parameter["inferred_type_name"] for parameter in found.values()} == {"str"}
+
+
+@pytest.fixture(scope="module")
+def rehearsal(run, tmp_path_factory):
+    """Without a file: the labelled test set through the same path."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    done = execute(folder, run=run.path, output_root=folder / "outputs")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_rehearsal_shows_the_runs_own_accuracy(rehearsal, run):
+    shown = text_of(outputs_of(rehearsal)["prediction"])
+    assert shown.count(f"{run.metrics['test_accuracy']:.2%}") == 2
+    assert "the run's own, bit for bit" in shown.replace("&#x27;", "'").replace("&#39;", "'")
+    (path,) = (rehearsal / "outputs" / "submissions").iterdir()
+    written = check_submission(path, [str(n) for n in range(450)])
+    assert written["Labels"].tolist() == run.evaluation.predictions.tolist()
+    assert "a rehearsal" in text_of(outputs_of(rehearsal)["upload"])
+
+
+def test_the_executed_notebook_shows_everything_and_no_warning(rehearsal):
+    outputs = outputs_of(rehearsal)
+    for name, shown in outputs.items():
+        assert not [o for o in shown if o.get("name") == "stderr"], name
+    figures = {
+        name
+        for name, shown in outputs.items()
+        if any("image/png" in o.get("data", {}) for o in shown)
+    }
+    assert figures == {"images", "balance", "uncertain"}
+    assert (rehearsal / "out.ipynb").stat().st_size < 3_000_000
+
+
+def test_a_file_of_cifar10_images_becomes_a_submission_of_the_recorded_lite(cifar10, tmp_path):
+    (run,) = [run for run in reference_runs() if run.path.as_posix().endswith(REFERENCE)]
+    data = np.ascontiguousarray(cifar10.test[0][:1000].permute(0, 2, 3, 1).numpy())
+    ids = [f"image-{n}" for n in range(1000)]
+    (tmp_path / "test.pkl").write_bytes(pickle.dumps({b"data": data, b"ids": ids}))
+    done = execute(tmp_path, run=REFERENCE, file="test.pkl", output="mine.csv")
+    assert done.returncode == 0, done.stderr
+    written = check_submission(tmp_path / "mine.csv", ids)
+    assert written["Labels"].tolist() == run.evaluation.predictions[:1000].tolist()
+    outputs = outputs_of(tmp_path)
+    assert not [o for shown in outputs.values() for o in shown if o.get("name") == "stderr"]
+    assert "1,000 (the class competition has 10,000)" in text_of(outputs["file"])
+    assert "not known here" in text_of(outputs["prediction"])
+    assert "kaggle competitions submit" in text_of(outputs["upload"])
+
+
+def test_a_mistake_is_told_in_one_line_before_anything_is_predicted(run, tmp_path):
+    done = execute(tmp_path, run=run.path, output_root=tmp_path / "outputs", file="absent.pkl")
+    assert done.returncode == 1
+    assert "DataError: absent.pkl cannot be read: No such file" in done.stderr
+    assert "resnetlib/" not in done.stderr  # no traceback from deep inside
+    assert not (tmp_path / "outputs").exists()
+    assert not outputs_of(tmp_path)["prediction"]
