@@ -13,6 +13,7 @@ from typing import Any
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from pandas.io.formats.style import Styler
 
 from . import design, diagram, tables
 from .config import DEFAULT_BUDGET, ConfigError, list_variants, load_experiment
@@ -38,6 +39,7 @@ class Bench(widgets.VBox):
         self.controls = _controls(variant)
         self._loading = False
         self._message, self._facts, self._picture = (widgets.HTML() for _ in range(3))
+        self._facts.layout.margin = "0 0 0 2em"
         self._details = _details(budget)
         self._shown = [widgets.HTML() for _ in self._details]
         self._folds = widgets.Accordion(self._shown, titles=tuple(self._details))
@@ -110,15 +112,17 @@ class Bench(widgets.VBox):
 
     def _show(self) -> None:
         self._message.value = (
-            f'<div role="alert" style="color: {ORANGE}; max-width: 30em; line-height: 1.4">'
+            f'<div role="alert" style="color: {ORANGE}; max-width: 24em; line-height: 1.4">'
             f"{html.escape(self.error)}<br>Shown is the last network that could be built.</div>"
             if self.error
             else ""
         )
         if self.error:
             return
-        facts = tables.facts(design.describe(self.architecture, self._budget))
-        self._facts.value = budget_bar(self.size.parameters, self._budget) + facts.to_html()
+        facts = design.describe(self.architecture, self._budget)
+        del facts["budget"]  # which stands beneath its bar
+        bar = budget_bar(self.size.parameters, self._budget)
+        self._facts.value = bar + _table(tables.facts(facts))
         axes = diagram.draw(self.architecture)
         self._picture.value = _image(axes, diagram.describe(self.architecture))
         self._show_details()
@@ -137,7 +141,7 @@ def budget_bar(parameters: int, budget: int) -> str:
     filled, color = min(100, 100 * parameters / budget), ORANGE if over else BLUE
     hatch = "repeating-linear-gradient(45deg, transparent 0 6px, rgba(255, 255, 255, .5) 6px 12px)"
     return (
-        f'<div style="width: 34em; max-width: 100%; line-height: 1.5">'
+        f'<div style="width: 48em; max-width: 100%; line-height: 1.8">'
         f'<div style="border: 1px solid #777; height: 16px; background: #eee">'
         f'<div style="width: {filled:.2f}%; height: 100%; background-color: {color};'
         f' background-image: {hatch if over else "none"}"></div></div>'
@@ -176,7 +180,7 @@ def _controls(variant: str) -> dict[str, widgets.Widget]:
 def _details(budget: int) -> dict[str, Callable[[Architecture], str]]:
     """What can be unfolded beneath the picture: a title, and what makes it."""
     return {
-        "Stage by stage": lambda a: tables.figures(design.stages(a)).to_html(),
+        "Stage by stage": lambda a: _table(tables.figures(design.stages(a))),
         "Beside the published networks": lambda a: _comparison(a, budget),
         "All designs of this family within the budget": lambda a: _designs(a, budget),
         "Summary table": _summary,
@@ -186,14 +190,14 @@ def _details(budget: int) -> dict[str, Callable[[Architecture], str]]:
 
 def _comparison(architecture: Architecture, budget: int) -> str:
     table = design.compare(architecture)
-    axes = diagram.sizes(design.published(), table.loc["this design"], budget=budget)
+    axes = diagram.sizes(design.published(), budget, table.loc["this design"])
     text = "Parameters against multiply-accumulates of the published networks and of this design"
-    return _image(axes, text) + tables.figures(table, precision=4).to_html()
+    return _image(axes, text) + _table(tables.figures(table, precision=4))
 
 
 def _designs(architecture: Architecture, budget: int) -> str:
     found = design.search(architecture, budget=budget)
-    table = tables.figures(found.head(20)).to_html() if len(found) else ""
+    table = _table(tables.figures(found.head(20))) if len(found) else ""
     return f"{len(found):,} designs within the budget; the largest are:{table}"
 
 
@@ -202,6 +206,13 @@ def _summary(architecture: Architecture) -> str:
     if parameters > MOST_BUILT:
         return f"No table: that takes a real network, and {parameters:,} parameters are too many."
     return f"<pre>{html.escape(model_summary(build_model(architecture)))}</pre>"
+
+
+def _table(content: Styler) -> str:
+    """In JupyterLab's own look, which tables in widgets are otherwise without."""
+    return (
+        f'<div class="jp-RenderedHTMLCommon" style="width: fit-content">{content.to_html()}</div>'
+    )
 
 
 def _image(axes: list[Axes], text: str) -> str:

@@ -15,7 +15,6 @@ from matplotlib.patches import Circle, FancyBboxPatch, Patch, PathPatch, Rectang
 from matplotlib.path import Path
 from matplotlib.ticker import EngFormatter
 
-from .config import DEFAULT_BUDGET
 from .plots import _style, variant_color
 from .schema import Architecture
 
@@ -114,9 +113,9 @@ def describe(architecture: Architecture) -> str:
 
 def sizes(
     published: pd.DataFrame,
+    budget: int,
     this: pd.Series | None = None,
     designs: pd.DataFrame | None = None,
-    budget: int = DEFAULT_BUDGET,
 ) -> list[Axes]:
     """Parameters against MACs: all in the first Axes, those close to the budget in the second.
 

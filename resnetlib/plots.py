@@ -198,7 +198,10 @@ def mistakes(
 def image_grid(
     images: np.ndarray, captions: Sequence[str], title: str, columns: int = 8
 ) -> list[Axes]:
-    """Images uint8 (N, 3, H, W) in rows of eight, each under its caption."""
+    """Images in rows of eight, each under its caption.
+
+    Images uint8 (N, 3, H, W).
+    """
     images = np.asarray(images)
     rows = max(1, -(-len(images) // columns))
     with _style(**{"axes.grid": False}):

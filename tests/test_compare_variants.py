@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import papermill
@@ -15,6 +16,7 @@ from conftest import NOTEBOOKS
 from nbclient import NotebookClient
 
 from resnetlib import comparing, load_experiment, train
+from resnetlib.comparison_plots import overlaid_curves
 from resnetlib.config import ConfigError
 from resnetlib.runs import RunError, reference_runs
 
@@ -24,10 +26,12 @@ SMALL = {"dataset": "digits", "depths": [1], "widths": [8], "device": "cpu", "ba
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """Three finished runs on the digits: two seeds of `lite`, one of `se`."""
+    """Three finished runs on the digits, a minute apart: two seeds of `lite`, one of `se`."""
     root = tmp_path_factory.mktemp("compared") / "outputs"
-    for variant, seed in (("lite", 0), ("lite", 1), ("se", 0)):
-        train(load_experiment(variant, seed=seed, epochs=2, output_root=root, **SMALL))
+    for minute, (variant, seed) in enumerate((("lite", 0), ("se", 0), ("lite", 1))):
+        run = train(load_experiment(variant, seed=seed, epochs=2, output_root=root, **SMALL))
+        record = run.record | {"finished": f"2026-01-01T00:0{minute}:00+00:00"}
+        (run.path / "run.json").write_text(json.dumps(record))
     return root
 
 
@@ -47,7 +51,7 @@ def names(root, *chosen, **settings):
 
 
 def test_what_is_not_given_is_found(outputs):
-    assert names(outputs) == ("se seed 0", "lite seed 1")  # the newest, then another recipe's
+    assert names(outputs) == ("lite seed 1", "se seed 0")  # the newest, then another recipe's
     assert names(outputs, "lite") == ("lite seed 0", "se seed 0")
     assert names(outputs, None, "se") == ("lite seed 1", "se seed 0")
 
@@ -137,6 +141,13 @@ def test_two_seeds_of_one_recipe_say_nothing_of_a_design():
     assert "lite seed 1 is better than lite seed 0 by 1.40 points" in pair.verdict
     assert "Both come from one recipe" in pair.verdict
     assert "(n = 3)" in pair.recipes
+
+
+def test_the_curves_of_two_seeds_are_told_apart():
+    axes = overlaid_curves(comparing.select("lite", "lite").pair.histories)
+    lines = [(line.get_color(), line.get_linestyle()) for line in axes.lines]
+    assert len(set(lines)) == len(axes.get_legend().get_texts()) == 2
+    plt.close(axes.figure)
 
 
 def test_recipes_are_compared_over_their_seeds(outputs):

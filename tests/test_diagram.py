@@ -118,7 +118,7 @@ def test_the_networks_are_told_in_a_line():
 
 def test_sizes_name_every_variant_the_design_and_the_budget():
     table = design.compare(architecture_of(widths=[24, 48, 96]), "mine")
-    both = diagram.sizes(design.published(), table.loc["mine"], table, 5_000_000)
+    both = diagram.sizes(design.published(), 5_000_000, table.loc["mine"], table)
     named = "\n".join(text for axes in both for text in texts_of(axes)).split("\n")
     assert {*list_variants(), "mine", "budget of 5,000,000"} <= set(named)
     for axes in both:

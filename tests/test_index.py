@@ -204,6 +204,16 @@ def test_runs_that_differ_in_more_than_their_seed_stand_apart_and_say_in_what(ru
     assert set(table["variant"]) == set(list_variants())
 
 
+def test_data_sets_are_never_mixed(runs_of):
+    cifar10, digits = runs_of("lite", 0.80, 0.82), runs_of("lite", 0.98, 0.99, dataset="digits")
+    table = experiments(cifar10 + digits)
+    lite = table[table["variant"] == "lite"].set_index("dataset")
+    assert lite["reproduced"].to_dict() == pytest.approx({"cifar10": 81, "digits": 98.5})
+    assert lite["published"].notna().to_dict() == {"cifar10": True, "digits": False}
+    assert results(cifar10 + digits).equals(results(cifar10))
+    assert answer(table) == answer(experiments(cifar10))
+
+
 def test_a_seed_that_was_run_twice_counts_as_one(runs_of):
     runs = runs_of("lite", 0.80, 0.82) + runs_of("lite", 0.82)
     row = experiments(runs).set_index("variant").loc["lite"]

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 
 from resnetlib.evaluate import Evaluation
 from resnetlib.significance import Comparison, against, compare, compare_seeds, holm
@@ -58,6 +59,10 @@ def test_extreme_tables_have_finite_intervals_about_the_difference(table):
     low, high = told.interval
     assert -1 <= low <= told.difference <= high <= 1
     assert 0 <= told.p_value <= 1
+
+
+def test_networks_that_no_image_separates_are_not_distinguishable():
+    assert Comparison(90, 0, 0, 10).p_value == 1
 
 
 def test_images_are_counted_by_who_is_right():
@@ -135,6 +140,17 @@ def test_welchs_interval_worked_out_by_hand():
         "A: 81.00 ± 1.00 % (n = 3)",
         "B: 84.00 ± 1.00 % (n = 3)",
     ]
+
+
+def test_the_spreads_of_two_recipes_may_differ():
+    told = compare_seeds([0.80, 0.82, 0.84, 0.86], [0.90, 0.901])
+    # Welch and Satterthwaite: standard error and degrees of freedom from both variances
+    parts = np.array(
+        [np.var([0.80, 0.82, 0.84, 0.86], ddof=1) / 4, np.var([0.9, 0.901], ddof=1) / 2]
+    )
+    freedom = parts.sum() ** 2 / (parts**2 / [3, 1]).sum()
+    half = student.ppf(0.975, freedom) * parts.sum() ** 0.5
+    assert told.interval == pytest.approx((-0.0705 - half, -0.0705 + half))
 
 
 def test_recipes_that_overlap_are_not_distinguishable():
