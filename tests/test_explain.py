@@ -71,14 +71,14 @@ def test_grad_cam_at_the_last_feature_map_is_cam(model, images):
 
 
 def test_grad_cam_of_a_network_worked_out_by_hand():
-    """Two channels, linear weights +1 and -1 for class 1: what the first sees minus the second."""
-    network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
-    network[3].weight.data = torch.tensor([[0.0, 0.0, 0.0], [1.0, -1.0, 0.0]])
+    """The gradients of two channels are 1 and -1 in the mean: the first less the second."""
+    network = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(3 * 4, 2))
+    network[2].weight.data[1] = torch.tensor([4, 0, 0, 0, 0, -2, -2, 0, 0, 0, 0, 0]).float()
     image = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     image[0, 0] = torch.tensor([[255, 102], [0, 0]])
     image[0, 1] = torch.tensor([[0, 51], [255, 0]])
     maps = grad_cam(network, image, torch.tensor([1]), **RAW, layer="0")
-    torch.testing.assert_close(maps, torch.tensor([[[1.0, 0.2], [0.0, 0.0]]]) / 4)
+    torch.testing.assert_close(maps, torch.tensor([[[1.0, 0.2], [0.0, 0.0]]]))
 
 
 def test_grad_cam_looks_at_any_layer(model, images):
