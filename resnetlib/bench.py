@@ -156,7 +156,7 @@ def _controls(variant: str) -> dict[str, widgets.Widget]:
             options=list_variants(), value=variant, description="start from", **LABEL
         ),
         "block": widgets.Dropdown(
-            options=["basic", "dropout", "preact"], description="block", **LABEL
+            options=["basic", "dropout", "preact", "pooled"], description="block", **LABEL
         ),
         "depths": widgets.Text(description="depths", placeholder="blocks a stage: 1,1,1", **LABEL),
         "widths": widgets.Text(

@@ -1,4 +1,4 @@
-"""Residual blocks and squeeze-and-excitation. Nothing here knows about depth.
+"""Residual blocks, squeeze-and-excitation, the whitening stem. Nothing here knows about depth.
 
 Images and activations are (N, C, H, W). A block maps (N, in_channels, H, W) to
 (N, out_channels, H/stride, W/stride). Its `tail` is what the residual passes last before the
@@ -24,6 +24,33 @@ def projection(in_channels: int, out_channels: int, stride: int, bias: bool) -> 
         nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias),
         nn.BatchNorm2d(out_channels),
     )
+
+
+class Whitening(nn.Conv2d):
+    """Frozen 2×2 convolution that decorrelates the pixels of a patch, each filter ± once.
+
+    The filters are the principal directions of the training images' patches, each divided by its
+    standard deviation (Page 2019, "How to train your ResNet" 8; Jordan 2024). They are not
+    trainable: `fit` sets them before training, and they are kept with the weights.
+    (N, 3, H, W) -> (N, 24, H - 1, W - 1).
+    """
+
+    def __init__(self):
+        super().__init__(3, 24, 2, bias=False)
+        self.weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Set the filters from images as the network gets them, normalised float (N, 3, H, W)."""
+        patches = images.unfold(2, 2, 1).unfold(3, 2, 1)  # (N, 3, H - 1, W - 1, 2, 2)
+        patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+        second_moments = (patches.T @ patches / len(patches)).double().cpu()
+        variances, directions = torch.linalg.eigh(second_moments)
+        # An eigenvector's sign is the library's choice: the largest entry is made positive.
+        largest = directions.abs().argmax(0, keepdim=True)
+        directions = directions * directions.gather(0, largest).sign()
+        filters = (directions / (variances + 5e-4).sqrt()).T.flip(0).reshape(12, 3, 2, 2)
+        self.weight.copy_(torch.cat([filters, -filters]))
 
 
 class StochasticDepth(nn.Module):
@@ -158,3 +185,32 @@ class PreActBlock(nn.Module):
         out = self.conv2(F.relu(self.bn2(out)))
         out = self.tail(out)
         return out + self.shortcut(x)
+
+
+class PooledBlock(nn.Module):
+    """conv3x3 - max-pool - BN - ReLU; then conv3x3 - BN, plus what went into it, then ReLU.
+
+    As in the ResNet-9 of fast training (Page 2018, "How to train your ResNet" 4), with one
+    convolution in the residual. Pooling, where the stride is 2, comes before BN and ReLU, which
+    then have a quarter to do. No shortcut ever needs a projection.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, bias: bool, tail: nn.Module
+    ):
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, out_channels, bias=bias)
+        self.pool = nn.MaxPool2d(2) if stride == 2 else nn.Sequential()
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels, bias=bias)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.tail = tail
+
+    def begin_as_shortcut(self) -> None:
+        nn.init.zeros_(self.bn2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.pool(self.conv1(x))))
+        out = self.bn2(self.conv2(x))
+        out = self.tail(out)
+        return F.relu(out + x)

@@ -78,10 +78,10 @@ def choose_compute(experiment: Experiment) -> Compute:
         raise ConfigError(f"precision = 'bfloat16': {processor(device)} does not have it")
     best = "bfloat16" if native else "float32"
     precision = best if execution.precision == "auto" else execution.precision
+    narrowest = min(channels for channels, _ in experiment.architecture.outputs)
     layout = execution.memory_format
     if layout == "auto":
-        layout = _best_layout(device, experiment.architecture.widths)
-    narrowest = min(experiment.architecture.widths)
+        layout = _best_layout(device, narrowest)
     if layout == "channels_last" and device.type == "cpu" and narrowest < CHANNELS_LAST_SAFE_FROM:
         raise ConfigError(
             f"memory_format = 'channels_last': not with {narrowest} channels on a CPU, where torch "
@@ -138,8 +138,8 @@ def has_compiler(device: torch.device) -> bool:
     return shutil.which(os.environ.get("CXX", usual).split()[0]) is not None
 
 
-def _best_layout(device: torch.device, widths: tuple[int, ...]) -> str:
-    if device.type == "mps" or (device.type == "cpu" and min(widths) < CHANNELS_LAST_FROM):
+def _best_layout(device: torch.device, narrowest: int) -> str:
+    if device.type == "mps" or (device.type == "cpu" and narrowest < CHANNELS_LAST_FROM):
         return "contiguous"
     return "channels_last"
 

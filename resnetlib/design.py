@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,8 @@ class Size(NamedTuple):
     """Trainable parameters, multiply-accumulates of one image's forward pass, and memory.
 
     `activation_bytes` is what training keeps of one image from the forward pass to the backward:
-    the image, every activation that autograd saves, and the logits, in float32.
+    the image if the stem is trained, every activation that autograd saves, and the logits, in
+    float32.
     """
 
     parameters: int
@@ -53,15 +54,9 @@ def stages(architecture: Architecture) -> pd.DataFrame:
 
 def output_shapes(architecture: Architecture) -> dict[str, str]:
     """What leaves each part, such as `16 × 32 × 32`: channels, height, width."""
-    side, channels = IMAGE_SHAPE[1], architecture.widths[0]
-    shapes = {"stem": f"{channels} × {side} × {side}"}
-    for index, (depth, width) in enumerate(
-        zip(architecture.depths, architecture.widths, strict=True)
-    ):
-        if depth:
-            side, channels = _half(side) if index else side, width
-        shapes[f"stage {index + 1}"] = f"{channels} × {side} × {side}"
-    return shapes | {"head": "10"}
+    names = ["stem", *(f"stage {index + 1}" for index in range(len(architecture.depths)))]
+    shapes = [f"{channels} × {side} × {side}" for channels, side in architecture.outputs]
+    return dict(zip(names, shapes, strict=True)) | {"head": "10"}
 
 
 def describe(architecture: Architecture, budget: int = DEFAULT_BUDGET) -> dict[str, str]:
@@ -135,7 +130,8 @@ def search(
 ) -> pd.DataFrame:
     """Every design of the architecture's family within the budget, the largest first.
 
-    The family has the architecture's block, attention, dropout and biases; any of these numbers of
+    The family has the architecture's stem, block, strides, attention, dropout and biases (stages
+    beyond its strides halve the resolution); any of these numbers of
     stages; the first stage as wide as any of the base widths (unless given: 8, 16, … 128 and the
     architecture's own), each later one twice the one before; 1 to `max_depth` blocks in a stage.
     Columns `depths` and `widths` (tuples), then `Size`'s. Nothing is left out: raises `ConfigError`
@@ -207,38 +203,37 @@ def _parts(
             f"no network is measured of more than {MOST_CHANNELS:,} channels or "
             f"{MOST_BLOCKS:,} blocks a stage"
         )
-    family = architecture.model_copy(update={"depths": (), "widths": ()})
-    side, channels = IMAGE_SHAPE[1], widths[0]
-    parts = {"stem": _stem(family, channels)}
-    for index, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+    family = architecture.model_copy(
+        update={"depths": (), "widths": (), "strides": None, "stem_width": None}
+    )
+    design = architecture.model_copy(update={"depths": depths, "widths": widths})
+    parts = {"stem": _stem(family, design.outputs[0][0])}
+    for index, (before, after) in enumerate(pairwise(design.outputs)):
         part = np.zeros(3, dtype=np.int64)
-        if depth:
-            stride = 2 if index else 1
-            first = _block(family, channels, width, stride, side)
-            side, channels = _half(side) if index else side, width
-            part = first + (depth - 1) * _block(family, width, width, 1, side)
+        if depths[index]:
+            width, side = after
+            first = _block(family, *before, width, design.stage_strides[index])
+            part = first + (depths[index] - 1) * _block(family, width, side, width, 1)
         parts[f"stage {index + 1}"] = part
-    return parts | {"head": _head(family, channels, side)}
-
-
-def _half(side: int) -> int:
-    return (side + 1) // 2  # a convolution of stride 2 with padding
+    return parts | {"head": _head(family, *design.outputs[-1])}
 
 
 @cache
 def _stem(family: Architecture, channels: int) -> np.ndarray:
     model = _model(family, channels)
-    image = np.array([0, 0, FLOAT_BYTES * np.prod(IMAGE_SHAPE)], dtype=np.int64)
+    image = np.zeros(3, dtype=np.int64)
+    if any(weight.requires_grad for weight in model.stem.parameters()):
+        image[2] = FLOAT_BYTES * np.prod(IMAGE_SHAPE)
     parts = (model.stem, model.stem_activation, model.stem_attention)
     return image + _measure(parts, IMAGE_SHAPE)
 
 
 @cache
 def _block(
-    family: Architecture, in_channels: int, out_channels: int, stride: int, side: int
+    family: Architecture, in_channels: int, side: int, out_channels: int, stride: int
 ) -> np.ndarray:
-    widths = (in_channels, out_channels)[:stride]
-    block = _model(family, *widths).stages[-1][0]
+    widths = in_channels, out_channels
+    block = _model(family, *widths, strides=(1, stride)).stages[-1][0]
     return _measure([block], (in_channels, side, side))
 
 
@@ -249,11 +244,11 @@ def _head(family: Architecture, channels: int, side: int) -> np.ndarray:
     return _measure(parts, (channels, side, side))
 
 
-def _model(family: Architecture, *widths: int) -> ResNet:
-    """Without weights, a block a stage: the first keeps the shape, a second has stride 2."""
-    depths = (1,) * len(widths)
+def _model(family: Architecture, *widths: int, strides: tuple[int, ...] | None = None) -> ResNet:
+    """Without weights, a block a stage."""
+    given = {"depths": (1,) * len(widths), "widths": widths, "strides": strides}
     with torch.device("meta"):
-        return ResNet(family.model_copy(update={"depths": depths, "widths": widths}))
+        return ResNet(family.model_copy(update=given))
 
 
 def _measure(parts: Iterable[Callable[[Tensor], Tensor]], shape: tuple[int, ...]) -> np.ndarray:
@@ -262,7 +257,10 @@ def _measure(parts: Iterable[Callable[[Tensor], Tensor]], shape: tuple[int, ...]
     for module in modules.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # keeps as much, and its shapes are computed in half the time
-    weights = {_storage(weight): weight.numel() for weight in modules.parameters()}
+    weights = {
+        _storage(weight): weight.numel() if weight.requires_grad else 0
+        for weight in modules.parameters()
+    }
     saved: dict[int, Tensor] = {}
 
     def save(tensor: Tensor) -> Tensor:

@@ -16,13 +16,12 @@ from matplotlib.path import Path
 from matplotlib.ticker import EngFormatter
 
 from .plots import _style, variant_color
-from .schema import Architecture
+from .schema import SIDE, Architecture
 
 # Lengths are inches: one is 100 pixels.
 WIDTH = 10.0  # of the picture; a network of very many stages is drawn wider
 MIDDLE = 1.62  # of the network's picture, where the signal runs
 MOST_BLOCKS = 21  # drawn one by one; beyond that the long stages are shortened
-SIDE = 32  # pixels of an image
 PADDING, WIDEST, LEAST = 0.26, 0.9, 0.95  # of a stage: beside its blocks, a block, the whole
 INK = "0.2"
 CREST = sns.color_palette("crest", 71)  # a shade for each tenth of a doubling from 8 channels
@@ -32,6 +31,7 @@ FILLS = {  # of a layer in the picture of a block
     "conv": CREST[14],
     "BN": "0.86",
     "ReLU": "0.97",
+    "max-pool": COLORBLIND[4],
     "dropout": COLORBLIND[8],
     "SE": ORANGE,
     "drop": COLORBLIND[6],
@@ -51,6 +51,14 @@ class _Part(NamedTuple):
     @property
     def stage(self) -> bool:
         return self.name.startswith("stage")
+
+
+class _Kind(NamedTuple):
+    """A kind of block: whether it halves the resolution, whether its shortcut is a convolution."""
+
+    title: str
+    halves: bool = False
+    projects: bool = False
 
 
 class _Box(NamedTuple):
@@ -89,8 +97,8 @@ def draw(architecture: Architecture) -> list[Axes]:
             axes.set(xlim=(0, width), ylim=(0, height))
             axes.axis("off")
         _draw_network(grid[0, 0], architecture, parts, boxes)
-        for axes, (title, changes) in zip(grid[1:, 0], kinds, strict=True):
-            _draw_block(axes, architecture, title, changes)
+        for axes, kind in zip(grid[1:, 0], kinds, strict=True):
+            _draw_block(axes, architecture, kind)
         figure.suptitle(describe(architecture), fontweight="bold", y=1 - 0.1 / total, va="top")
     return list(grid.flat)
 
@@ -182,18 +190,17 @@ def _label_points(axes: Axes, published: pd.DataFrame, budget: int) -> None:
 
 def _parts(architecture: Architecture) -> list[_Part]:
     preact = architecture.block == "preact"
-    side, channels = SIDE, architecture.widths[0]
     stem = "conv 3×3" if preact else "conv 3×3, BN, ReLU"
+    if architecture.stem == "whitening":
+        stem = "whitening 2×2, ReLU"
+    first, *stages = architecture.outputs
     parts = [
-        _Part("image", _shape(3, side), "", 3, side),
-        _Part("stem", _shape(channels, side), stem, channels, side),
+        _Part("image", _shape(3, SIDE), "", 3, SIDE),
+        _Part("stem", _shape(*first), stem, *first),
     ]
-    stages = zip(architecture.depths, architecture.widths, strict=True)
-    for index, (depth, width) in enumerate(stages):
-        if depth:
-            side, channels = (side + 1) // 2 if index else side, width
-        shape, note = _shape(channels, side), _count(depth, "block")
-        parts.append(_Part(f"stage {index + 1}", shape, note, channels, side, depth))
+    for index, (depth, output) in enumerate(zip(architecture.depths, stages, strict=True)):
+        name, note = f"stage {index + 1}", _count(depth, "block")
+        parts.append(_Part(name, _shape(*output), note, *output, depth))
     head = "BN, ReLU, mean, linear" if preact else "mean, linear"
     return [*parts, _Part("head", "10 logits", head, 10, 1)]
 
@@ -206,33 +213,58 @@ def _count(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
-def _kinds(architecture: Architecture) -> list[tuple[str, bool]]:
-    """The kinds of block that occur: a title, and whether such a block changes the shape."""
-    depths = architecture.depths
-    changing = [str(index + 1) for index, depth in enumerate(depths) if index and depth]
+def _first_blocks(architecture: Architecture) -> list[tuple[bool, bool]]:
+    """Of each stage, whether its first block halves the resolution, and whether it projects."""
+    found = []
+    shapes = itertools.pairwise(architecture.outputs)
+    for ((before, _), (after, _)), depth, stride in zip(
+        shapes, architecture.depths, architecture.stage_strides, strict=True
+    ):
+        halves = depth > 0 and stride == 2
+        projects = architecture.block != "pooled" and (halves or before != after)
+        found.append((halves, projects))
+    return found
+
+
+def _kinds(architecture: Architecture) -> list[_Kind]:
+    """The kinds of block that occur, those that change the shape first."""
+    found: dict[tuple[bool, bool], list[str]] = {}
+    for number, (halves, projects) in enumerate(_first_blocks(architecture), start=1):
+        if halves or projects:
+            found.setdefault((halves, projects), []).append(str(number))
     kinds = []
-    if changing:
-        *most, last = changing
-        stages = f"stages {', '.join(most)} and {last}" if most else f"stage {last}"
-        kinds.append((f"First block of {stages}: halves the resolution", True))
-    if sum(depths) > len(changing):
-        kinds.append(("Every other block" if changing else "Every block", False))
+    for (halves, projects), (*most, last) in found.items():
+        where = f"stages {', '.join(most)} and {last}" if most else f"stage {last}"
+        does = "halves the resolution" if halves else "changes the channels"
+        kinds.append(_Kind(f"First block of {where}: {does}", halves, projects))
+    if sum(architecture.depths) > sum(map(len, found.values())):
+        kinds.append(_Kind("Every other block" if kinds else "Every block"))
     return kinds
 
 
-def _layers(architecture: Architecture, changes: bool) -> list[str]:
-    """The layers of a block's residual path, in order."""
-    stride = ", stride 2" if changes else ""
+def _layers(architecture: Architecture, kind: _Kind) -> tuple[list[str], list[str]]:
+    """The layers of a block before the shortcut leaves, and those of its residual path."""
+    stride = ", stride 2" if kind.halves else ""
     dropout = [f"dropout {architecture.dropout:g}"] if architecture.block == "dropout" else []
+    before: list[str] = []
     if architecture.block == "preact":
         layers = ["BN", "ReLU", f"conv 3×3{stride}", "BN", "ReLU", "conv 3×3"]
+        if kind.projects:  # the first BN and ReLU serve both paths
+            before, layers = layers[:2], layers[2:]
+    elif architecture.block == "pooled":
+        pool = ["max-pool 2×2"] if kind.halves else []
+        before, layers = ["conv 3×3", *pool, "BN", "ReLU"], ["conv 3×3", "BN"]
     else:
         layers = [f"conv 3×3{stride}", "BN", "ReLU", *dropout, "conv 3×3", "BN"]
     if architecture.squeeze_excitation.placement == "block":
         layers.append("SE")
     if architecture.stochastic_depth:
         layers.append("drop path")
-    return layers
+    return before, layers
+
+
+def _projection(halves: bool) -> str:
+    return "conv 1×1, stride 2" if halves else "conv 1×1"
 
 
 def _layout(parts: Sequence[_Part]) -> tuple[float, list[_Box]]:
@@ -241,7 +273,7 @@ def _layout(parts: Sequence[_Part]) -> tuple[float, list[_Box]]:
     while most > 3 and sum(min(part.blocks, most) for part in parts) > MOST_BLOCKS:
         most -= 1
     drawn = [min(part.blocks, most) for part in parts]
-    ends = {"image": 0.9, "stem": 1.2, "head": 1.45 if "ReLU" in parts[-1].note else 1.0}
+    ends = {"image": 0.9, "stem": 1.25, "head": 1.45 if "ReLU" in parts[-1].note else 1.0}
     gap, margin = 0.25, 0.1
     for pitch in np.arange(WIDEST, 0.2, -0.01):
         widths = [
@@ -263,10 +295,12 @@ def _draw_network(
     axes: Axes, architecture: Architecture, parts: list[_Part], boxes: list[_Box]
 ) -> None:
     attention = architecture.squeeze_excitation.placement
+    projecting = iter(_first_blocks(architecture))
     for part, box in zip(parts, boxes, strict=True):
         _label(axes, part, box)
         if part.stage:
-            _draw_stage(axes, part, box, attention == "block", part.name != "stage 1")
+            _, projects = next(projecting)
+            _draw_stage(axes, part, box, attention == "block", projects)
         else:
             _draw_bar(axes, box.center, _thickness(part), part)
         if part.name == "stem" and attention == "stem":
@@ -299,7 +333,7 @@ def _label(axes: Axes, part: _Part, box: _Box) -> None:
     axes.text(box.center, 0.38, part.note, fontsize=8, **style)
 
 
-def _draw_stage(axes: Axes, part: _Part, box: _Box, attention: bool, changes: bool) -> None:
+def _draw_stage(axes: Axes, part: _Part, box: _Box, attention: bool, projects: bool) -> None:
     panel = FancyBboxPatch(
         (box.left + 0.03, 0.74),
         box.width - 0.06,
@@ -322,7 +356,7 @@ def _draw_stage(axes: Axes, part: _Part, box: _Box, attention: bool, changes: bo
             continue
         center, width = left + box.pitch / 2, 0.44 * box.pitch
         _draw_bar(axes, center, width, part)
-        _draw_shortcut(axes, left, left + box.pitch, part, changes and number == 0)
+        _draw_shortcut(axes, left, left + box.pitch, part, projects and number == 0)
         if attention:
             _draw_attention(axes, center + width / 2, part)
 
@@ -366,12 +400,13 @@ def _draw_shortcut(axes: Axes, left: float, right: float, part: _Part, projected
 
 def _draw_key(axes: Axes, architecture: Architecture) -> None:
     squeeze = architecture.squeeze_excitation
-    kinds = [changes for _, changes in _kinds(architecture)]
+    kinds = _kinds(architecture)
     entries = []
-    if False in kinds:
+    if not all(kind.projects for kind in kinds):
         entries.append(Line2D([], [], color=INK, lw=1, label="identity shortcut"))
-    if True in kinds:
-        projected = "shortcut by conv 1×1, stride 2"
+    projections = [_projection(kind.halves) for kind in kinds if kind.projects]
+    if projections:
+        projected = f"shortcut by {' or '.join(projections)}"
         entries.append(Line2D([], [], color=INK, lw=1, ls="--", label=projected))
     if squeeze.placement != "none":
         label = f"squeeze-and-excitation, channels / {squeeze.reduction}"
@@ -392,18 +427,19 @@ def _draw_key(axes: Axes, architecture: Architecture) -> None:
 # One block ---------------------------------------------------------------------------------------
 
 
-def _draw_block(axes: Axes, architecture: Architecture, title: str, changes: bool) -> None:
+def _draw_block(axes: Axes, architecture: Architecture, kind: _Kind) -> None:
     """The residual path as a row of layers, the shortcut above it, their sum at the end."""
     middle, above = 0.28, 0.76
-    layers = _layers(architecture, changes)
+    before, residual = _layers(architecture, kind)
+    layers = before + residual
     preact = architecture.block == "preact"
-    axes.text(0.2, 1.2, title, fontsize=10, fontweight="bold", va="top", color=INK)
+    axes.text(0.2, 1.2, kind.title, fontsize=10, fontweight="bold", va="top", color=INK)
     gap, widths = 0.2, [_chip_width(layer) for layer in layers]
     after = 0.35 if preact else 0.95  # to the arrow's tip
     x = (axes.get_xlim()[1] - sum(widths) - gap * len(widths) - after) / 2
     start, fork = x - 0.3, x - 0.15
     for number, (layer, width) in enumerate(zip(layers, widths, strict=True)):
-        if preact and changes and number == 2:  # the first BN and ReLU serve both paths
+        if before and number == len(before):
             fork = x - gap / 2
         _draw_chip(axes, x, middle, width, layer)
         x += width + gap
@@ -412,16 +448,16 @@ def _draw_block(axes: Axes, architecture: Architecture, title: str, changes: boo
     if not preact:
         _draw_chip(axes, total + 0.2, middle, _chip_width("ReLU"), "ReLU")
     xs, ys = [fork, fork, total, total], [middle, above, above, middle]
-    axes.plot(xs, ys, color=INK, lw=1, zorder=1, ls="--" if changes else "-")
+    axes.plot(xs, ys, color=INK, lw=1, zorder=1, ls="--" if kind.projects else "-")
     axes.add_patch(Circle((total, middle), 0.09, fc="white", ec=INK, lw=1, zorder=3))
     axes.text(total, middle - 0.008, "+", ha="center", va="center", fontsize=11, zorder=4)
     center = (fork + total) / 2
-    if not changes:
+    if not kind.projects:
         style = {"ha": "center", "va": "center", "fontsize": 9, "color": INK}
         box = {"fc": "white", "ec": "none", "pad": 2}
         axes.text(center, above, "identity", bbox=box, zorder=3, **style)
         return
-    shortcut = ["conv 1×1, stride 2"] if preact else ["conv 1×1, stride 2", "BN"]
+    shortcut = [_projection(kind.halves)] if preact else [_projection(kind.halves), "BN"]
     x = center - sum(map(_chip_width, shortcut)) / 2
     for layer in shortcut:
         _draw_chip(axes, x, above, _chip_width(layer), layer)

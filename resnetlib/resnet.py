@@ -15,17 +15,19 @@ from torchsummary import summary
 from .blocks import (
     BasicBlock,
     DropoutBlock,
+    PooledBlock,
     PreActBlock,
     SqueezeExcitation,
     StochasticDepth,
+    Whitening,
     conv3x3,
 )
 from .config import ConfigError, Experiment
 from .rng import derive_seed
-from .schema import Architecture
+from .schema import SIDE, Architecture
 
 NUM_CLASSES = 10  # of CIFAR-10, and of the digits
-IMAGE_SHAPE = (3, 32, 32)  # channels, height, width of every data set here
+IMAGE_SHAPE = (3, SIDE, SIDE)  # channels, height, width of every data set here
 
 
 class ResNet(nn.Module):
@@ -34,25 +36,28 @@ class ResNet(nn.Module):
     Squeeze-and-excitation stands after the stem, at the end of each block, or nowhere. The first
     block of every stage but the first has stride 2, unless `strides` says otherwise; a stage of
     depth 0 is the identity. Pre-activation networks move the stem's BN - ReLU behind the last
-    stage. Input (N, 3, 32, 32), output logits (N, 10). After He et al. 2015, section 4.2.
+    stage; the whitening stem has no BN. Input (N, 3, 32, 32), output logits (N, 10). After He et
+    al. 2015, section 4.2.
     """
 
     def __init__(self, architecture: Architecture):
         super().__init__()
-        channels = architecture.stem_width or architecture.widths[0]
+        channels = architecture.outputs[0][0]
         preact = architecture.block == "preact"
-        self.stem = nn.Sequential(conv3x3(IMAGE_SHAPE[0], channels, bias=architecture.conv_bias))
-        if not preact:
-            self.stem.append(nn.BatchNorm2d(channels))
+        if architecture.stem == "whitening":
+            self.stem = nn.Sequential(Whitening())
+        else:
+            first = conv3x3(IMAGE_SHAPE[0], channels, bias=architecture.conv_bias)
+            self.stem = nn.Sequential(first)
+            if not preact:
+                self.stem.append(nn.BatchNorm2d(channels))
         self.stem_activation = _stem_activation(architecture)
         self.stem_attention = _attention(architecture, "stem", channels)
 
         self.stages = nn.Sequential()
-        for index, (depth, width) in enumerate(
-            zip(architecture.depths, architecture.widths, strict=True)
-        ):
+        for index, (out_channels, _) in enumerate(architecture.outputs[1:]):
             self.stages.append(_stage(architecture, index, channels))
-            channels = width if depth else channels
+            channels = out_channels
 
         self.final_activation = nn.Sequential()
         if preact:
@@ -92,13 +97,18 @@ def _attention(architecture: Architecture, placement: str, channels: int) -> nn.
     return SqueezeExcitation(channels, wanted.reduction)
 
 
-BLOCKS = {"basic": BasicBlock, "dropout": DropoutBlock, "preact": PreActBlock}
+BLOCKS = {
+    "basic": BasicBlock,
+    "dropout": DropoutBlock,
+    "preact": PreActBlock,
+    "pooled": PooledBlock,
+}
 
 
 def _stage(architecture: Architecture, index: int, in_channels: int) -> nn.Module:
     """`depths[index]` blocks, the first with the stage's stride; none is the identity."""
     depth, out_channels = architecture.depths[index], architecture.widths[index]
-    stride = architecture.strides[index] if architecture.strides else min(index + 1, 2)
+    stride = architecture.stage_strides[index]
     if not depth:
         return nn.Identity()
     block = BLOCKS[architecture.block]

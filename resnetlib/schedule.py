@@ -134,7 +134,7 @@ def sharpness_aware(gradients: Gradients, model: nn.Module, rho: float) -> Gradi
     (L2) of the weights. Weights and BatchNorm's statistics come back as they were there; the loss
     that is returned is the one at the weights themselves.
     """
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
 
     def at_the_worst_point(images: Tensor, targets: Tensor) -> Any:
         reported = gradients(images, targets)

@@ -66,16 +66,21 @@ class SqueezeExcitation(Model):
         return self
 
 
+SIDE = 32  # pixels of every image here
+WHITENING_CHANNELS = 24  # the 12 directions of 2×2 patches in colour, each with its negative
+
+
 class Architecture(Model):
     """The network: stem, stages of blocks, pooled linear head."""
 
-    block: Literal["basic", "dropout", "preact"]
+    block: Literal["basic", "dropout", "preact", "pooled"]
     depths: Annotated[tuple[Annotated[NonNegativeInt, NotBool], ...], BeforeValidator(_split)]
     widths: Annotated[tuple[Count, ...], BeforeValidator(_split)]
     # Of the first block of each stage; 1 in the first stage and 2 in the others unless given.
     strides: Annotated[
         tuple[Annotated[int, Field(ge=1, le=2), NotBool], ...] | None, BeforeValidator(_split)
     ] = None
+    stem: Literal["conv3x3", "whitening"] = "conv3x3"
     stem_width: Count | None = None  # channels; those of the first stage unless given
     conv_bias: bool = False
     zero_init_residual: bool = False  # each block begins as its shortcut (Goyal et al. 2017, 5.1)
@@ -102,9 +107,38 @@ class Architecture(Model):
             )
         if not any(self.depths):
             raise ValueError("depths needs at least one block")
+        if self.stem == "whitening" and self.stem_width:
+            raise ValueError(
+                f"stem_width has no effect: stem 'whitening' has {WHITENING_CHANNELS} channels"
+            )
+        if self.stem == "whitening" and self.block == "preact":
+            raise ValueError("stem 'whitening' has a ReLU, and block 'preact' a stem without one")
+        if not self.outputs[-1][1]:
+            raise ValueError("after so many halvings of the image nothing is left to pool")
         if self.dropout and self.block != "dropout":
             raise ValueError(f"dropout acts in block 'dropout' only, and block is {self.block!r}")
         return self
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """Of the first block of each stage."""
+        count = len(self.depths)
+        return ((self.strides or (1,)) + (2,) * count)[:count]
+
+    @property
+    def outputs(self) -> tuple[tuple[int, int], ...]:
+        """(channels, height and width) of what leaves the stem and each stage."""
+        whitening = self.stem == "whitening"
+        channels = WHITENING_CHANNELS if whitening else self.stem_width or self.widths[0]
+        side = SIDE - 1 if whitening else SIDE  # 2×2 filters, without padding
+        shapes = [(channels, side)]
+        for depth, width, stride in zip(self.depths, self.widths, self.stage_strides, strict=True):
+            if depth:
+                channels = width
+                # Max-pooling leaves an odd last row out; a convolution with padding does not.
+                side = side // stride if self.block == "pooled" else -(-side // stride)
+            shapes.append((channels, side))
+        return tuple(shapes)
 
 
 # Which parameters decay: all, or only the weights of convolutions and of the linear layer.

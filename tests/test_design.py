@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from resnetlib import build_model, count_parameters, design, list_variants, load_experiment
 from resnetlib.config import ConfigError
-from resnetlib.resnet import macs
+from resnetlib.resnet import BLOCKS, macs
 from resnetlib.schema import Architecture
 
 
@@ -40,6 +40,8 @@ ODD = [
     {"depths": [1, 2], "widths": [4, 8], "placement": "stem", "reduction": 3},
     {"depths": [2, 1], "widths": [8, 8], "placement": "block", "reduction": 2},
     {"depths": [1, 1], "widths": [6, 8], "stochastic_depth": 0.2, "placement": "block"},
+    {"depths": [2, 1], "widths": [6, 8], "strides": [2, 1], "stem_width": 5},
+    {"depths": [2, 1], "widths": [6, 8], "stem": "whitening"},
 ]
 
 
@@ -54,8 +56,17 @@ def test_a_variants_size_is_that_of_its_network(variant):
     assert measured.weights_bytes == sum(w.nbytes for w in model.parameters())
 
 
-@pytest.mark.parametrize("settings", ODD, ids=str)
-@pytest.mark.parametrize("block", ["basic", "dropout", "preact"])
+@pytest.mark.parametrize(
+    ("block", "settings"),
+    [
+        (block, settings)
+        for block in BLOCKS
+        for settings in ODD
+        if not (block == "preact" and "stem" in settings)  # which has a stem of its own
+        if not (block == "pooled" and len(settings["depths"]) > 6)  # nothing would be left
+    ],
+    ids=str,
+)
 def test_unusual_networks_are_sized_as_exactly(block, settings):
     dropout = {"architecture.dropout": 0.3} if block == "dropout" else {}
     architecture = architecture_of(block=block, **settings, **dropout)

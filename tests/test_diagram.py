@@ -38,10 +38,12 @@ def test_a_variants_picture_has_its_numbers(variant):
     attention = architecture.squeeze_excitation.placement == "stem"
     assert ("squeeze-and-excitation, channels / 16" in texts) == attention
     assert len(bars_of(network)) == 3 + sum(architecture.depths) + attention
-    assert len(blocks) == 2
     in_blocks = [text for axes in blocks for text in texts_of(axes)]
     assert ("dropout 0.4" in in_blocks) == (architecture.block == "dropout")
-    assert {"conv 3×3", "conv 3×3, stride 2", "conv 1×1, stride 2", "identity"} <= set(in_blocks)
+    layers = {"conv 3×3", "conv 3×3, stride 2", "conv 1×1, stride 2", "identity"}
+    if architecture.block == "pooled":
+        layers = {"conv 3×3", "max-pool 2×2", "identity"}
+    assert layers <= set(in_blocks)
 
 
 @pytest.mark.parametrize("variant", list_variants())
@@ -84,6 +86,29 @@ def test_attention_and_stochastic_depth_stand_at_the_end_of_every_block():
     for axes in blocks:
         texts = texts_of(axes)
         assert texts.index("SE") < texts.index("drop path")
+
+
+def test_strides_and_the_width_of_the_stem_are_drawn():
+    settings = {"widths": [24, 32, 64], "depths": [2, 1, 1], "strides": [1, 1, 2], "stem_width": 16}
+    network, *blocks = diagram.draw(architecture_of(**settings))
+    assert {"16 × 32 × 32", "24 × 32 × 32", "32 × 32 × 32", "64 × 16 × 16"} <= set(
+        texts_of(network)
+    )
+    assert [texts_of(axes)[0] for axes in blocks] == [
+        "First block of stages 1 and 2: changes the channels",
+        "First block of stage 3: halves the resolution",
+        "Every other block",
+    ]
+    assert "conv 1×1" in texts_of(blocks[0]) and "conv 1×1, stride 2" in texts_of(blocks[1])
+
+
+def test_the_shortcut_of_a_pooled_block_is_the_identity():
+    settings = {"block": "pooled", "stem": "whitening", "strides": [2, 2, 1]}
+    network, *blocks = diagram.draw(architecture_of(**settings))
+    assert {"whitening 2×2, ReLU", "24 × 31 × 31", "16 × 15 × 15"} <= set(texts_of(network))
+    assert "identity" in texts_of(blocks[0]) and "max-pool 2×2" in texts_of(blocks[0])
+    assert "max-pool 2×2" not in texts_of(blocks[1])
+    assert not any("shortcut by" in text for text in texts_of(network))
 
 
 def test_one_stage_has_one_kind_of_block():

@@ -5,12 +5,13 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import GOLDEN
 
 from resnetlib import build_model, count_parameters, list_variants, load_experiment, model_summary
-from resnetlib.blocks import StochasticDepth
+from resnetlib.blocks import StochasticDepth, Whitening
 from resnetlib.config import ConfigError
-from resnetlib.resnet import check_size, macs
+from resnetlib.resnet import BLOCKS, check_size, macs
 
 TABLES = {
     "lite": "lite",
@@ -99,12 +100,14 @@ def test_every_parameter_gets_a_gradient(variant):
     assert logits.shape == (2, 10)
     logits.square().sum().backward()
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # the whitening of a stem
+            continue
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
 
 
 @pytest.mark.parametrize("placement", ["none", "stem", "block"])
-@pytest.mark.parametrize("block", ["basic", "dropout", "preact"])
+@pytest.mark.parametrize("block", BLOCKS)
 def test_every_block_goes_with_every_placement_of_attention(block, placement):
     architecture = load_experiment(
         "lite", block=block, placement=placement, depths=[2, 2, 1], widths=[8, 8, 16]
@@ -121,6 +124,60 @@ def test_the_starting_point_for_the_best_network_has_its_stated_size():
         "se", block="preact", placement="block", listed_layers=["pool"]
     ).architecture
     assert round(count_parameters(build_model(architecture)) / 1e6, 2) == 4.73
+
+
+@pytest.mark.parametrize("stem", ["conv3x3", "whitening"])
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("strides", [None, [2, 2, 1], [1, 1, 2]])
+def test_the_outputs_of_an_architecture_are_those_of_its_network(block, strides, stem):
+    if (block, stem) == ("preact", "whitening"):
+        with pytest.raises(ConfigError, match="has a ReLU, and block 'preact' a stem without one"):
+            load_experiment("lite", block=block, stem=stem)
+        return
+    settings = {"depths": [2, 0, 1], "widths": [8, 8, 12], "strides": strides}
+    architecture = load_experiment("lite", block=block, stem=stem, **settings).architecture
+    network = build_model(architecture)
+    out = network.stem(torch.zeros(1, 3, 32, 32))
+    shapes = [out.shape[1:3]]
+    for stage in network.stages:
+        out = stage(out)
+        shapes.append(out.shape[1:3])
+    assert [tuple(shape) for shape in shapes] == list(architecture.outputs)
+
+
+def test_halvings_that_leave_nothing_are_refused():
+    with pytest.raises(ConfigError, match="nothing is left to pool"):
+        load_experiment("lite", block="pooled", depths=[1] * 7, widths=[8] * 7)
+    assert load_experiment("lite", depths=[1] * 7, widths=[8] * 7).architecture.outputs[-1] == (
+        8,
+        1,
+    )
+
+
+def test_whitened_patches_have_no_correlation_and_each_filter_its_negative():
+    torch.manual_seed(0)
+    images = torch.randn(500, 3, 16, 16)
+    images = images + 2 * images.mean(1, keepdim=True)  # channels that go together, as in nature
+    images = F.avg_pool2d(images, 3, 1)  # and neighbours
+    whitening = Whitening()
+    whitening.fit(images)
+    out = whitening(images)
+    assert out.shape == (500, 24, 13, 13)
+    assert torch.equal(out[:, :12], -out[:, 12:])
+    flat = out[:, :12].transpose(0, 1).flatten(1)
+    moments = flat @ flat.T / flat.shape[1]
+    variances = moments.diagonal()
+    assert (variances > 0.95).all() and (variances < 1.001).all()  # 1 but for what damps noise
+    assert (moments - variances.diag()).abs().max() < 1e-3
+    assert not whitening.weight.requires_grad
+
+
+def test_a_pooled_block_keeps_what_its_docstring_says():
+    settings = {"depths": [1], "widths": [8], "strides": [2], "block": "pooled"}
+    block = build_model(load_experiment("lite", **settings).architecture).stages[0][0].eval()
+    x = torch.randn(2, 8, 16, 16)
+    first = block.bn1(F.max_pool2d(block.conv1(x), 2)).relu()
+    assert torch.equal(block(x), (block.bn2(block.conv2(first)) + first).relu())
 
 
 def test_a_block_keeps_what_its_docstring_says():
@@ -179,13 +236,15 @@ def test_strides_and_the_width_of_the_stem_are_those_given():
         load_experiment("lite", **settings | {"strides": [2]})
 
 
-@pytest.mark.parametrize("block", ["basic", "dropout", "preact"])
+@pytest.mark.parametrize("block", BLOCKS)
 def test_zero_initialised_residuals_begin_as_their_shortcuts_and_learn(block):
     settings = {"depths": [2], "widths": [8], "block": block, "zero_init_residual": True}
     network = build_model(load_experiment("lite", **settings).architecture)
     second = network.stages[0][1]  # without a projection: its shortcut is the identity
     x = torch.rand(4, 8, 8, 8)  # not negative, so that a last ReLU keeps it
-    assert torch.equal(second(x), x)
+    # What the shortcut of a pooled block passes on is its own first half.
+    passed_on = second.bn1(second.conv1(x)).relu() if block == "pooled" else x
+    assert torch.equal(second(x), passed_on)
     (second(x) * torch.randn(4, 8, 8, 8)).sum().backward()
     last = second.conv2 if block == "preact" else second.bn2
     assert last.weight.grad.abs().amax() > 0
