@@ -325,7 +325,7 @@ MIXES = {schema.MixUp: (draw_mixup, _mixup), schema.CutMix: (draw_cutmix, _cutmi
 Augmentation = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
-def compose(settings: Sequence[schema.Augment], num_classes: int = 10) -> Augmentation:
+def compose(settings: Sequence[schema.AugmentStep], num_classes: int = 10) -> Augmentation:
     """The augmentations one after another, as a function of (images, labels, generator).
 
     Images uint8 (N, 3, H, W) and labels int64 (N,) on one device, the generator on the CPU; both
@@ -333,7 +333,7 @@ def compose(settings: Sequence[schema.Augment], num_classes: int = 10) -> Augmen
     always float32 probabilities (N, num_classes).
     """
     steps = [_step(setting) for setting in settings]
-    mixes = any(type(setting) in MIXES for setting in settings)
+    mixes = any(type(single) in MIXES for setting in settings for single in _choices(setting))
 
     def augment(
         images: Tensor, labels: Tensor, generator: torch.Generator
@@ -359,8 +359,20 @@ def preview(name: str, images: Tensor, seed: int = 0) -> Tensor:
     return augment(images, labels, rng.generator(seed, "augment"))[0]
 
 
-def _step(settings: schema.Augment) -> Augmentation:
-    if type(settings) in MIXES:
+def _choices(settings: schema.AugmentStep) -> Sequence[schema.Augment]:
+    return settings.choices if isinstance(settings, schema.OneOf) else (settings,)
+
+
+def _step(settings: schema.AugmentStep) -> Augmentation:
+    if isinstance(settings, schema.OneOf):
+        steps = [_step(choice) for choice in settings.choices]
+
+        def step(
+            images: Tensor, targets: Tensor, generator: torch.Generator
+        ) -> tuple[Tensor, Tensor]:
+            chosen = int(torch.randint(len(steps), (), generator=generator))
+            return steps[chosen](images, targets, generator)
+    elif type(settings) in MIXES:
         draw, mix = MIXES[type(settings)]
 
         def step(

@@ -351,7 +351,9 @@ def _model_at(loc: tuple) -> tuple[type[Model] | None, list[str]]:
     model: type[Model] | None = Experiment
     location: list[str] = []
     for i, part in enumerate(loc):
-        if part in tags and (loc[i - 1] in ("optimizer", "schedule") or loc[i - 2] == "augment"):
+        parents = {loc[max(i - 1, 0)]} & {"optimizer", "schedule"}
+        parents |= {loc[max(i - 2, 0)]} & {"augment", "choices"}
+        if part in tags and parents:
             model = tags[part]
             continue
         if "[" in str(part):  # pydantic's name for one side of a union

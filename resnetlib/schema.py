@@ -343,7 +343,7 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-Augment = Annotated[
+_Augment = (
     Crop
     | Flip
     | ColorJitter
@@ -354,11 +354,30 @@ Augment = Annotated[
     | Cutout
     | RandomErasing
     | MixUp
-    | CutMix,
-    Field(discriminator="name"),
-]
+    | CutMix
+)
+Augment = Annotated[_Augment, Field(discriminator="name")]
+
+
+class OneOf(Model):
+    """For each batch one of these, all equally likely."""
+
+    name: Literal["one_of"]
+    choices: Annotated[
+        tuple[Annotated[Augment, BeforeValidator(_named)], ...],
+        BeforeValidator(_split),
+    ]
+
+    @model_validator(mode="after")
+    def _there_is_a_choice(self) -> Self:
+        if len(self.choices) < 2:
+            raise ValueError("one_of needs at least two choices")
+        return self
+
+
+AugmentStep = Annotated[_Augment | OneOf, Field(discriminator="name")]
 Augments = Annotated[
-    tuple[Annotated[Augment, BeforeValidator(_named)], ...],
+    tuple[Annotated[AugmentStep, BeforeValidator(_named)], ...],
     BeforeValidator(_split),
 ]
 
@@ -389,6 +408,6 @@ class Recipe(Model):
 
 def tagged_models(*unions: Any) -> dict[str, type[Model]]:
     """The models of these unions (default: all) by each `name` that chooses them."""
-    unions = unions or (Optimizer, Schedule, Augment)
+    unions = unions or (Optimizer, Schedule, AugmentStep)
     kinds = [kind for union in unions for kind in get_args(get_args(union)[0])]
     return {name: kind for kind in kinds for name in get_args(kind.model_fields["name"].annotation)}

@@ -596,3 +596,25 @@ def test_mixup_and_cutmix_after_one_another_mix_the_mixed_targets(batch, neighbo
     assert torch.equal(images, image_ops.paste(first, first.roll(1, 0), *box))
     assert torch.allclose(targets, share * blended + (1 - share) * blended.roll(1, 0))
     assert torch.allclose(targets.sum(1), torch.ones(128))
+
+
+def test_one_of_takes_each_of_its_choices_for_whole_batches_equally_often(batch, neighbours):
+    images = batch[0][:16]
+    labels = neighbours[:16]
+    choices = [model("cutmix"), model("cutout", size=8)]
+    step = compose([schema.OneOf(name="one_of", choices=choices)])
+    mixed = 0
+    for number in range(400):
+        draws = generator(0, "augment", number)
+        out, targets = step(images, labels, draws)
+        draws = generator(0, "augment", number)
+        chosen = int(torch.randint(2, (), generator=draws))
+        mixed += chosen == 0
+        expected, expected_targets = compose([choices[chosen]])(images, labels, draws)
+        assert torch.equal(out, expected)
+        assert targets.dtype == torch.float32
+        if chosen == 1:
+            assert torch.equal(targets, torch.nn.functional.one_hot(labels, 10).float())
+        else:
+            assert torch.equal(targets, expected_targets)
+    assert 160 < mixed < 240  # four standard deviations

@@ -120,6 +120,17 @@ MISTAKES = [
     ("lite", {"optimizer": {"name": "adma", "lr": 1}}, ["'adma'", "'adam'"]),
     ("lite", {"optimizer": {"name": "adam"}}, ["recipe.optimizer.lr", "missing"]),
     ("lite", {"optimizer": {"name": "adam", "lr": 1, "momentum": 0.9}}, ["momentum", "betas"]),
+    (
+        "lite",
+        {"augment": ["crop", {"name": "one_of", "choices": ["cutmix", "cutuot"]}]},
+        ["choices", "'cutuot'", "did you mean 'cutout'"],
+    ),
+    (
+        "lite",
+        {"augment": [{"name": "one_of", "choices": ["cutmix", {"name": "cutout", "sise": 8}]}]},
+        ["unknown key", "choices.1.sise", "did you mean 'size'"],
+    ),
+    ("lite", {"augment": [{"name": "one_of", "choices": ["cutmix"]}]}, ["recipe.augment.0", "at least two"]),
     ("lite", {"dropout": 0.4}, ["dropout", "'basic'"]),
     ("lite", {"reduction": 8}, ["reduction", "placement"]),
     ("lite", {"depths": [1, 1]}, ["depths has 2 stages and widths 3"]),
