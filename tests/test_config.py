@@ -130,7 +130,11 @@ MISTAKES = [
         {"augment": [{"name": "one_of", "choices": ["cutmix", {"name": "cutout", "sise": 8}]}]},
         ["unknown key", "choices.1.sise", "did you mean 'size'"],
     ),
-    ("lite", {"augment": [{"name": "one_of", "choices": ["cutmix"]}]}, ["recipe.augment.0", "at least two"]),
+    (
+        "lite",
+        {"augment": [{"name": "one_of", "choices": ["cutmix"]}]},
+        ["recipe.augment.0", "at least two"],
+    ),
     ("lite", {"dropout": 0.4}, ["dropout", "'basic'"]),
     ("lite", {"reduction": 8}, ["reduction", "placement"]),
     ("lite", {"depths": [1, 1]}, ["depths has 2 stages and widths 3"]),
