@@ -35,9 +35,11 @@ def test_a_variants_picture_has_its_numbers(variant):
     assert set(design.output_shapes(architecture).values()) - {"10"} <= set(texts)
     for depth in architecture.depths:
         assert f"{depth or 'no'} block{'s' * (depth != 1)}" in texts
-    attention = architecture.squeeze_excitation.placement == "stem"
-    assert ("squeeze-and-excitation, channels / 16" in texts) == attention
-    assert len(bars_of(network)) == 3 + sum(architecture.depths) + attention
+    blocks_drawn = sum(architecture.depths)
+    attentions = {"none": 0, "stem": 1, "block": blocks_drawn}
+    attention = attentions[architecture.squeeze_excitation.placement]
+    assert ("squeeze-and-excitation, channels / 16" in texts) == (attention > 0)
+    assert len(bars_of(network)) == 3 + blocks_drawn + attention
     in_blocks = [text for axes in blocks for text in texts_of(axes)]
     assert ("dropout 0.4" in in_blocks) == (architecture.block == "dropout")
     layers = {"conv 3×3", "conv 3×3, stride 2", "conv 1×1, stride 2", "identity"}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import GOLDEN
 
 from resnetlib import build_model, count_parameters, list_variants, load_experiment, model_summary
-from resnetlib.blocks import StochasticDepth, Whitening
+from resnetlib.blocks import MaxPool2x2, StochasticDepth, Whitening
 from resnetlib.config import ConfigError
 from resnetlib.resnet import BLOCKS, check_size, macs
 
@@ -95,7 +95,9 @@ def test_a_model_is_a_function_of_its_seed_and_leaves_the_random_state_alone():
 
 @pytest.mark.parametrize("variant", list_variants())
 def test_every_parameter_gets_a_gradient(variant):
-    model = model_of(variant)
+    # But for what is meant to have none at first.
+    throughout = {"zero_init_residual": False, "stochastic_depth": 0.0}
+    model = build_model(load_experiment(variant).architecture.model_copy(update=throughout))
     logits = model(torch.randn(2, 3, 32, 32))
     assert logits.shape == (2, 10)
     logits.square().sum().backward()
@@ -170,6 +172,19 @@ def test_whitened_patches_have_no_correlation_and_each_filter_its_negative():
     assert (variances > 0.95).all() and (variances < 1.001).all()  # 1 but for what damps noise
     assert (moments - variances.diag()).abs().max() < 1e-3
     assert not whitening.weight.requires_grad
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (7, 6), (31, 31)])
+def test_max_pooling_and_its_gradient_are_torchs(sides):
+    torch.manual_seed(0)
+    ours = torch.randn(3, 5, *sides, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_(True)
+    pooled, expected = MaxPool2x2()(ours), F.max_pool2d(theirs, 2)
+    assert torch.equal(pooled, expected)
+    slopes = torch.randn_like(expected)
+    pooled.backward(slopes)
+    expected.backward(slopes)
+    assert torch.equal(ours.grad, theirs.grad)
 
 
 def test_a_pooled_block_keeps_what_its_docstring_says():
