@@ -9,7 +9,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchsummary import summary
 
 from .blocks import (
@@ -156,6 +155,8 @@ def count_parameters(model: nn.Module) -> int:
 
 def macs(model: nn.Module) -> int:
     """Multiply-accumulates of one image's forward pass: convolutions and linear layers."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
     replica = copy.deepcopy(model).cpu().eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         replica(torch.zeros(1, *IMAGE_SHAPE))
