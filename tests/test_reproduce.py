@@ -111,7 +111,7 @@ def test_a_network_that_is_not_what_its_run_says_is_told(reproduce, tmp_path, ca
 
 def test_stopped_in_the_middle_it_leaves_nothing_running_and_goes_on(reproduce, tmp_path):
     """The script itself, terminated while a run trains; then the rest, to the same bits."""
-    settings = {**TINY, "epochs": 100, "output_root": str(tmp_path / "runs")}
+    settings = {**TINY, "epochs": 30, "output_root": str(tmp_path / "runs")}
     parent = (
         "import importlib.util, pathlib, signal, sys\n"
         f"spec = importlib.util.spec_from_file_location('reproduce', {str(SCRIPT)!r})\n"
