@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -111,30 +112,41 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], variant: str) -> list[
             (right, 100 * shares, ".1f", "Per cent of the true class"),
         )
         for axes, values, fmt, name in panels:
-            sns.heatmap(
+            _class_matrix(
+                axes,
                 values,
+                classes,
                 annot=True,
                 fmt=fmt,
                 cmap="Blues",
                 # Mistakes would vanish beside a full diagonal: the scale ends at twice the worst.
                 vmax=_color_limit(values),
                 cbar=False,
-                square=True,
-                linewidths=0.5,
-                xticklabels=classes,
-                yticklabels=classes,
-                annot_kws={"size": 9},
-                ax=axes,
             )
-            axes.set(title=name, xlabel="predicted", ylabel="true")
-            axes.tick_params(axis="x", rotation=45)
-            axes.tick_params(axis="y", rotation=0)
+            axes.set_title(name)
         share = np.trace(matrix) / matrix.sum()
         figure.suptitle(
             f"{variant}: {100 * share:.2f} % of {matrix.sum():,} test images right",
             fontweight="bold",
         )
     return [left, right]
+
+
+def _class_matrix(axes: Axes, values: np.ndarray, classes: Sequence[str], **settings: Any) -> None:
+    """A square for each true class (row) and predicted one (column); `sns.heatmap`'s settings."""
+    sns.heatmap(
+        values,
+        square=True,
+        linewidths=0.5,
+        xticklabels=classes,
+        yticklabels=classes,
+        annot_kws={"size": 9},
+        ax=axes,
+        **settings,
+    )
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.tick_params(axis="x", rotation=45)
+    axes.tick_params(axis="y", rotation=0)
 
 
 def _color_limit(values: np.ndarray) -> float:
@@ -257,25 +269,18 @@ def confusion_difference(
     limit = max(int(abs(difference).max()), 1)
     with _style(**{"axes.grid": False}):
         _, axes = plt.subplots(figsize=(8.6, 7), layout="constrained")
-        sns.heatmap(
+        _class_matrix(
+            axes,
             difference,
+            classes,
             annot=[[_signed(value) for value in row] for row in difference],
             fmt="",
             cmap="PuOr_r",  # told apart with any colour vision
             center=0,
             vmin=-limit,
             vmax=limit,
-            square=True,
-            linewidths=0.5,
-            xticklabels=classes,
-            yticklabels=classes,
-            annot_kws={"size": 9},
             cbar_kws={"shrink": 0.8, "label": f"images: {names[0]} minus {names[1]}"},
-            ax=axes,
         )
-        axes.set(xlabel="predicted", ylabel="true")
-        axes.tick_params(axis="x", rotation=45)
-        axes.tick_params(axis="y", rotation=0)
         axes.set_title(_largest(difference, classes, names))
     return axes
 

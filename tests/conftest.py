@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 # Beside other work, threads that spin while they wait make everything ten times as slow. Read
@@ -17,9 +19,23 @@ from resnetlib.data import find_cifar10
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
 GOLDEN = Path(__file__).parent / "golden"
+PAPERMILL = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar"]
 
 # One block of four channels: an epoch of the digits takes a tenth of a second.
 TINY = {"depths": [1], "widths": [4], "batch_size": 128, "dataset": "digits", "device": "cpu"}
+
+
+def run_papermill(*words, cwd, **settings):
+    """Papermill in a process of its own, since a notebook's working directory is its caller's."""
+    return subprocess.run(
+        [*PAPERMILL, *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        **settings,
+    )
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,16 +3,13 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import papermill
 import pytest
-from conftest import NOTEBOOKS
+from conftest import NOTEBOOKS, run_papermill
 from nbclient import NotebookClient
 
 from resnetlib import comparing, load_experiment, train
@@ -189,17 +186,8 @@ def test_papermill_can_inspect_the_parameters():
 
 
 def test_in_batch_it_compares_the_recorded_runs(cifar10_folder, tmp_path):
-    done = subprocess.run(
-        [
-            *(str(Path(sys.executable).with_name("papermill")), "--no-progress-bar"),
-            *(str(NOTEBOOK), "out.ipynb", "-p", "first", "lite", "-p", "second", "lite"),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    words = ["-p", "first", "lite", "-p", "second", "lite"]
+    done = run_papermill(NOTEBOOK, "out.ipynb", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     notebook = json.loads((tmp_path / "out.ipynb").read_text())
     shown = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]

@@ -2,15 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import papermill
 import pytest
 import yaml
-from conftest import NOTEBOOKS
+from conftest import NOTEBOOKS, run_papermill
 
 from resnetlib import augment, design, diagram, list_variants, load_experiment, schema
 from resnetlib.bench import Bench, budget_bar
@@ -178,17 +175,9 @@ def test_papermill_can_inspect_the_parameters():
     assert all(parameter["help"] for parameter in found.values())
 
 
-def run_papermill(folder, *words):
+def cells_after(folder, *words):
     """The cells of the notebook, run from a working directory that is not its own."""
-    program = Path(sys.executable).with_name("papermill")
-    done = subprocess.run(
-        [program, "--no-progress-bar", NOTEBOOK, "out.ipynb", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    done = run_papermill(NOTEBOOK, "out.ipynb", *words, cwd=folder)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "out.ipynb").read_text())["cells"]
 
@@ -211,7 +200,7 @@ def test_the_notebook_runs_in_batch_and_shows_everything(dataset, variant, tmp_p
     words = ["-p", "dataset", dataset, "-p", "variant", variant]
     if dataset == "cifar10":
         words += ["-p", "data_root", str(request.getfixturevalue("cifar10_folder"))]
-    outputs = outputs_of(run_papermill(tmp_path, *words))
+    outputs = outputs_of(cells_after(tmp_path, *words))
     assert not [o for all_of in outputs.values() for o in all_of if o.get("name") == "stderr"]
     pictures = {
         name

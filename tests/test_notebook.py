@@ -4,21 +4,19 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import papermill
 import psutil
 import pytest
-from conftest import NOTEBOOKS
+from conftest import NOTEBOOKS, PAPERMILL, run_papermill
 
 from resnetlib import load_experiment, load_run, train
 from resnetlib.config import ConfigError
 from resnetlib.notebook import experiment_from_cells
 
 RUN_EXPERIMENT = NOTEBOOKS / "run_experiment.ipynb"
-PAPERMILL = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar"]
 
 
 def parameters_cell():
@@ -111,18 +109,6 @@ def test_a_mistake_is_refused_in_the_first_cell(injected, told):
 
 TINY = ["-p", "dataset", "digits", "-p", "epochs", "2", "-p", "device", "cpu"]
 TINY += ["-y", "{overrides: {depths: [1], widths: [8]}}"]
-
-
-def run_papermill(*words, cwd, **settings):
-    return subprocess.run(
-        [*PAPERMILL, *map(str, words)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        **settings,
-    )
 
 
 def outputs_of(notebook):

@@ -2,14 +2,11 @@
 
 import json
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import papermill
 import pytest
-from conftest import NOTEBOOKS
+from conftest import NOTEBOOKS, run_papermill
 
 from resnetlib import load_experiment, train
 from resnetlib.runs import reference_runs
@@ -27,17 +24,8 @@ def run(tmp_path_factory):
 
 
 def execute(cwd, **parameters):
-    """Papermill in a process of its own, since a notebook's working directory is its caller's."""
-    words = [word for item in parameters.items() for word in ("-p", *map(str, item))]
-    papermill_itself = str(Path(sys.executable).with_name("papermill"))
-    return subprocess.run(
-        [papermill_itself, "--no-progress-bar", str(NOTEBOOK), "out.ipynb", *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    words = [word for item in parameters.items() for word in ("-p", *item)]
+    return run_papermill(NOTEBOOK, "out.ipynb", *words, cwd=cwd)
 
 
 def outputs_of(folder):
