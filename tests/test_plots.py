@@ -88,7 +88,19 @@ def test_reliability_has_a_bar_for_each_bin_that_holds_images():
 def test_each_variant_has_a_colour_of_its_own():
     colors = [plots.variant_color(variant) for variant in list_variants()]
     assert len(set(colors)) == len(colors)
+    assert set(list_variants()) <= set(plots.VARIANT_COLORS)
     assert plots.variant_color("mine") == plots.variant_color("mine")
+
+
+@pytest.mark.parametrize("variant", plots.VARIANT_COLORS)
+def test_a_variants_line_can_be_seen_on_white(variant):
+    # Contrast as the Web Content Accessibility Guidelines compute it; yellow has 1.1.
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in plots.variant_color(variant)
+    ]
+    luminance = np.dot([0.2126, 0.7152, 0.0722], linear)
+    assert 1.05 / (luminance + 0.05) > 2.3
 
 
 def test_a_figure_leaves_the_style_of_the_session_as_it_was(history):
