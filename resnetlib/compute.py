@@ -29,6 +29,7 @@ from .resnet import build_model, macs
 COMPILE_ABOVE_MACS = 1e13
 # On a GPU small networks wait for the launching of kernels, which the captured step does at once.
 COMPILE_ABOVE_STEPS = 5_000  # not measured yet
+COMPILED_NETWORKS = 64  # of different shapes in one process; torch stops at 8 by itself
 # In channels-last layout the convolutions of fewer channels are slower on a CPU: twice, at 8 to 15
 # in bfloat16 on two cores with AMX.
 CHANNELS_LAST_FROM = 16
@@ -133,9 +134,14 @@ def has_compiler(device: torch.device) -> bool:
     if device.type == "mps" or not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return False
     if device.type == "cuda":
-        return importlib.util.find_spec("triton") is not None
-    usual = "clang++" if sys.platform == "darwin" else "g++"
-    return shutil.which(os.environ.get("CXX", usual).split()[0]) is not None
+        recent = torch.cuda.get_device_capability(device) >= (7, 0)  # as triton wants it
+        return recent and importlib.util.find_spec("triton") is not None and _found("CC", "gcc")
+    return _found("CXX", "clang++" if sys.platform == "darwin" else "g++")
+
+
+def _found(variable: str, usual: str) -> bool:
+    """Whether the compiler is there that the environment names, or else the usual one."""
+    return shutil.which(os.environ.get(variable, usual).split()[0]) is not None
 
 
 def _best_layout(device: torch.device, narrowest: int) -> str:
@@ -159,6 +165,7 @@ def compile_step(function: Callable, device: torch.device) -> Callable:
     would depend on which shape came first.
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # on idle CUDA tools
+    torch._dynamo.config.recompile_limit = COMPILED_NETWORKS
     mode = "reduce-overhead" if device.type == "cuda" else "default"
     return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 

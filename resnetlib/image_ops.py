@@ -223,7 +223,7 @@ def window(images: Tensor, top: Tensor, left: Tensor, padding: int, mode: str) -
 
 def flip(images: Tensor, turned: Tensor) -> Tensor:
     """Left and right exchanged where `turned` (bool) says so."""
-    return _chosen(images, images.flip(3), _mask(turned)[:, None, None, None])
+    return _chosen(images, images.flip(3), moved(_mask(turned), images.device)[:, None, None, None])
 
 
 def erase(
@@ -305,14 +305,14 @@ def _mask(where: Tensor) -> Tensor:
 
 def _chosen(images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
     """The others where the mask has all bits, the images elsewhere."""
-    mask = moved(mask, images.device)
     return (images ^ others).bitwise_and_(mask).bitwise_xor_(images)
 
 
 def _rectangle(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """Mask (N, 1, H, W) of the pixels inside."""
+    """Mask (N, 1, H, W) of the pixels inside, on the device of the images."""
     rows = torch.arange(images.shape[2])
     columns = torch.arange(images.shape[3])
     tall = (rows >= top[:, None]) & (rows < (top + height)[:, None])
     wide = (columns >= left[:, None]) & (columns < (left + width)[:, None])
-    return _mask(tall)[:, None, :, None] & _mask(wide)[:, None, None, :]
+    tall, wide = (moved(_mask(inside), images.device) for inside in (tall, wide))
+    return tall[:, None, :, None] & wide[:, None, None, :]

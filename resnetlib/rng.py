@@ -5,6 +5,7 @@ never share numbers, and no draw depends on how many were made before it.
 """
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 
@@ -20,3 +21,16 @@ def generator(
 ) -> torch.Generator:
     """A fresh generator on the device, for this draw alone."""
     return torch.Generator(device).manual_seed(derive_seed(seed, stream, epoch, step))
+
+
+def seeding(device: torch.device) -> Callable[[int], object]:
+    """What seeds the generator that dropout and stochastic depth draw from on this device.
+
+    `torch.manual_seed` asks after every kind of device: a third of a millisecond a step.
+    """
+    if device.type == "cpu":
+        return torch.default_generator.manual_seed
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[index].manual_seed
+    return torch.manual_seed

@@ -110,9 +110,18 @@ def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe):
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer.name]
         optimizer = kind(parameters, **settings, fused=True)
+    optimizer.register_load_state_dict_post_hook(_as_the_parameters_lie)
     if recipe.lookahead:
         return Lookahead(optimizer, recipe.lookahead.k, recipe.lookahead.alpha)
     return optimizer
+
+
+def _as_the_parameters_lie(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded state the memory format of its parameter, which the fused kernels rely on."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _decaying_weights_only(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
@@ -152,7 +161,7 @@ def sharpness_aware(gradients: Gradients, model: nn.Module, rho: float) -> Gradi
     return at_the_worst_point
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
+class Average(AveragedModel):
     """A copy of the model that `update_parameters(model)` moves towards it after every step.
 
     Weights and BatchNorm's statistics move alike. Early on the average forgets faster, by
@@ -160,13 +169,25 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     beginning (as TensorFlow's `ExponentialMovingAverage` with `num_updates`).
     """
 
-    @torch.no_grad()
-    def move(average: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
-        if not average[0].is_floating_point():  # BatchNorm's count of batches
-            torch._foreach_copy_(average, current)
-            return
-        count = int(average_model.n_averaged)  # on the CPU; `updates` may be on the device
-        torch._foreach_lerp_(average, current, 1 - min(decay, (1 + count) / (10 + count)))
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
 
-    average_model = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
-    return average_model
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """As torch's own, which waits twice a step for a number from the device."""
+        count = int(self.n_averaged)  # on the CPU
+        kept = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+        pairs = list(
+            zip(
+                [*self.module.parameters(), *self.module.buffers()],
+                [*model.parameters(), *model.buffers()],
+                strict=True,
+            )
+        )
+        numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+        counts = [pair for pair in pairs if not pair[0].is_floating_point()]  # of batches
+        torch._foreach_lerp_(*zip(*numbers, strict=True), 1 - kept)
+        if counts:
+            torch._foreach_copy_(*zip(*counts, strict=True))
+        self.n_averaged += 1

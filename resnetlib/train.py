@@ -19,9 +19,9 @@ from .data import TRAINING_IMAGES, Dataset, load_dataset, split_holdout
 from .evaluate import Evaluation, evaluate, normalize
 from .progress import EpochProgress
 from .resnet import NUM_CLASSES, build_model, check_size, model_summary
-from .rng import derive_seed, generator
+from .rng import derive_seed, generator, seeding
 from .runs import Run, RunError
-from .schedule import averaged, build_optimizer, learning_rate, sharpness_aware
+from .schedule import Average, build_optimizer, learning_rate, sharpness_aware
 from .schema import Clip, Recipe
 
 if TYPE_CHECKING:  # a start takes 0.2 s less without it
@@ -149,7 +149,7 @@ class Training:
         self.model.to(device, memory_format=self.compute.memory_format)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.parameters, recipe)
-        self.average = averaged(self.model, recipe.ema.decay) if recipe.ema else None
+        self.average = Average(self.model, recipe.ema.decay) if recipe.ema else None
         self.augment = augment.compose(recipe.augment)
         self.clip_gradients = gradient_clipping(recipe.clip)
         self.update_average = self.average.update_parameters if recipe.ema else lambda model: None
@@ -159,9 +159,7 @@ class Training:
         self.whole_batch_loss = self._loss
         if self.compute.compiled:
             self.whole_batch_loss = compile_step(self._loss, device)
-        # `torch.manual_seed` asks after every kind of device: a third of a millisecond a step.
-        on_cpu = device.type == "cpu"
-        self.seed_draws = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
+        self.seed_draws = seeding(device)
         self.dropout_seed = 0
 
         self.history: list[dict[str, float]] = []

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -47,6 +48,17 @@ def test_long_runs_compile_and_short_ones_do_not(monkeypatch):
     chosen = {epochs: load_experiment("lite", epochs=epochs, device="cpu") for epochs in (2, 40)}
     assert [choose_compute(chosen[epochs]).compiled for epochs in (2, 40)] == [False, True]
     assert not choose_compute(load_experiment("lite", dataset="digits", device="cpu")).compiled
+
+
+def test_one_process_compiles_any_number_of_networks(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+    def total(x):
+        return (2 * x).sum()
+
+    for width in range(1, 20):  # torch stops at the ninth by itself
+        compiled = compute.compile_step(total, torch.device("cpu"))
+        assert compiled(torch.ones(width)) == 2 * width
 
 
 def test_without_a_compiler_auto_stays_eager_and_true_is_refused(monkeypatch):

@@ -9,8 +9,8 @@ from torch import nn
 
 from resnetlib import load_experiment
 from resnetlib.schedule import (
+    Average,
     Lookahead,
-    averaged,
     build_optimizer,
     learning_rate,
     sharpness_aware,
@@ -171,12 +171,29 @@ def test_se_trains_with_lookahead_around_sgd():
     assert type(optimizer.optimizer) is torch.optim.SGD
 
 
+def test_loaded_state_takes_the_memory_format_of_its_parameter():
+    recipe = load_experiment("improved_sgd").recipe
+    before, after = nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3).to(memory_format=torch.channels_last)
+    after.load_state_dict(before.state_dict())
+    optimizers = [build_optimizer(network.parameters(), recipe) for network in (before, after)]
+    for parameter in before.parameters():
+        parameter.grad = torch.randn(parameter.shape)
+    optimizers[0].step()
+    after.load_state_dict(before.state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for mine, other in zip(after.parameters(), before.parameters(), strict=True):
+        mine.grad = torch.empty_like(mine).copy_(other.grad)
+    for optimizer in optimizers:
+        optimizer.step()
+    torch.testing.assert_close(after.weight, before.weight)
+
+
 # Averages and sharpness ---------------------------------------------------------------------------
 
 
 def test_the_average_follows_weights_and_statistics_by_its_formula():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    average = averaged(model, decay=0.9)
+    average = Average(model, decay=0.9)
     expected = None
     for update in range(40):
         with torch.no_grad():
