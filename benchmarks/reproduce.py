@@ -41,9 +41,9 @@ from resnetlib import (
     train,
 )
 from resnetlib.config import PROJECT, ConfigError, Experiment
+from resnetlib.data import normalization
 from resnetlib.resnet import macs
 from resnetlib.runs import Run
-from resnetlib.train import normalization
 
 SEEDS = {  # how many of each variant
     "published": {
@@ -145,7 +145,7 @@ def carry_out(planned: list[Planned], at_once: int, logs: Path) -> list[str]:
             while waiting and len(going) < at_once:
                 run = waiting.pop(0)
                 log = logs / f"{run.experiment.folder.parent.name}-{run.experiment.folder.name}.log"
-                going[_start(run, log)] = run, log, time.monotonic()
+                going[_start(run, log, at_once)] = run, log, time.monotonic()
                 print(f"started   {run.name}", flush=True)
             time.sleep(0.2)
             for process in [process for process in going if process.poll() is not None]:
@@ -166,11 +166,19 @@ def carry_out(planned: list[Planned], at_once: int, logs: Path) -> list[str]:
     return failed
 
 
-def _start(run: Planned, log: Path) -> subprocess.Popen:
+def _start(run: Planned, log: Path, at_once: int) -> subprocess.Popen:
     settings = json.dumps([run.variant, run.overrides])
     command = [sys.executable, __file__, "one", settings]
+    # Each would start a compiler for every core.
+    compilers = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
     with log.open("a", encoding="utf-8") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=PROJECT)
+        return subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=PROJECT,
+            env=os.environ | compilers,
+        )
 
 
 # Keeping -----------------------------------------------------------------------------------------

@@ -27,9 +27,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from resnetlib import build_model, list_variants, load_dataset, load_experiment
 from resnetlib.compute import choose_compute
 from resnetlib.config import Experiment
+from resnetlib.data import normalization
 from resnetlib.resnet import macs
 from resnetlib.schedule import build_optimizer
-from resnetlib.train import Training, normalization
+from resnetlib.train import Training
 
 WORKERS = 2  # of the ordinary loop
 SECONDS = 6  # of each measurement, about

@@ -5,14 +5,13 @@ from typing import Any
 
 from torch import nn
 
-from .compute import choose_compute
+from .compute import EVALUATION_BATCH, choose_compute
 from .config import PROJECT, ConfigError, Experiment, default_output_root, shown
 from .corruptions import CORRUPTIONS, STRENGTHS
-from .data import Dataset, split_holdout
+from .data import Dataset, normalization, split_holdout
 from .evaluate import Evaluation, evaluate
 from .resnet import macs
 from .runs import Run, RunError, load_run, reference_runs
-from .train import EVALUATION_BATCH, normalization
 
 WEIGHTS = "model.safetensors"
 # Multiply-accumulates that the damaged images may take unless their number is given: a minute of

@@ -22,6 +22,7 @@ from . import files
 from .config import PROJECT, ConfigError, Told, nearest, shown
 from .progress import bar
 from .rng import derive_seed
+from .schema import Recipe
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
@@ -341,3 +342,12 @@ def split_holdout(labels: Tensor, holdout: int, seed: int) -> tuple[Tensor, Tens
     except ValueError as error:
         raise ConfigError(f"recipe.holdout = {holdout} of {len(labels)} images: {error}") from None
     return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held_out))
+
+
+def normalization(recipe: Recipe, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel that the recipe's `normalize` stands for."""
+    return {
+        "dataset": lambda: (dataset.mean, dataset.std),
+        "per_image_std": lambda: (dataset.mean, dataset.per_image_std),
+        "none": lambda: ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    }[recipe.normalize]()

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from . import files
-from .compute import choose_compute
+from .compute import EVALUATION_BATCH, choose_compute, exact_float32
 from .config import PROJECT, ConfigError, default_output_root, nearest, shown
-from .data import DataError, Dataset, load_dataset
+from .data import DataError, Dataset, load_dataset, normalization
 from .evaluate import evaluate
 from .resnet import NUM_CLASSES
 from .runs import Run, RunError, load_run, reference_runs
-from .train import EVALUATION_BATCH, exact_float32, normalization
 
 HEADER = ["ID", "Labels"]
 SHAPE = (32, 32, 3)  # height, width, channels: unlike the rows of CIFAR-10's own files

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,23 +12,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import augment, files, runs
-from .compute import Compute, choose_compute, compile_step
+from .compute import (
+    EVALUATION_BATCH,
+    Compute,
+    choose_compute,
+    compile_step,
+    exact_float32,
+    repeatable,
+)
 from .config import ConfigError, Experiment
-from .data import TRAINING_IMAGES, Dataset, load_dataset, split_holdout
+from .data import TRAINING_IMAGES, Dataset, load_dataset, normalization, split_holdout
 from .evaluate import Evaluation, evaluate, normalize
 from .progress import EpochProgress
 from .resnet import NUM_CLASSES, build_model, check_size, model_summary
 from .rng import derive_seed, generator, seeding
 from .runs import Run, RunError
 from .schedule import Average, build_optimizer, learning_rate, sharpness_aware
-from .schema import Clip, Recipe
+from .schema import Clip
 
 if TYPE_CHECKING:  # a start takes 0.2 s less without it
     import pandas as pd
 
-# Images at once. On a CPU a batch whose activations stay in cache: `lite` on two cores with AMX
-# evaluates 14,000 images/s by 128 and 4,000 by 1,000; `wide66` 640 and 310.
-EVALUATION_BATCH = {"cpu": 128, "cuda": 2000, "mps": 1000}
 WHITENING_IMAGES = 5000  # training images that the filters of a whitening stem are fitted to
 UNTRAINED_IMAGES = 2000  # enough to see an accuracy of one in ten, to 0.7 points; 0.1 s of `lite`
 CHECKPOINT_SECONDS = 180  # at most so much work is lost in a long epoch
@@ -54,15 +57,6 @@ def check_experiment(experiment: Experiment) -> Compute:
             f"image of each class; give 0, or {NUM_CLASSES} to {images - NUM_CLASSES:,}"
         )
     return compute
-
-
-def normalization(recipe: Recipe, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel that the recipe's `normalize` stands for."""
-    return {
-        "dataset": lambda: (dataset.mean, dataset.std),
-        "per_image_std": lambda: (dataset.mean, dataset.per_image_std),
-        "none": lambda: ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    }[recipe.normalize]()
 
 
 def gradient_clipping(clip: Clip | None) -> Callable[[list[nn.Parameter]], Any]:
@@ -93,11 +87,6 @@ def preview_batch(experiment: Experiment, dataset: Dataset, count: int) -> tuple
         images, labels, generator(seed, "augment", 1, 0)
     )
     return images[:count], [dataset.classes[label] for label in hard(targets)[:count]]
-
-
-def exact_float32() -> AbstractContextManager:
-    """Where convolutions of float32 are not rounded to tf32, as cuDNN does by itself."""
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def hard(targets: Tensor) -> Tensor:
@@ -387,7 +376,7 @@ def fit(training: Training, epochs: int, saver: Saver | None = None) -> "pd.Data
     devices = [training.compute.device] if training.compute.device.type == "cuda" else []
     done = max(training.epochs_done, 0)
     progress = EpochProgress(done + 1, epochs, training.steps_per_epoch, training.progress.steps)
-    with torch.random.fork_rng(devices=devices), progress as shown:
+    with torch.random.fork_rng(devices=devices), repeatable(), progress as shown:
 
         def after_step() -> None:
             shown.step()

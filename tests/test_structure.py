@@ -43,10 +43,10 @@ FLOORS = {
     "train": 6,
     "index": 6,
     "notebook": 7,
-    "analysis": 7,
+    "analysis": 5,
     "comparing": 7,
     "execute": 7,
-    "submission": 7,
+    "submission": 5,
     "cli": 8,
 }
 PUBLIC = {
