@@ -113,9 +113,12 @@ def assert_same_distribution(ours, theirs, bins=8):
 
 @pytest.fixture(scope="module")
 def batch():
-    """(images, labels) of 128 genuine images where there are some."""
+    """(images, labels) of 128 genuine images where there are some, else of coloured digits."""
     images, labels = load_dataset("cifar10" if find_cifar10() else "digits").train
-    return images[:128], labels[:128]
+    images = images[:128]
+    if not find_cifar10():
+        images = images // torch.tensor([1, 2, 3]).view(3, 1, 1)
+    return images.to(torch.uint8), labels[:128]
 
 
 # ---- Every augmentation --------------------------------------------------------------------
