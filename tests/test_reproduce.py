@@ -15,6 +15,7 @@ from conftest import PROJECT, TINY
 
 from resnetlib import load_run, train
 from resnetlib.config import ConfigError, list_variants
+from resnetlib.train import check_experiment
 
 SCRIPT = PROJECT / "benchmarks" / "reproduce.py"
 
@@ -50,6 +51,14 @@ def test_trials_hold_images_out_and_stay_apart(reproduce):
     assert all(run.experiment.recipe.holdout == 5000 for run in runs)
     assert all("trials" in run.experiment.folder.parts for run in runs)
     assert len({run.experiment.digest for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("part", ["published", "champion", "trials"])
+def test_every_run_of_a_rehearsal_can_be_trained(part, reproduce):
+    for run in planned(reproduce, part, rehearse=True):
+        check_experiment(run.experiment)
+        assert run.experiment.dataset == "digits"
+        assert "rehearsal" in run.experiment.folder.parts
 
 
 def test_an_unknown_variant_is_refused(reproduce):
