@@ -15,6 +15,7 @@ import pytest
 
 from resnetlib import load_dataset, load_experiment
 from resnetlib.data import find_cifar10
+from resnetlib.runs import reference_runs
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
@@ -36,6 +37,12 @@ def run_papermill(*words, cwd, **settings):
         stdin=subprocess.DEVNULL,
         **settings,
     )
+
+
+def recorded_lite(seed=0):
+    """The run of `lite` under `outputs/reference/` with this seed."""
+    runs = (run for run in reference_runs() if run.record["variant"] == "lite")
+    return next(run for run in runs if run.record["seed"] == seed)
 
 
 @pytest.hookimpl(wrapper=True)

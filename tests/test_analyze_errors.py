@@ -3,11 +3,10 @@
 import nbformat
 import papermill
 import pytest
-from conftest import NOTEBOOKS
+from conftest import NOTEBOOKS, recorded_lite
 from traitlets.config import Config
 
 from resnetlib import train
-from resnetlib.runs import reference_runs
 
 ANALYZE_ERRORS = NOTEBOOKS / "analyze_errors.ipynb"
 # ipykernel otherwise warns of its unencrypted connection.
@@ -71,11 +70,6 @@ def test_a_run_of_the_digits_is_found_and_analysed(tiny, tmp_path):
     assert "fitted on 100 training images held out of this run" in table
     assert "100 of them" in text_of(outputs(notebook)["verdict"])
     assert [path.name for path in (tmp_path / "cwd").iterdir()] == ["errors.ipynb"]
-
-
-def recorded_lite(seed):
-    runs = (run for run in reference_runs() if run.record["variant"] == "lite")
-    return next(run for run in runs if run.record["seed"] == seed)
 
 
 def test_the_recorded_lite_is_analysed(cifar10_folder, tmp_path):

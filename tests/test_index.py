@@ -7,7 +7,7 @@ import statistics
 from urllib.parse import unquote
 
 import pytest
-from conftest import PROJECT, TINY
+from conftest import PROJECT, TINY, recorded_lite
 
 from resnetlib import files, list_variants, load_experiment, train
 from resnetlib.index import (
@@ -60,11 +60,6 @@ def copied(run, folder, variant=None, *, accuracy=None, record=None, **overrides
     }
     files.write_json(folder / "run.json", content | (record or {}))
     return load_run(folder)
-
-
-def recorded_lite():
-    """The recorded run of `lite` with the lowest seed."""
-    return next(run for run in reference_runs() if run.record["variant"] == "lite")
 
 
 @pytest.fixture

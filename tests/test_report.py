@@ -6,12 +6,12 @@ import shutil
 import nbformat
 import papermill
 import pytest
-from conftest import NOTEBOOKS, TINY
+from conftest import NOTEBOOKS, TINY, recorded_lite
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from resnetlib import load_run, train
 from resnetlib.report import duration, write_report
-from resnetlib.runs import RunError, reference_runs
+from resnetlib.runs import RunError
 
 PIXEL = (  # a PNG of one pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -39,7 +39,7 @@ def executed(tmp_path_factory):
 @pytest.fixture
 def recorded(tmp_path):
     """A recorded run of `lite` on CIFAR-10, copied so that it may be changed."""
-    run = next(run for run in reference_runs() if run.record["variant"] == "lite")
+    run = recorded_lite()
     return load_run(shutil.copytree(run.path, tmp_path / run.path.name))
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from conftest import PROJECT
+from conftest import PROJECT, recorded_lite
 
 from resnetlib import load_pretrained, load_run, train
 from resnetlib.config import ConfigError
@@ -108,7 +108,7 @@ def test_lite_is_kept_and_every_kept_run_is_complete_and_whole():
 def test_the_kept_network_of_lite_measures_what_its_record_says(cifar10):
     from resnetlib import evaluate
 
-    (run, *_) = [r for r in reference_runs() if r.record["variant"] == "lite"]
+    run = recorded_lite()
     model = load_pretrained("lite")
     measured = evaluate(model, *cifar10.test, mean=cifar10.mean, std=cifar10.std)
     assert measured.accuracy == pytest.approx(run.metrics["test_accuracy"], abs=5e-4)
