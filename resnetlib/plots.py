@@ -24,6 +24,7 @@ VARIANT_COLORS = {
     "wide66": "#882255",  # wine
     "resnet18": "#000000",
     "laptop": "#332288",  # indigo
+    "laptop94": "#006633",  # dark green
     "champion": "#56b4e9",  # sky blue
 }
 TRAIN_COLOR = "0.55"  # grey: training is the background that a test curve is read against
