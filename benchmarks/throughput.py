@@ -1,6 +1,6 @@
 """Images per second of resnetlib's training loop and of the ordinary one, side by side.
 
-    python benchmarks/throughput.py                 # all eight variants on this machine
+    python benchmarks/throughput.py                 # every variant that both loops can train
     python benchmarks/throughput.py lite --rounds 7
     python benchmarks/throughput.py lite --precision float32
 
@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import math
+import resource
 import statistics
 import subprocess
 import sys
@@ -57,20 +58,28 @@ class Images(Dataset):
         return self.transform(self.images[index]), self.labels[index]
 
 
+IN_TORCHVISION = {  # torchvision's transforms module and our settings to its transform
+    "crop": lambda tv, a: tv.RandomCrop(32, padding=a.padding, padding_mode=a.padding_mode),
+    "flip": lambda tv, a: tv.RandomHorizontalFlip(a.probability),
+    "color_jitter": lambda tv, a: tv.ColorJitter(a.brightness, a.contrast, a.saturation, a.hue),
+    "rotation": lambda tv, a: tv.RandomRotation(a.degrees),
+    "auto_augment": lambda tv, a: tv.AutoAugment(tv.AutoAugmentPolicy.CIFAR10),
+    "rand_augment": lambda tv, a: tv.RandAugment(a.num_ops, a.magnitude),
+    "trivial_augment": lambda tv, a: tv.TrivialAugmentWide(),
+}
+
+
+def comparable() -> list[str]:
+    """The variants whose every augmentation torchvision applies to single images."""
+    used = {name: load_experiment(name).recipe.augment for name in list_variants()}
+    return [name for name, steps in used.items() if {a.name for a in steps} <= set(IN_TORCHVISION)]
+
+
 def torchvision_transforms(experiment: Experiment, mean, std):
     """The recipe's augmentations as torchvision has them, then to float and normalised."""
     from torchvision import transforms as tv
 
-    known = {
-        "crop": lambda a: tv.RandomCrop(32, padding=a.padding),
-        "flip": lambda a: tv.RandomHorizontalFlip(a.probability),
-        "color_jitter": lambda a: tv.ColorJitter(a.brightness, a.contrast, a.saturation, a.hue),
-        "rotation": lambda a: tv.RandomRotation(a.degrees),
-        "auto_augment": lambda a: tv.AutoAugment(tv.AutoAugmentPolicy.CIFAR10),
-        "rand_augment": lambda a: tv.RandAugment(a.num_ops, a.magnitude),
-        "trivial_augment": lambda a: tv.TrivialAugmentWide(),
-    }
-    steps = [known[augment.name](augment) for augment in experiment.recipe.augment]
+    steps = [IN_TORCHVISION[augment.name](tv, augment) for augment in experiment.recipe.augment]
     return tv.Compose([*steps, tv.ToTensor(), tv.Normalize(mean, std)])
 
 
@@ -146,15 +155,23 @@ LOOPS = {"ordinary": OrdinaryLoop, "ours": OurLoop}
 
 
 def worker(loop: str, variant: str, overrides: dict) -> None:
-    """Answers each number of steps on standard input with the seconds that they took."""
+    """Answers each number of steps on standard input with their seconds and the memory so far."""
     experiment = load_experiment(variant, **overrides)
     dataset = load_dataset("cifar10")
     runner = LOOPS[loop](experiment, dataset)
     built = time.perf_counter()
     runner.run(1)
-    print(time.perf_counter() - built, flush=True)
+    print(time.perf_counter() - built, peak_memory(), flush=True)
     for line in sys.stdin:
-        print(runner.run(int(line)), flush=True)
+        print(runner.run(int(line)), peak_memory(), flush=True)
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held: of the device on CUDA, else all of its own."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def start(loop: str, variant: str, overrides: dict) -> subprocess.Popen:
@@ -164,33 +181,36 @@ def start(loop: str, variant: str, overrides: dict) -> subprocess.Popen:
     )
 
 
-def seconds(process: subprocess.Popen, steps: int) -> float:
-    print(steps, file=process.stdin, flush=True)
-    return float(process.stdout.readline())
+def answer(process: subprocess.Popen, steps: int | None = None) -> tuple[float, int]:
+    """The seconds that so many steps, or else the start, took, and the process's peak memory."""
+    if steps:
+        print(steps, file=process.stdin, flush=True)
+    seconds, peak = process.stdout.readline().split()
+    return float(seconds), int(peak)
 
 
 def measure(variant: str, overrides: dict, rounds: int) -> dict:
     """Medians over the rounds; in each, one loop after the other, in alternating order."""
     batch_size = load_experiment(variant, **overrides).recipe.batch_size
-    processes, first, steps = {}, {}, {}
+    processes, first, steps, memory = {}, {}, {}, {}
     for loop in LOOPS:
         processes[loop] = start(loop, variant, overrides)
-        first[loop] = float(processes[loop].stdout.readline())
-        seconds(processes[loop], 3)  # a GPU records its graph in the second step
-        once = seconds(processes[loop], 3) / 3
+        first[loop], memory[loop] = answer(processes[loop])
+        answer(processes[loop], 3)  # a GPU records its graph in the second step
+        once = answer(processes[loop], 3)[0] / 3
         if once < SECONDS / 30:  # of three fast steps the workers have most batches ready
-            once = seconds(processes[loop], 30) / 30
+            once = answer(processes[loop], 30)[0] / 30
         steps[loop] = max(5, round(SECONDS / once))
     rates = {loop: [] for loop in LOOPS}
     for number in range(rounds):
         for loop in list(LOOPS)[:: 1 if number % 2 else -1]:
-            taken = seconds(processes[loop], steps[loop])
+            taken, memory[loop] = answer(processes[loop], steps[loop])
             rates[loop].append(steps[loop] * batch_size / taken)
     for process in processes.values():
         process.stdin.close()
         process.wait()
     ratios = [a / b for a, b in zip(rates["ours"], rates["ordinary"], strict=True)]
-    return {"rates": rates, "ratios": ratios, "first": first["ours"]}
+    return {"rates": rates, "ratios": ratios, "first": first["ours"], "memory": memory}
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -207,7 +227,7 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("variants", nargs="*", default=list_variants(), help="default: all")
+    parser.add_argument("variants", nargs="*", help=f"of {', '.join(comparable())}; default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--compile", default="auto", choices=["auto", "true", "false"])
@@ -217,28 +237,32 @@ def main() -> None:
     given = parser.parse_args()
     if given.worker:
         return worker(given.worker, given.variants[0], json.loads(given.overrides))
+    variants = given.variants or comparable()
+    if unknown := set(variants) - set(comparable()):
+        parser.error(f"{', '.join(unknown)}: not a variant that torchvision can augment for")
     overrides = {name: getattr(given, name) for name in ("precision", "compile", "device")}
-    used = choose_compute(load_experiment(given.variants[0], **overrides))
+    used = choose_compute(load_experiment(variants[0], **overrides))
     rate = product_rate(used.device, used.precision)
     print(", ".join(f"{name} {value}" for name, value in used.describe().items()))
     print(f"torch {torch.__version__}; product of large matrices: {rate / 1e9:,.0f} GFLOP/s")
     print(
         f"{'variant':<14}{'batch':>6}{'ordinary/s':>12}{'ours/s':>10}{'ratio':>8}{'min–max':>12}"
-        f"{'of product':>12}{'first step':>12}{'projected':>11}"
+        f"{'of product':>12}{'first step':>12}{'projected':>11}{'MB':>12}"
     )
-    for variant in given.variants:
+    for variant in variants:
         experiment = load_experiment(variant, **overrides)
         measured = measure(variant, overrides, given.rounds)
         ordinary, ours = (statistics.median(measured["rates"][loop]) for loop in LOOPS)
         ratios = measured["ratios"]
         # Forward and backward pass are three times the forward's products, two operations each.
         share = ours * 3 * 2 * macs(build_model(experiment.architecture)) / rate
+        megabytes = " / ".join(f"{measured['memory'][loop] / 1e6:,.0f}" for loop in LOOPS)
         images = experiment.recipe.epochs * (50_000 - experiment.recipe.holdout)
         print(
             f"{variant:<14}{experiment.recipe.batch_size:>6}{ordinary:>12,.0f}{ours:>10,.0f}"
             f"{statistics.median(ratios):>7.2f}×{min(ratios):>6.2f}–{max(ratios):<5.2f}"
             f"{share:>11.0%}{measured['first']:>10.1f} s"
-            f"{images / ours / 60:>7.0f} min",
+            f"{images / ours / 60:>7.0f} min{megabytes:>12}",
             flush=True,
         )
     return None
