@@ -1,12 +1,38 @@
-"""What only a notebook needs: its parameters as an experiment."""
+"""What only a notebook needs: its parameters, checked, and as an experiment."""
 
 import ast
 from typing import Any
 
-from .config import ConfigError, Experiment, apply_overrides, load_experiment
+from .config import ConfigError, Experiment, apply_overrides, load_experiment, nearest
 from .train import check_experiment
 
 INJECTED = "# Parameters"  # how papermill begins the cell it adds
+
+
+def check_parameters() -> None:
+    """Refuse what papermill was given by a name that the notebook's parameters do not have.
+
+    Papermill itself only warns of it. Raises `ConfigError`.
+    """
+    from IPython import get_ipython  # there already wherever this is called
+
+    shell = get_ipython()
+    check_injected(shell.user_ns["In"] if shell else [])
+
+
+def check_injected(cells: list[str]) -> None:
+    """The same from the source of the cells run so far, of which the last injected one counts."""
+    injected = [cell for cell in cells if _is_injected(cell)]
+    known = {name: None for cell in cells if not _is_injected(cell) for name in _assignments(cell)}
+    for name in _assignments(injected[-1]) if injected and known else ():
+        if name not in known:
+            raise ConfigError(
+                f"unknown parameter {name!r}{nearest(name, known)} One of: {', '.join(known)}"
+            )
+
+
+def _is_injected(cell: str) -> bool:
+    return cell.lstrip().startswith(INJECTED)
 
 
 def experiment_from_notebook() -> Experiment:
@@ -53,7 +79,7 @@ def _parameters(cells: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, ast.expr] = {}
     for cell in cells:
         assigned = _assignments(cell)
-        if cell.lstrip().startswith(INJECTED) or list(assigned) == ["variant"]:
+        if _is_injected(cell) or list(assigned) == ["variant"]:
             found |= assigned
         elif "variant" in assigned:
             found = assigned

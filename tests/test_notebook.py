@@ -14,7 +14,7 @@ from conftest import NOTEBOOKS, PAPERMILL, run_papermill
 
 from resnetlib import load_experiment, load_run, train
 from resnetlib.config import ConfigError
-from resnetlib.notebook import experiment_from_cells
+from resnetlib.notebook import check_injected, experiment_from_cells
 
 RUN_EXPERIMENT = NOTEBOOKS / "run_experiment.ipynb"
 
@@ -177,6 +177,38 @@ def test_it_works_without_an_output_path_into_a_pipe(tmp_path):
     assert json.loads(done.stdout)["cells"]
     (run,) = (tmp_path / "runs" / "lite").iterdir()
     assert load_run(run).status == "done"
+
+
+def test_a_name_that_a_notebook_does_not_have_is_refused():
+    parameters = "run: str = None  # a folder\nimages: int = None"
+    check_injected(["", parameters, "# Parameters\nrun = 'lite'\n"])
+    check_injected(["", parameters])  # opened in JupyterLab
+    check_injected(["", "# Parameters\nrun = 'lite'\n"])  # nothing is known of this notebook
+    wrong = "# Parameters\nrnu = 'lite'\n"
+    with pytest.raises(
+        ConfigError, match=r"unknown parameter 'rnu'; did you mean 'run'\? One of: "
+    ):
+        check_injected(["", parameters, wrong])
+    with pytest.raises(ConfigError, match="'rnu'"):  # run once more, after other cells
+        check_injected(["", parameters, "print(1)", wrong])
+    check_injected(["", parameters, wrong, "# Parameters\nrun = 'lite'\n"])  # put right
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_notebook_checks_its_parameters_before_anything_else(path):
+    cells = json.loads(path.read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    statements = [line for line in sources[1].splitlines() if line and "import " not in line]
+    checks = {"check_parameters()", "experiment = experiment_from_notebook()"}
+    assert statements[0] in checks
+
+
+def test_a_mistyped_parameter_of_another_notebook_fails_before_any_work(tmp_path):
+    done = run_papermill(
+        NOTEBOOKS / "analyze_errors.ipynb", "out.ipynb", "-p", "rnu", "x", cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "ConfigError: unknown parameter 'rnu'; did you mean 'run'?" in done.stderr
 
 
 def test_an_unknown_parameter_fails_before_any_work(tmp_path):
