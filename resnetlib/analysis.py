@@ -1,59 +1,21 @@
-"""Which run is looked at, and how its network is asked: what `analyze_errors` begins with."""
+"""How a run's network is asked: what `analyze_errors` begins with."""
 
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .compute import EVALUATION_BATCH, choose_compute
-from .config import PROJECT, ConfigError, Experiment, default_output_root, shown
+from .config import ConfigError, Experiment
 from .corruptions import CORRUPTIONS, STRENGTHS
 from .data import Dataset, normalization, split_holdout
 from .evaluate import Evaluation, evaluate
 from .resnet import macs
-from .runs import Run, RunError, load_run, reference_runs
+from .runs import Run
 
-WEIGHTS = "model.safetensors"
 # Multiply-accumulates that the damaged images may take unless their number is given: a minute of
 # one core, where `lite` computes 4e10 a second.
 MACS = 2.5e12
 FEWEST_IMAGES = 1000  # an accuracy of 80 % is then known to ±2.5 points
-
-
-def choose_run(run: str | None = None, output_root: str | None = None) -> Run:
-    """The run of this folder; without one the newest finished run with weights.
-
-    That is looked for under `output_root` (`outputs` unless given); where there is none, it is
-    the recorded `lite` of seed 0. A folder may be said from the working directory or from the
-    project. Raises `RunError` where there is no run, or none with weights.
-    """
-    root = Path(output_root).expanduser() if output_root else default_output_root()
-    under_root = [load_run(path.parent) for path in root.glob("*/*/run.json")]
-    finished = [found for found in under_root if found.status == "done" and _weights(found)]
-    recorded = [found for found in reference_runs() if _weights(found)]
-    if run is None:
-        lite = [found for found in recorded if found.record["variant"] == "lite"]
-        newest = sorted(finished, key=lambda found: found.record["finished"])
-        if not (lite or newest):
-            raise RunError(f"no finished run with weights under {shown(root)}; train one first")
-        return (lite[:1] + newest)[-1]
-    folder = Path(run).expanduser()
-    folder = folder if folder.exists() else PROJECT / folder
-    known = ", ".join(shown(found.path) for found in finished + recorded) or "none"
-    if not (folder / "run.json").is_file():
-        raise RunError(f"run = {run!r}: no run folder, it has no run.json; with weights: {known}")
-    chosen = load_run(folder)
-    if not _weights(chosen):
-        present = ", ".join(sorted(path.name for path in folder.iterdir()))
-        raise RunError(
-            f"run = {run!r} ({chosen.status}) has no {WEIGHTS}, only {present}; "
-            f"with weights: {known}"
-        )
-    return chosen
-
-
-def _weights(run: Run) -> bool:
-    return (run.path / WEIGHTS).is_file()
 
 
 def evaluation_settings(experiment: Experiment, data: Dataset) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def write(
     files.write_text(folder / "per_class.csv", evaluation.per_class.to_csv())
     runs.write_predictions(folder, evaluation)
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    files.write_bytes(folder / "model.safetensors", safetensors.torch.save(weights))
+    files.write_bytes(folder / runs.WEIGHTS, safetensors.torch.save(weights))
     _write_figures(folder / "figures", history, evaluation, dataset.test[0], experiment)
 
 

@@ -25,6 +25,7 @@ from .config import (
     ConfigError,
     Experiment,
     Told,
+    default_output_root,
     list_variants,
     load_experiment,
     nearest,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # a start takes 0.2 s less without it
 
 CHECKPOINTS_KEPT = 2
 DRAWING = ("numpy", "scipy", "scikit-learn")  # splits and shares are drawn with their help
+WEIGHTS = "model.safetensors"
 VERSIONS_OF = ("resnetlib", "torch", "torchvision", "numpy", "scikit-learn")
 
 ARTIFACTS = (
@@ -49,7 +51,7 @@ ARTIFACTS = (
     "confusion_matrix.csv",
     "per_class.csv",
     "predictions.npz",
-    "model.safetensors",
+    WEIGHTS,
 )
 COMPARED = (  # label, name in `published` and in metrics.json, scale
     ("parameters", "parameters", 1),
@@ -170,10 +172,15 @@ class Run:
 
     def model(self) -> nn.Module:
         """The network with the selected weights: float32, on the CPU, in evaluation mode."""
-        path = self.path / "model.safetensors"
-        if not path.is_file():
-            raise RunError(f"{self.path} has no weights; they are kept for one seed of a variant")
-        return _with_weights(self.experiment, path)
+        if not self.has_weights:
+            raise RunError(
+                f"{shown(self.path)} has no weights; they are kept for one seed of a variant"
+            )
+        return _with_weights(self.experiment, self.path / WEIGHTS)
+
+    @property
+    def has_weights(self) -> bool:
+        return (self.path / WEIGHTS).is_file()
 
 
 def load_run(path: str | Path) -> Run:
@@ -184,13 +191,61 @@ def load_run(path: str | Path) -> Run:
     return Run(path)
 
 
+def find_run(
+    wanted: str | Path | None = None,
+    output_root: str | Path | None = None,
+    *,
+    dataset: str | None = None,
+    best: bool = False,
+) -> Run:
+    """The finished run with weights that a run folder, or the name of a variant, stands for.
+
+    A folder may be said from the working directory or from the project. Of the runs of a variant,
+    or of all (None), on `dataset` if it is given: the newest under the output root, else the
+    recorded one of the lowest seed, of `lite` where nothing is named; with `best`, of all these
+    the one with the highest test accuracy after its last epoch. Raises `RunError` or `ConfigError`
+    when there is none.
+    """
+    if wanted is not None:
+        folder = Path(wanted).expanduser()
+        folder = folder if folder.exists() else PROJECT / folder  # as `shown` says it
+        if len(Path(wanted).parts) > 1 or (folder / "run.json").is_file():
+            return _with_results(load_run(folder))
+    root = Path(output_root).expanduser() if output_root else default_output_root()
+    own = [load_run(path.parent) for path in root.glob("*/*/run.json")]
+    own.sort(key=lambda run: run.record.get("finished") or "")
+    recorded = reference_runs()
+    recorded.sort(key=lambda run: (run.record["variant"] == "lite", -run.record["seed"]))
+    usable = [
+        run
+        for run in [*recorded, *own]
+        if run.status == "done" and run.has_weights and dataset in (None, run.record["dataset"])
+    ]
+    fitting = [run for run in usable if wanted is None or run.record["variant"] == str(wanted)]
+    if not fitting:
+        variants = sorted({run.record["variant"] for run in usable})
+        raise ConfigError(
+            f"no finished run {f'of {str(wanted)!r} ' if wanted else ''}with weights"
+            f"{f' on {dataset}' if dataset else ''}{nearest(str(wanted or ''), variants) or ';'} "
+            f"There are runs of: {', '.join(variants) or 'no variant'}. Or name a run folder"
+        )
+    return max(fitting, key=lambda run: run.metrics["test_accuracy"]) if best else fitting[-1]
+
+
+def _with_results(run: Run) -> Run:
+    if run.status != "done":
+        raise RunError(f"{shown(run.path)} is not finished: its status is {run.status!r}")
+    run.model()  # tells when there are no weights
+    return run
+
+
 def load_pretrained(variant: str) -> nn.Module:
     """The kept network of a variant: float32, on the CPU, in evaluation mode.
 
     Weights stand under `outputs/reference/<variant>/`; of several seeds, the lowest that has any.
     Raises `ConfigError` when the variant is unknown or none are kept.
     """
-    kept = [run for run in reference_runs() if (run.path / "model.safetensors").is_file()]
+    kept = [run for run in reference_runs() if run.has_weights]
     for run in kept:
         if run.record["variant"] == variant:
             return run.model()

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from . import files
 from .compute import EVALUATION_BATCH, choose_compute, exact_float32
-from .config import PROJECT, ConfigError, default_output_root, nearest, shown
+from .config import ConfigError, default_output_root, nearest, shown
 from .data import DataError, Dataset, load_dataset, normalization
 from .evaluate import evaluate
 from .resnet import NUM_CLASSES
-from .runs import Run, RunError, load_run, reference_runs
+from .runs import Run, find_run
 
 HEADER = ["ID", "Labels"]
 SHAPE = (32, 32, 3)  # height, width, channels: unlike the rows of CIFAR-10's own files
@@ -32,51 +32,6 @@ VIEWS = {  # of each image, whose logits are averaged; mirror and translations a
     "flip": "2 (itself and mirrored), logits averaged",
     "flip_and_shift": "6 (three positions, each also mirrored), logits averaged",
 }
-
-
-# The run ----------------------------------------------------------------------------------------
-
-
-def find_run(name: str | Path | None = None, output_root: str | Path | None = None) -> Run:
-    """The finished run that a folder, or the name of a variant, stands for.
-
-    Of several runs of a variant, or of all (None), the one on CIFAR-10 with the highest test
-    accuracy after its last epoch, among those under `outputs/reference/` and the output root that
-    have their weights. Raises `RunError` or `ConfigError` when there is none.
-    """
-    name = str(name) if name else None
-    folder = Path(name or "").expanduser()
-    if len(folder.parts) > 1 or (name and (folder / "run.json").is_file()):
-        beside = PROJECT / folder  # how `shown` says it, whatever the working directory
-        return _with_weights(
-            load_run(beside if beside.is_dir() and not folder.is_dir() else folder)
-        )
-    root = Path(output_root).expanduser() if output_root else default_output_root()
-    everywhere = [*reference_runs(), *(load_run(p.parent) for p in root.glob("*/*/run.json"))]
-    usable = [
-        run
-        for run in everywhere
-        if run.status == "done"
-        and run.record["dataset"] == "cifar10"
-        and (run.path / "model.safetensors").is_file()
-    ]
-    variants = sorted({run.record["variant"] for run in usable})
-    fitting = [run for run in usable if name in (None, run.record["variant"])]
-    if not fitting:
-        wanted = f"of {name!r} " if name else ""
-        close = nearest(name or "", variants) or ";"
-        raise ConfigError(
-            f"no finished run {wanted}with weights on cifar10{close} "
-            f"There are runs of: {', '.join(variants) or 'no variant'}. Or name a run folder"
-        )
-    return max(fitting, key=lambda run: run.metrics["test_accuracy"])
-
-
-def _with_weights(run: Run) -> Run:
-    if run.status != "done":
-        raise RunError(f"{run.path} is not finished: its status is {run.status!r}")
-    run.model()  # tells when there are no weights
-    return run
 
 
 # Reading ----------------------------------------------------------------------------------------
@@ -425,10 +380,10 @@ def submit(
 ) -> Path:
     """Read the competition's file, predict with the run, write and check the CSV; its path.
 
-    `run` is one, or what `find_run` takes: a run folder or a variant.
+    `run` is one, or what `find_run` takes: a run folder or a variant, whose best run is used.
     Raises `ConfigError` before any work for what cannot be done, `DataError` for bad data.
     """
-    run = run if isinstance(run, Run) else find_run(run, output_root)
+    run = run if isinstance(run, Run) else find_run(run, output_root, dataset="cifar10", best=True)
     path = submission_path(run, file, tta=tta, output=output, output_root=output_root)
     competition = read_competition(file)
     dataset = load_dataset(run.experiment.dataset, data_root)

@@ -1,6 +1,5 @@
 """What a network confuses and looks at; temperature; which run is looked at."""
 
-import json
 import shutil
 
 import pytest
@@ -9,7 +8,7 @@ from conftest import TINY
 from torch import nn
 
 from resnetlib import build_model, load_experiment, load_run, train
-from resnetlib.analysis import choose_run, held_out, images_to_damage
+from resnetlib.analysis import held_out, images_to_damage
 from resnetlib.calibrate import calibrated, fit_temperature
 from resnetlib.config import ConfigError
 from resnetlib.evaluate import Evaluation, evaluate, normalize
@@ -21,7 +20,6 @@ from resnetlib.explain import (
     taken_for,
     tsne,
 )
-from resnetlib.runs import RunError
 
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -215,39 +213,6 @@ def test_held_out_images_are_those_that_training_held_out(run, digits):
     measured = held_out(run, run.model(), digits, **settings)
     assert len(measured.labels) == 100
     assert measured.accuracy == pytest.approx(run.history["holdout_accuracy"].iloc[-1])
-
-
-def another(run, name, **changes):
-    """A copy of a run's folder beside it, with changes to its record."""
-    path = run.path.with_name(name)
-    shutil.copytree(run.path, path)
-    record = json.loads((path / "run.json").read_text()) | changes
-    (path / "run.json").write_text(json.dumps(record))
-    return path
-
-
-def test_the_newest_finished_run_with_weights_is_chosen(run, tmp_path):
-    newer = another(run, "newer", finished="2100-01-01T00:00:00+00:00")
-    another(run, "stopped", finished="2100-01-02T00:00:00+00:00", status="interrupted")
-    without = another(run, "without", finished="2100-01-03T00:00:00+00:00")
-    (without / "model.safetensors").unlink()
-    assert choose_run(output_root=tmp_path / "outputs").path == newer
-
-
-def test_the_recorded_lite_stands_in_where_there_is_none(tmp_path):
-    chosen = choose_run(output_root=tmp_path)
-    assert (chosen.record["variant"], chosen.record["seed"]) == ("lite", 0)
-
-
-def test_a_run_without_weights_is_refused_in_one_line_that_names_what_is_there(run, tmp_path):
-    without = another(run, "without")
-    (without / "model.safetensors").unlink()
-    with pytest.raises(RunError, match=r"no model.safetensors, only .*metrics.json") as told:
-        choose_run(str(without), tmp_path / "outputs")
-    assert run.path.name in str(told.value)
-    assert "\n" not in str(told.value)
-    with pytest.raises(RunError, match=r"run = 'nowhere': no run folder"):
-        choose_run("nowhere")
 
 
 @pytest.mark.parametrize("wanted", [0, 451, True, 2.5])

@@ -1,6 +1,8 @@
 """The run folder read back, and the kept networks."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -9,7 +11,7 @@ from conftest import PROJECT, recorded_lite
 
 from resnetlib import load_pretrained, load_run, train
 from resnetlib.config import ConfigError
-from resnetlib.runs import RunError, describe_environment, reference_runs
+from resnetlib.runs import RunError, describe_environment, find_run, reference_runs
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +135,89 @@ def test_no_kept_file_names_a_place_of_the_machine_it_came_from():
             text = json.dumps(path.read_text())
             assert str(PROJECT) not in text, path
             assert "/tmp/" not in text, path
+
+
+# Which run is meant ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outputs(run, tmp_path):
+    """An output root with copies of the run; a function that adds one with changes to its record.
+
+    The run is called one of CIFAR-10 with an accuracy above all others.
+    """
+
+    def add(name, *, weights=True, accuracy=0.999, **changes):
+        folder = shutil.copytree(run.path, tmp_path / "outputs" / "lite" / name)
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | changes))
+        metrics = json.loads((folder / "metrics.json").read_text())
+        (folder / "metrics.json").write_text(json.dumps(metrics | {"test_accuracy": accuracy}))
+        if not weights:
+            (folder / "model.safetensors").unlink()
+        return folder
+
+    add.root = tmp_path / "outputs"
+    return add
+
+
+def test_a_run_is_found_by_its_folder(run, tmp_path, monkeypatch):
+    assert find_run(run.path).path == run.path
+    monkeypatch.chdir(run.path.parent)
+    assert find_run(run.path.name).path.resolve() == run.path.resolve()
+    monkeypatch.chdir(tmp_path)
+    recorded = recorded_lite().path.relative_to(PROJECT)
+    assert find_run(str(recorded)).path == PROJECT / recorded
+
+
+def test_the_newest_finished_run_with_weights_is_meant_by_its_variant_and_by_nothing(outputs):
+    outputs("older", finished="2100-01-01T00:00:00+00:00")
+    newer = outputs("newer", finished="2100-01-02T00:00:00+00:00")
+    outputs("stopped", finished="2100-01-03T00:00:00+00:00", status="interrupted")
+    outputs("without", finished="2100-01-04T00:00:00+00:00", weights=False)
+    assert find_run(output_root=outputs.root).path == newer
+    assert find_run("lite", outputs.root).path == newer
+    assert find_run(Path("lite"), outputs.root).path == newer
+    assert find_run("laptop", outputs.root).path.is_relative_to(
+        PROJECT / "outputs/reference/laptop"
+    )
+
+
+def test_recorded_runs_stand_in_where_there_is_none(tmp_path):
+    assert find_run(output_root=tmp_path).path == recorded_lite().path
+    assert find_run("lite", tmp_path).path == recorded_lite().path
+
+
+def test_the_best_run_is_that_of_the_highest_accuracy_recorded_or_not(outputs):
+    kept = [run for run in reference_runs() if run.has_weights]
+    highest = max(run.metrics["test_accuracy"] for run in kept)
+    outputs("worse", accuracy=0.1)
+    assert find_run(output_root=outputs.root, best=True).metrics["test_accuracy"] == highest
+    better = outputs("better", accuracy=0.999)
+    outputs("worse and newer", accuracy=0.2, finished="2100-01-01T00:00:00+00:00")
+    assert find_run(output_root=outputs.root, best=True).path == better
+    on_cifar10 = find_run("lite", outputs.root, dataset="cifar10", best=True)
+    assert on_cifar10.path == recorded_lite().path
+    assert find_run(better, outputs.root, dataset="cifar10").path == better  # taken at its word
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (
+            "liet",
+            r"no finished run of 'liet' with weights; did you mean 'lite'\? There are",
+        ),
+        ("se", r"no finished run of 'se' with weights; There are runs of: .*lite"),
+        ("outputs/absent", "outputs/absent is no run folder"),
+        ("without", r"lite/without has no weights; they are kept for one seed"),
+        ("stopped", r"lite/stopped is not finished: its status is 'interrupted'"),
+    ],
+)
+def test_a_run_that_is_not_there_or_cannot_be_used_is_told_in_one_line(outputs, wanted, told):
+    outputs("without", weights=False)
+    outputs("stopped", status="interrupted")
+    folder = outputs.root / "lite" / wanted
+    with pytest.raises((ConfigError, RunError), match=told) as raised:
+        find_run(folder if folder.is_dir() else wanted, outputs.root)
+    assert "\n" not in str(raised.value)

@@ -1,22 +1,18 @@
 """A competition's file read safely, predictions as the run's own, and a CSV that is checked."""
 
-import json
 import os
 import pickle
-import shutil
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PROJECT
+from conftest import PROJECT, recorded_lite
 
-from resnetlib import load_experiment, load_run, plots, submission, train
+from resnetlib import load_experiment, plots, submission, train
 from resnetlib.config import ConfigError
 from resnetlib.data import DataError
-from resnetlib.runs import RunError, reference_runs
 
 IDS = ("7", "3", "5")
 
@@ -199,7 +195,7 @@ def test_every_normalization_of_a_recipe_is_followed(tiny, digits, normalize):
 
 
 def test_cifar10_through_the_competitions_format_gives_exactly_the_accuracy(cifar10):
-    (run,) = [r for r in reference_runs() if r.path.name == "cifar10-seed0-9fbf37a8"]
+    run = recorded_lite()
     rehearsal = submission.rehearse(cifar10)
     logits = submission.predict(run, rehearsal.images, cifar10)
     right = int((logits.argmax(1) == rehearsal.labels).sum())
@@ -253,52 +249,6 @@ def test_the_most_uncertain_images_come_first():
     assert table.iloc[1][["first", "second"]].tolist() == ["a", "b"]
     assert table.iloc[1]["first_probability"] == pytest.approx(0.5)
     assert table.iloc[1]["second_probability"] == pytest.approx(0.4)
-
-
-# The run -----------------------------------------------------------------------------------------
-
-
-def test_a_run_is_found_by_its_folder_a_variant_or_as_the_best(run, tmp_path, monkeypatch):
-    assert submission.find_run(run.path).path == run.path
-    monkeypatch.chdir(run.path.parent)
-    assert submission.find_run(run.path.name).path.resolve() == run.path.resolve()
-    monkeypatch.chdir(tmp_path)
-    reference = "outputs/reference/lite/cifar10-seed0-9fbf37a8"
-    for name in (reference, "lite", Path("lite")):
-        assert submission.find_run(name, tmp_path).path == PROJECT / reference
-    best = submission.find_run(output_root=tmp_path)
-    kept = [r for r in reference_runs() if (r.path / "model.safetensors").is_file()]
-    assert best.metrics["test_accuracy"] == max(r.metrics["test_accuracy"] for r in kept)
-
-
-def test_runs_on_other_data_are_never_taken_by_themselves(run, tmp_path):
-    folder = shutil.copytree(run.path, tmp_path / "lite" / run.path.name)
-    metrics = json.loads((folder / "metrics.json").read_text())
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"test_accuracy": 0.999}))
-    for name in ("lite", None):
-        assert submission.find_run(name, tmp_path).record["dataset"] == "cifar10"
-    assert submission.find_run(folder).metrics["test_accuracy"] == 0.999
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("liet", r"'liet' with weights on cifar10; did you mean 'lite'\?"),
-        ("outputs/absent", "is no run folder"),
-        (PROJECT / "outputs/reference/lite/cifar10-seed1-652727f4", "has no weights"),
-    ],
-)
-def test_a_run_that_is_not_there_is_told(name, told):
-    with pytest.raises((ConfigError, RunError), match=told):
-        submission.find_run(name)
-
-
-def test_an_unfinished_run_is_refused(run, tmp_path):
-    record = (run.path / "run.json").read_text().replace('"done"', '"interrupted"')
-    (tmp_path / "run.json").write_text(record)
-    with pytest.raises(RunError, match="not finished: its status is 'interrupted'"):
-        submission.find_run(tmp_path)
-    assert load_run(tmp_path).status == "interrupted"
 
 
 # Writing -----------------------------------------------------------------------------------------
