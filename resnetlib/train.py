@@ -1,8 +1,10 @@
 """The loop: step, epoch, run. One path; every option is composed before the first step."""
 
+import importlib
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -411,7 +413,7 @@ def train(experiment: Experiment, *, output: str | Path | None = None) -> Run:
             if not before.get("keeps_checkpoints", True):  # it may have been killed just before
                 runs.drop_checkpoints(folder)
             return runs.load_run(folder)
-        dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
+        dataset = _read(experiment)
         record = runs.new_record(experiment, dataset, compute)
         training = Training(experiment, dataset, compute)
         if not before:
@@ -432,6 +434,18 @@ def train(experiment: Experiment, *, output: str | Path | None = None) -> Run:
             print(f"going on after {at}")
         _carry_out(training, experiment, dataset, folder, record)
     return runs.load_run(folder)
+
+
+def _read(experiment: Experiment) -> Dataset:
+    """The data set; while the other cores read it, what the optimizers of torch will import.
+
+    Nothing else goes on beside that import, which holds Python's lock for most of a second.
+    """
+    with ThreadPoolExecutor(1) as beside:
+        imported = beside.submit(importlib.import_module, "torch._dynamo")
+        dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
+        imported.result()
+    return dataset
 
 
 def _unfinished(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
