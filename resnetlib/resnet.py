@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -63,6 +64,10 @@ class ResNet(nn.Module):
             self.final_activation.extend([nn.BatchNorm2d(channels), nn.ReLU()])
         self.pool = nn.AdaptiveAvgPool2d(1) if "pool" in architecture.listed_layers else _mean
         self.linear = nn.Linear(channels, NUM_CLASSES)
+        if not architecture.batch_norm_scale:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.weight.requires_grad_(False)
         if architecture.zero_init_residual:
             for block in self.stages.modules():
                 if isinstance(block, tuple(BLOCKS.values())):
@@ -164,16 +169,21 @@ def macs(model: nn.Module) -> int:
 
 
 def model_summary(model: nn.Module) -> str:
-    """torchsummary's table for one 3×32×32 image.
+    """torchsummary's table for one 3×32×32 image, with the trained parameters counted.
 
-    Made on a copy, with the random state set aside: BatchNorm's statistics, the random state
-    and the hooks of the model stay as they were.
+    torchsummary goes by a layer's weight: where that is fixed, it calls the bias fixed too. Made
+    on a copy, with the random state set aside: BatchNorm's statistics, the random state and the
+    hooks of the model stay as they were.
     """
     replica = copy.deepcopy(model).cpu()
     printed = io.StringIO()
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(printed):
         summary(replica, IMAGE_SHAPE, device="cpu")
-    return printed.getvalue().strip("\n")
+    table = printed.getvalue().strip("\n")
+    fixed = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    for kind, count in {"Trainable": count_parameters(model), "Non-trainable": fixed}.items():
+        table = re.sub(rf"(?m)^({kind} params: ).*", rf"\g<1>{count:,}", table)
+    return table
 
 
 def check_size(experiment: Experiment) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .schema import Constant, Cosine, OneCycle, Recipe, Sgd, Step
+from .schema import Adam, Constant, Cosine, OneCycle, Recipe, Sgd, Step
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -102,9 +102,8 @@ class Lookahead:
 
 def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe):
     """torch's optimizer for the recipe (fused kernels), inside Lookahead where asked for."""
-    settings = recipe.optimizer.model_dump(exclude={"name", "decay_on"})
-    if recipe.optimizer.decay_on == "weights":
-        parameters = _decaying_weights_only(parameters)
+    settings = recipe.optimizer.model_dump(exclude={"name", "decay_on", "bias_lr_factor"})
+    parameters = _groups(parameters, recipe.optimizer)
     if isinstance(recipe.optimizer, Sgd):
         optimizer = torch.optim.SGD(parameters, **settings, fused=True)
     else:
@@ -124,13 +123,19 @@ def _as_the_parameters_lie(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def _decaying_weights_only(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
-    """Two groups: weights of convolutions and linear layers; biases and BatchNorm, undecayed."""
+def _groups(parameters: Iterable[nn.Parameter], optimizer: Sgd | Adam) -> list[dict[str, Any]]:
+    """All in one; or the weights of convolutions and linear layers, and apart from them the
+    biases and BatchNorm, with `lr_factor`, where the recipe treats these otherwise.
+    """
     parameters = list(parameters)
-    return [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    if optimizer.decay_on == "all" and optimizer.bias_lr_factor == 1:
+        return [{"params": parameters, "lr_factor": 1.0}]
+    weights = {"params": [p for p in parameters if p.ndim > 1], "lr_factor": 1.0}
+    others = {"params": [p for p in parameters if p.ndim <= 1]}
+    others["lr_factor"] = optimizer.bias_lr_factor
+    if optimizer.decay_on == "weights":
+        others["weight_decay"] = 0.0
+    return [weights, others]
 
 
 Gradients = Callable[[Tensor, Tensor], Any]  # (images, targets) -> what the step reports

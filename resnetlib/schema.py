@@ -83,6 +83,7 @@ class Architecture(Model):
     stem: Literal["conv3x3", "whitening"] = "conv3x3"
     stem_width: Count | None = None  # channels; those of the first stage unless given
     conv_bias: bool = False
+    batch_norm_scale: bool = True  # BatchNorm's weight is trained; else it stays 1
     zero_init_residual: bool = False  # each block begins as its shortcut (Goyal et al. 2017, 5.1)
     dropout: Fraction = 0.0
     squeeze_excitation: SqueezeExcitation = SqueezeExcitation()
@@ -115,6 +116,11 @@ class Architecture(Model):
             raise ValueError("stem 'whitening' has a ReLU, and block 'preact' a stem without one")
         if not self.outputs[-1][1]:
             raise ValueError("after so many halvings of the image nothing is left to pool")
+        if self.zero_init_residual and not self.batch_norm_scale and self.block != "preact":
+            raise ValueError(
+                "zero_init_residual begins with a BatchNorm weight of 0, which would stay 0 "
+                "without batch_norm_scale"
+            )
         if self.dropout and self.block != "dropout":
             raise ValueError(f"dropout acts in block 'dropout' only, and block is {self.block!r}")
         return self
@@ -141,7 +147,8 @@ class Architecture(Model):
         return tuple(shapes)
 
 
-# Which parameters decay: all, or only the weights of convolutions and of the linear layer.
+# Which parameters decay: all, or only the weights of convolutions and of the linear layer. The
+# others, biases and BatchNorm, learn at `bias_lr_factor` times the rate.
 DecayOn = Literal["all", "weights"]
 
 
@@ -152,6 +159,7 @@ class Sgd(Model):
     nesterov: bool = False
     weight_decay: NotNegative = 0.0
     decay_on: DecayOn = "all"
+    bias_lr_factor: Positive = 1.0
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -169,6 +177,7 @@ class Adam(Model):
     eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
     decay_on: DecayOn = "all"
+    bias_lr_factor: Positive = 1.0
 
 
 class Constant(Model):

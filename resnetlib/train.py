@@ -266,7 +266,7 @@ class Training:
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_factor", 1.0)  # older checkpoints have none
 
     def before_training(self) -> dict[str, float]:
         """Row 0 of the history: the untrained network, on the first 2,000 training images."""

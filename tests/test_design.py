@@ -37,6 +37,7 @@ ODD = [
     {"depths": [0, 2, 0, 1], "widths": [8, 12, 20, 16]},
     {"depths": [1] * 7, "widths": [4, 6, 8, 8, 8, 8, 8]},
     {"depths": [3], "widths": [5], "conv_bias": True},
+    {"depths": [2], "widths": [6], "batch_norm_scale": False},
     {"depths": [1, 2], "widths": [4, 8], "placement": "stem", "reduction": 3},
     {"depths": [2, 1], "widths": [8, 8], "placement": "block", "reduction": 2},
     {"depths": [1, 1], "widths": [6, 8], "stochastic_depth": 0.2, "placement": "block"},

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import GOLDEN
+from torch import nn
 
 from resnetlib import build_model, count_parameters, list_variants, load_experiment, model_summary
 from resnetlib.blocks import MaxPool2x2, StochasticDepth, Whitening
@@ -263,3 +264,27 @@ def test_zero_initialised_residuals_begin_as_their_shortcuts_and_learn(block):
     (second(x) * torch.randn(4, 8, 8, 8)).sum().backward()
     last = second.conv2 if block == "preact" else second.bn2
     assert last.weight.grad.abs().amax() > 0
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_batch_norm_without_a_scale_keeps_a_weight_of_one_that_is_not_trained(block):
+    settings = {"depths": [1, 2], "widths": [8, 16], "block": block}
+    scaled = build_model(load_experiment("lite", **settings).architecture)
+    settings["batch_norm_scale"] = False
+    network = build_model(load_experiment("lite", **settings).architecture)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.weight.eq(1).all() and not norm.weight.requires_grad for norm in norms)
+    assert all(norm.bias.requires_grad for norm in norms)
+    fixed = sum(norm.num_features for norm in norms)
+    assert count_parameters(scaled) - count_parameters(network) == fixed
+    summary = model_summary(network)
+    assert f"\nTrainable params: {count_parameters(network):,}\n" in summary
+    assert f"\nNon-trainable params: {fixed:,}\n" in summary
+
+
+def test_a_scale_of_zero_that_is_not_trained_is_refused():
+    settings = {"zero_init_residual": True, "batch_norm_scale": False}
+    with pytest.raises(ConfigError, match="a BatchNorm weight of 0, which would stay 0"):
+        load_experiment("lite", **settings)
+    load_experiment("lite", block="preact", **settings)  # there a convolution begins with zeros

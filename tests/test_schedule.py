@@ -239,6 +239,19 @@ def test_sam_leaves_the_gradient_of_the_worst_point_and_everything_else_as_it_wa
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("decay_on", ["all", "weights"])
+def test_biases_and_batch_norm_learn_at_their_own_multiple_of_the_rate(decay_on):
+    settings = {"bias_lr_factor": 8, "decay_on": decay_on, "weight_decay": 0.1}
+    recipe = load_experiment("lite", **settings).recipe
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    optimizer = build_optimizer(model.parameters(), recipe)
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for parameter in model.parameters():
+        group = of[id(parameter)]
+        assert group["lr_factor"] == (1 if parameter.ndim > 1 else 8)
+        assert group["weight_decay"] == (0.1 if parameter.ndim > 1 or decay_on == "all" else 0)
+
+
 def test_decay_of_weights_only_leaves_biases_and_batch_norm_alone():
     """With gradients of zero a step is decay and nothing else."""
     settings = {"weight_decay": 0.1, "lr": 0.5}

@@ -50,6 +50,7 @@ KEYS = {
         {"optimizer": {"name": "sgd", "lr": 0.1, "weight_decay": 0.1}},
         "weights",
     ),
+    "optimizer.bias_lr_factor": ({}, 8),
     "optimizer.betas": ({"optimizer": ADAM}, [0.8, 0.9]),
     "optimizer.eps": ({"optimizer": ADAM}, 1e-3),
     "schedule.name": ({"schedule": {"name": "cosine"}}, {"name": "constant"}),
