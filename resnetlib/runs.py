@@ -206,11 +206,6 @@ def find_run(
     the one with the highest test accuracy after its last epoch. Raises `RunError` or `ConfigError`
     when there is none.
     """
-    if wanted is not None:
-        folder = Path(wanted).expanduser()
-        folder = folder if folder.exists() else PROJECT / folder  # as `shown` says it
-        if len(Path(wanted).parts) > 1 or (folder / "run.json").is_file():
-            return _with_results(load_run(folder))
     root = Path(output_root).expanduser() if output_root else default_output_root()
     own = [load_run(path.parent) for path in root.glob("*/*/run.json")]
     own.sort(key=lambda run: run.record.get("finished") or "")
@@ -221,6 +216,11 @@ def find_run(
         for run in [*recorded, *own]
         if run.status == "done" and run.has_weights and dataset in (None, run.record["dataset"])
     ]
+    if wanted is not None:
+        folder = Path(wanted).expanduser()
+        folder = folder if folder.exists() else PROJECT / folder  # as `shown` says it
+        if len(Path(wanted).parts) > 1 or (folder / "run.json").is_file():
+            return _usable(load_run(folder), usable)
     fitting = [run for run in usable if wanted is None or run.record["variant"] == str(wanted)]
     if not fitting:
         variants = sorted({run.record["variant"] for run in usable})
@@ -232,11 +232,14 @@ def find_run(
     return max(fitting, key=lambda run: run.metrics["test_accuracy"]) if best else fitting[-1]
 
 
-def _with_results(run: Run) -> Run:
-    if run.status != "done":
-        raise RunError(f"{shown(run.path)} is not finished: its status is {run.status!r}")
-    run.model()  # tells when there are no weights
-    return run
+def _usable(run: Run, others: list[Run]) -> Run:
+    """The run, unless it is unfinished or without weights; then `RunError` names the others."""
+    if run.status == "done" and run.has_weights:
+        return run
+    finished = run.status == "done"
+    why = "has no weights" if finished else f"is not finished: its status is {run.status!r}"
+    known = ", ".join(shown(other.path) for other in others) or "no run"
+    raise RunError(f"{shown(run.path)} {why}; finished and with weights: {known}")
 
 
 def load_pretrained(variant: str) -> nn.Module:

@@ -154,9 +154,21 @@ def test_the_folder_itself_or_its_archive_may_be_named(small, tmp_path):
 
 def test_a_damaged_file_is_named(small, tmp_path):
     folder = small.parent / data.CIFAR10_FOLDER
-    (folder / "data_batch_3").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"data_batch_3 is damaged"):
+    (folder / "data_batch_1").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"data_batch_1 is damaged"):
         load_dataset("cifar10", folder)
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+def test_of_the_real_files_the_damaged_one_is_named(cifar10, tmp_path, name):
+    for path in data.find_cifar10().iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} is damaged \(its MD5 is not"):
+        load_dataset("cifar10", tmp_path)
 
 
 def test_a_download_lands_checked_in_the_named_folder(small, tmp_path, monkeypatch):

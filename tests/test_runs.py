@@ -210,8 +210,11 @@ def test_the_best_run_is_that_of_the_highest_accuracy_recorded_or_not(outputs):
         ),
         ("se", r"no finished run of 'se' with weights; There are runs of: .*lite"),
         ("outputs/absent", "outputs/absent is no run folder"),
-        ("without", r"lite/without has no weights; they are kept for one seed"),
-        ("stopped", r"lite/stopped is not finished: its status is 'interrupted'"),
+        (
+            "without",
+            r"lite/without has no weights; finished and with weights: .*cifar10-",
+        ),
+        ("stopped", r"lite/stopped is not finished: its status is 'interrupted'; finished and "),
     ],
 )
 def test_a_run_that_is_not_there_or_cannot_be_used_is_told_in_one_line(outputs, wanted, told):
