@@ -8,7 +8,8 @@ The ordinary loop is the one that everyone copies: torchvision's transforms imag
 `DataLoader` with two workers, float32, eager, `.item()` after each step. Both train the same
 network by the same recipe on the same images of CIFAR-10; the two alternate, each in a process of
 its own that sleeps while the other is timed. Not in the figures: starting the workers, and our
-first step with its compilation, which is printed apart.
+first step with its compilation, which is printed apart. Memory is the most that each process held:
+of the device on CUDA, else of all that it loaded; the ordinary loop's without its workers.
 """
 
 import argparse
@@ -226,8 +227,9 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def main() -> None:
+    known = comparable()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("variants", nargs="*", help=f"of {', '.join(comparable())}; default: all")
+    parser.add_argument("variants", nargs="*", help=f"of {', '.join(known)}; default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--compile", default="auto", choices=["auto", "true", "false"])
@@ -237,8 +239,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.worker:
         return worker(given.worker, given.variants[0], json.loads(given.overrides))
-    variants = given.variants or comparable()
-    if unknown := set(variants) - set(comparable()):
+    variants = given.variants or known
+    if unknown := set(variants) - set(known):
         parser.error(f"{', '.join(unknown)}: not a variant that torchvision can augment for")
     overrides = {name: getattr(given, name) for name in ("precision", "compile", "device")}
     used = choose_compute(load_experiment(variants[0], **overrides))

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from .config import ConfigError, Told, notebooks_folder, shown
+from .config import ConfigError, Told, notebooks_folder, output_folder, shown
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -112,10 +112,9 @@ def parse(text: str) -> Any:
 @main.command("list", short_help="Show every variant: size, origin, accuracy.")
 def list_() -> None:
     """Show every variant: size, origin, published and reproduced accuracy."""
-    from .config import default_output_root
     from .index import find_runs, results, text_table
 
-    click.echo(text_table(results(find_runs(default_output_root()))))
+    click.echo(text_table(results(find_runs(output_folder()))))
 
 
 @main.command(short_help="Write index.html: all runs on one page.")
@@ -127,11 +126,10 @@ def report(folder: Path | None) -> None:
 
     Runs that have an executed notebook and no report get their report too.
     """
-    from .config import default_output_root
     from .index import find_runs, write_index
     from .report import write_report
 
-    folder = folder or default_output_root()
+    folder = output_folder(folder)
     for found in find_runs(folder):
         if (found.path / "notebook.ipynb").is_file() and not (found.path / "report.html").is_file():
             write_report(found)

@@ -22,7 +22,7 @@ from pandas.io.formats.style import Styler
 from torch import Tensor
 
 from . import index, significance
-from .config import ConfigError, Told, default_output_root, nearest, shown
+from .config import ConfigError, Told, nearest, output_folder, shown
 from .data import Split, load_dataset
 from .evaluate import Evaluation
 from .progress import someone_watches
@@ -331,7 +331,7 @@ def select(
             else f"two finished runs of {dataset or 'one data set'}"
         )
         raise RunError(
-            f"{shown(_root(output_root))} holds no {lacks}: train another with "
+            f"{shown(output_folder(output_root))} holds no {lacks}: train another with "
             "run_experiment.ipynb, for instance with another seed"
         )
     selection = Selection(runs, one, other, data_root)
@@ -343,7 +343,7 @@ def finished_runs(
     output_root: str | Path | None = None, dataset: str | None = None
 ) -> dict[str, Run]:
     """Those with kept predictions under the output root, by labels such as `lite seed 0`."""
-    readable, _ = index.sort_out(index.find_runs(_root(output_root)))
+    readable, _ = index.sort_out(index.find_runs(output_folder(output_root)))
     return _labelled(
         [
             run
@@ -379,10 +379,6 @@ def find(runs: dict[str, Run], wanted: str, but: str | None = None) -> str:
         f"{wanted!r} is no run folder, label or variant with a finished run"
         f"{nearest(wanted, variants)}\nThere are finished runs of: {', '.join(variants) or 'none'}"
     )
-
-
-def _root(output_root: str | Path | None) -> Path:
-    return Path(output_root).expanduser() if output_root else default_output_root()
 
 
 def _joined(runs: dict[str, Run], run: Run) -> str:

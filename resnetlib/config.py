@@ -116,10 +116,8 @@ class Experiment(Variant):
     @property
     def folder(self) -> Path:
         """The run folder, `<output root>/<variant>/<dataset>-seed<seed>-<hash8>`."""
-        root = self.execution.output_root or default_output_root()
-        return (
-            root.expanduser() / self.variant / f"{self.dataset}-seed{self.seed}-{self.digest[:8]}"
-        )
+        name = f"{self.dataset}-seed{self.seed}-{self.digest[:8]}"
+        return output_folder(self.execution.output_root) / self.variant / name
 
     @property
     def published_here(self) -> Published:
@@ -149,8 +147,13 @@ def _carried(name: str) -> Path:
     return installed if installed.is_dir() else PROJECT / name
 
 
-def default_output_root() -> Path:
-    """`outputs/` of the checkout; of the working directory where the package is installed."""
+def output_folder(output_root: str | Path | None = None) -> Path:
+    """The folder of run folders: the one given, else `outputs/`.
+
+    That is in the checkout, or in the working directory where the package is installed.
+    """
+    if output_root:
+        return Path(output_root).expanduser()
     return (PROJECT if (PROJECT / "params").is_dir() else Path.cwd()) / "outputs"
 
 

@@ -30,9 +30,9 @@ from .config import (
     PACKAGE,
     Experiment,
     Told,
-    default_output_root,
     list_variants,
     load_experiment,
+    output_folder,
     shown,
 )
 from .evaluate import interval
@@ -376,7 +376,7 @@ def write_index(root: Path | None = None) -> Path:
     It needs no network; its links are relative, so that the folder can be moved as a whole. Raises
     `RunError` when `root` is no folder.
     """
-    root = default_output_root() if root is None else Path(root).expanduser()
+    root = output_folder(root)
     if not root.is_dir():
         raise RunError(f"{shown(root)} is no folder: give one that holds run folders")
     runs, damaged = sort_out(find_runs(root))

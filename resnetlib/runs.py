@@ -25,10 +25,10 @@ from .config import (
     ConfigError,
     Experiment,
     Told,
-    default_output_root,
     list_variants,
     load_experiment,
     nearest,
+    output_folder,
     shown,
 )
 from .data import Dataset
@@ -206,21 +206,12 @@ def find_run(
     the one with the highest test accuracy after its last epoch. Raises `RunError` or `ConfigError`
     when there is none.
     """
-    root = Path(output_root).expanduser() if output_root else default_output_root()
-    own = [load_run(path.parent) for path in root.glob("*/*/run.json")]
-    own.sort(key=lambda run: run.record.get("finished") or "")
-    recorded = reference_runs()
-    recorded.sort(key=lambda run: (run.record["variant"] == "lite", -run.record["seed"]))
-    usable = [
-        run
-        for run in [*recorded, *own]
-        if run.status == "done" and run.has_weights and dataset in (None, run.record["dataset"])
-    ]
     if wanted is not None:
         folder = Path(wanted).expanduser()
         folder = folder if folder.exists() else PROJECT / folder  # as `shown` says it
         if len(Path(wanted).parts) > 1 or (folder / "run.json").is_file():
-            return _usable(load_run(folder), usable)
+            return _usable(load_run(folder), output_root)
+    usable = _usable_runs(output_root, dataset)
     fitting = [run for run in usable if wanted is None or run.record["variant"] == str(wanted)]
     if not fitting:
         variants = sorted({run.record["variant"] for run in usable})
@@ -232,14 +223,27 @@ def find_run(
     return max(fitting, key=lambda run: run.metrics["test_accuracy"]) if best else fitting[-1]
 
 
-def _usable(run: Run, others: list[Run]) -> Run:
+def _usable(run: Run, output_root: str | Path | None) -> Run:
     """The run, unless it is unfinished or without weights; then `RunError` names the others."""
-    if run.status == "done" and run.has_weights:
-        return run
     finished = run.status == "done"
+    if finished and run.has_weights:
+        return run
     why = "has no weights" if finished else f"is not finished: its status is {run.status!r}"
-    known = ", ".join(shown(other.path) for other in others) or "no run"
+    known = ", ".join(shown(other.path) for other in _usable_runs(output_root)) or "no run"
     raise RunError(f"{shown(run.path)} {why}; finished and with weights: {known}")
+
+
+def _usable_runs(output_root: str | Path | None, dataset: str | None = None) -> list[Run]:
+    """Finished and with weights: the recorded runs, then those under the output root, by age."""
+    own = [load_run(path.parent) for path in output_folder(output_root).glob("*/*/run.json")]
+    own.sort(key=lambda run: run.record.get("finished") or "")
+    recorded = reference_runs()
+    recorded.sort(key=lambda run: (run.record["variant"] == "lite", -run.record["seed"]))
+    return [
+        run
+        for run in [*recorded, *own]
+        if run.status == "done" and run.has_weights and dataset in (None, run.record["dataset"])
+    ]
 
 
 def load_pretrained(variant: str) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import files
 from .compute import EVALUATION_BATCH, choose_compute, exact_float32
-from .config import ConfigError, default_output_root, nearest, shown
+from .config import ConfigError, nearest, output_folder, shown
 from .data import DataError, Dataset, load_dataset, normalization
 from .evaluate import evaluate
 from .resnet import NUM_CLASSES
@@ -294,7 +294,7 @@ def submission_path(
     check_tta(tta)
     parts = [Path(file).stem, run.record["variant"], run.path.resolve().name]
     parts += [tta] if tta != "none" else []
-    root = Path(output_root).expanduser() if output_root else default_output_root()
+    root = output_folder(output_root)
     path = Path(output).expanduser() if output else root / "submissions" / f"{'-'.join(parts)}.csv"
     if path.is_dir():
         raise ConfigError(f"output = {shown(path)} is a folder; name a file in it")

@@ -142,9 +142,9 @@ def test_no_kept_file_names_a_place_of_the_machine_it_came_from():
 
 @pytest.fixture
 def outputs(run, tmp_path):
-    """An output root with copies of the run; a function that adds one with changes to its record.
+    """Adds copies of the run, one of digits, to the output root `outputs.root`.
 
-    The run is called one of CIFAR-10 with an accuracy above all others.
+    Their accuracy is above all others and their record as trained unless it is given.
     """
 
     def add(name, *, weights=True, accuracy=0.999, **changes):
@@ -168,6 +168,12 @@ def test_a_run_is_found_by_its_folder(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recorded = recorded_lite().path.relative_to(PROJECT)
     assert find_run(str(recorded)).path == PROJECT / recorded
+
+
+def test_a_run_named_by_its_folder_is_found_beside_a_damaged_one(run, outputs):
+    damaged = outputs("damaged")
+    (damaged / "run.json").write_text("{")
+    assert find_run(run.path, outputs.root).path == run.path
 
 
 def test_the_newest_finished_run_with_weights_is_meant_by_its_variant_and_by_nothing(outputs):
@@ -198,6 +204,8 @@ def test_the_best_run_is_that_of_the_highest_accuracy_recorded_or_not(outputs):
     assert find_run(output_root=outputs.root, best=True).path == better
     on_cifar10 = find_run("lite", outputs.root, dataset="cifar10", best=True)
     assert on_cifar10.path == recorded_lite().path
+    of_all = find_run(output_root=outputs.root, dataset="cifar10", best=True)
+    assert of_all.metrics["test_accuracy"] == highest
     assert find_run(better, outputs.root, dataset="cifar10").path == better  # taken at its word
 
 
