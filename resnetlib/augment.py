@@ -9,7 +9,7 @@ import difflib
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Shape(NamedTuple):
     count: int
     height: int
     width: int
+    turned: Tensor | None = None  # (N,) bool, on the CPU: whom an alternating flip turns
 
 
 class Operations(NamedTuple):
@@ -137,6 +138,8 @@ def draw_crop(settings: schema.Crop, shape: Shape, generator: torch.Generator) -
 
 def draw_flip(settings: schema.Flip, shape: Shape, generator: torch.Generator) -> Tensor:
     """(N,) bool."""
+    if settings.alternate and shape.turned is not None:
+        return shape.turned
     return torch.rand(shape.count, generator=generator) < settings.probability
 
 
@@ -216,7 +219,7 @@ def draw_random_erasing(
     settings: schema.RandomErasing, shape: Shape, generator: torch.Generator
 ) -> Rectangle:
     """The first of ten rectangles of random area and shape that fits, anywhere in the image."""
-    count, image_height, image_width = shape
+    count, image_height, image_width, _ = shape
     uniform = torch.rand(2, TRIES, count, generator=generator, dtype=torch.float64)
     low, high = settings.scale
     area = (low + (high - low) * uniform[0]) * (image_height * image_width)
@@ -242,7 +245,7 @@ def draw_mixup(settings: schema.MixUp, shape: Shape, generator: torch.Generator)
 
 def draw_cutmix(settings: schema.CutMix, shape: Shape, generator: torch.Generator) -> Rectangle:
     """A rectangle that would take 1 - share of the image, less what lies outside."""
-    count, image_height, image_width = shape
+    count, image_height, image_width, _ = shape
     half = 0.5 * (1 - _draw_share(settings, shape, generator)).sqrt()
     bounds = []
     for size in (image_height, image_width):
@@ -322,25 +325,38 @@ def _mix_targets(targets: Tensor, share: Tensor) -> Tensor:
 
 
 MIXES = {schema.MixUp: (draw_mixup, _mixup), schema.CutMix: (draw_cutmix, _cutmix)}
-Augmentation = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+
+
+class Augmentation(Protocol):
+    def __call__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        generator: torch.Generator,
+        turned: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 def compose(settings: Sequence[schema.AugmentStep], num_classes: int = 10) -> Augmentation:
-    """The augmentations one after another, as a function of (images, labels, generator).
+    """The augmentations one after another, as a function of (images, labels, generator, turned).
 
     Images uint8 (N, 3, H, W) and labels int64 (N,) on one device, the generator on the CPU; both
-    stay as they were. Returns new images, and the labels, or with mixup or cutmix in the list
-    always float32 probabilities (N, num_classes).
+    stay as they were. `turned` (N,) bool, on the CPU, says which images an alternating flip turns;
+    without it one draws as any other flip. Returns new images, and the labels, or with mixup or
+    cutmix in the list always float32 probabilities (N, num_classes).
     """
     steps = [_step(setting) for setting in settings]
     mixes = any(type(single) in MIXES for setting in settings for single in _choices(setting))
 
     def augment(
-        images: Tensor, labels: Tensor, generator: torch.Generator
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        turned: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         targets = _one_hot(labels, num_classes) if mixes else labels
         for step in steps:
-            images, targets = step(images, targets, generator)
+            images, targets = step(images, targets, generator, turned)
         return images, targets
 
     return augment
@@ -368,31 +384,40 @@ def _step(settings: schema.AugmentStep) -> Augmentation:
         steps = [_step(choice) for choice in settings.choices]
 
         def step(
-            images: Tensor, targets: Tensor, generator: torch.Generator
+            images: Tensor,
+            targets: Tensor,
+            generator: torch.Generator,
+            turned: Tensor | None = None,
         ) -> tuple[Tensor, Tensor]:
             chosen = int(torch.randint(len(steps), (), generator=generator))
-            return steps[chosen](images, targets, generator)
+            return steps[chosen](images, targets, generator, turned)
     elif type(settings) in MIXES:
         draw, mix = MIXES[type(settings)]
 
         def step(
-            images: Tensor, targets: Tensor, generator: torch.Generator
+            images: Tensor,
+            targets: Tensor,
+            generator: torch.Generator,
+            turned: Tensor | None = None,
         ) -> tuple[Tensor, Tensor]:
             return mix(images, targets, draw(settings, _shape(images), generator))
     else:
         draw, apply = PICTURES[type(settings)]
 
         def step(
-            images: Tensor, targets: Tensor, generator: torch.Generator
+            images: Tensor,
+            targets: Tensor,
+            generator: torch.Generator,
+            turned: Tensor | None = None,
         ) -> tuple[Tensor, Tensor]:
-            draws = draw(settings, _shape(images), generator)
+            draws = draw(settings, _shape(images, turned), generator)
             return apply(images, draws), targets
 
     return step
 
 
-def _shape(images: Tensor) -> Shape:
-    return Shape(len(images), *images.shape[2:])
+def _shape(images: Tensor, turned: Tensor | None = None) -> Shape:
+    return Shape(len(images), *images.shape[2:], turned)
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:

@@ -257,10 +257,21 @@ class Crop(Model):
 
 
 class Flip(Model):
-    """Left and right exchanged (`RandomHorizontalFlip`)."""
+    """Left and right exchanged (`RandomHorizontalFlip`).
+
+    `alternate` draws once which images begin turned; from then on each is shown from one side and
+    from the other in turn, an epoch each (Jordan 2024).
+    """
 
     name: Literal["flip"]
     probability: Share = 0.5
+    alternate: bool = False
+
+    @model_validator(mode="after")
+    def _turns_half(self) -> Self:
+        if self.alternate and self.probability != 0.5:
+            raise ValueError("alternate turns each image every second time; leave out probability")
+        return self
 
 
 class ColorJitter(Model):

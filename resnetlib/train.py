@@ -75,6 +75,12 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, "order", epoch))
 
 
+def turned_images(count: int, seed: int, epoch: int) -> Tensor:
+    """(count,) bool: which training images an alternating flip turns in an epoch from 1."""
+    first = torch.rand(count, generator=generator(seed, "flip")) < 0.5
+    return first if epoch % 2 else ~first
+
+
 def preview_batch(experiment: Experiment, dataset: Dataset, count: int) -> tuple[Tensor, list[str]]:
     """The first images of the run's first batch, augmented, with the names of their classes.
 
@@ -83,10 +89,11 @@ def preview_batch(experiment: Experiment, dataset: Dataset, count: int) -> tuple
     """
     recipe, seed = experiment.recipe, experiment.seed
     kept, _ = split_holdout(dataset.train[1], recipe.holdout, seed)
-    batch = kept[epoch_order(len(kept), seed, 1)[: recipe.batch_size]]
-    images, labels = (part[batch] for part in dataset.train)
+    order = epoch_order(len(kept), seed, 1)[: recipe.batch_size]
+    images, labels = (part[kept[order]] for part in dataset.train)
+    turned = turned_images(len(kept), seed, 1)[order]
     images, targets = augment.compose(recipe.augment)(
-        images, labels, generator(seed, "augment", 1, 0)
+        images, labels, generator(seed, "augment", 1, 0), turned
     )
     return images[:count], [dataset.classes[label] for label in hard(targets)[:count]]
 
@@ -218,10 +225,10 @@ class Training:
         loss.backward()
         return torch.stack((loss.detach() * len(images), correct))
 
-    def step(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> Tensor:
+    def step(self, images: Tensor, labels: Tensor, turned: Tensor, epoch: int, step: int) -> Tensor:
         """One update from uint8 images (B, 3, H, W); (2,) the summed loss and number correct."""
         draws = generator(self.seed, "augment", epoch, step)
-        images, targets = self.augment(images, labels, draws)
+        images, targets = self.augment(images, labels, draws, turned)
         self.dropout_seed = derive_seed(self.seed, "dropout", epoch, step)
         reported = self.gradients(images, targets)
         self.clip_gradients(self.parameters)
@@ -239,13 +246,15 @@ class Training:
         began = time.perf_counter() - self.progress.seconds
         epoch = self.epochs_done + 1
         images, labels = self.train_split
-        order = epoch_order(len(labels), self.seed, epoch).to(self.compute.device)
-        batches = order.split(self.recipe.batch_size)
+        order = epoch_order(len(labels), self.seed, epoch)
+        turned = turned_images(len(labels), self.seed, epoch)[order].split(self.recipe.batch_size)
+        batches = order.to(self.compute.device).split(self.recipe.batch_size)
         self.model.train()
         for step in range(self.progress.steps, self.steps_per_epoch):
             steps_before = (epoch - 1) * self.steps_per_epoch
             self.set_rate(learning_rate(self.recipe, steps_before + step, self.steps_per_epoch))
-            self.sums += self.step(images[batches[step]], labels[batches[step]], epoch, step)
+            batch = batches[step]
+            self.sums += self.step(images[batch], labels[batch], turned[step], epoch, step)
             self.progress.steps = step + 1
             self.progress.seconds = time.perf_counter() - began
             after_step()

@@ -181,6 +181,7 @@ def test_every_option_acts(name, option, batch):
 
 def test_no_option_is_left_out():
     listed = {(name, key) for name, option in OPTIONS for key in option}
+    listed.add(("flip", "alternate"))  # acts from epoch to epoch: its own test
     there = {(name, key) for name, kind in MODELS.items() for key in kind.model_fields}
     assert listed == {(name, key) for name, key in there if key != "name"}
 
@@ -274,6 +275,20 @@ def test_flip_turns_each_image_or_leaves_it():
         kept = (flipped == images).all((1, 2, 3))
         assert (turned ^ kept).all()
         assert_frequencies([turned.sum(), kept.sum()], [probability, 1 - probability])
+
+
+def test_an_alternating_flip_turns_the_images_it_is_told_to_and_draws_without(batch):
+    turned = torch.arange(len(batch[0])) % 3 == 0
+    alternating = model("flip", alternate=True)
+    for settings in (alternating, schema.OneOf(name="one_of", choices=[alternating, alternating])):
+        images, _ = compose([settings])(*batch, generator(0, "augment"), turned)
+        assert torch.equal(images[turned], batch[0][turned].flip(3))
+        assert torch.equal(images[~turned], batch[0][~turned])
+    usual = compose([model("flip")])(*batch, generator(0, "augment"), turned)[0]
+    assert torch.equal(usual, only(model("flip"), batch[0], generator(0, "augment")))
+    assert torch.equal(usual, only(alternating, batch[0], generator(0, "augment")))
+    with pytest.raises(ValueError, match="leave out probability"):
+        model("flip", alternate=True, probability=0.2)
 
 
 def test_rotation_is_torchvisions_by_angles_uniform_between_both_ends(batch):

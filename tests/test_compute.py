@@ -141,7 +141,8 @@ for variant in sys.argv[2:]:
     training = Training(load_experiment(variant, dataset="digits", device="cpu", batch_size=16,
                                         precision=sys.argv[1], holdout=0, compile=False), dataset)
     training.model.train()
-    training.step(dataset.train[0][:16], dataset.train[1][:16], 1, 0)
+    images, labels = (part[:16] for part in dataset.train)
+    training.step(images, labels, labels > 4, 1, 0)
 """
 
 

@@ -173,8 +173,35 @@ def test_an_epoch_takes_every_training_image_once_the_partial_batch_included(tin
     )
 
 
+ALTERNATING = {"name": "flip", "alternate": True}
+
+
+def test_an_alternating_flip_shows_each_image_from_both_sides_in_two_epochs(tiny, digits):
+    training = Training(tiny(augment=[ALTERNATING]), digits)
+    training.remember(training.before_training())
+    seen = []
+    augment = training.augment
+
+    def spying(*given):
+        images, targets = augment(*given)
+        seen.extend(map(bytes, images.numpy()))
+        return images, targets
+
+    training.augment = spying
+    for _ in range(3):
+        training.remember(training.epoch(lambda: None))
+    count = len(digits.train[1])
+    first, second, third = (sorted(seen[i * count : (i + 1) * count]) for i in range(3))
+    as_they_are, turned = (
+        list(map(bytes, x.numpy())) for x in (digits.train[0], digits.train[0].flip(3))
+    )
+    assert sorted(first + second) == sorted(as_they_are + turned)
+    assert third == first != second
+    assert 0.4 < sum(image in set(as_they_are) for image in first) / count < 0.6
+
+
 def test_the_preview_shows_what_the_first_step_trains_on(tiny, digits, monkeypatch):
-    experiment = tiny(augment=["crop"], holdout=100)
+    experiment = tiny(augment=["crop", ALTERNATING], holdout=100)
     training = Training(experiment, digits)
     training.remember(training.before_training())
     seen = []
