@@ -101,6 +101,9 @@ class Bench(widgets.VBox):
             "squeeze_excitation.placement": values["placement"],
             "squeeze_excitation.reduction": values["reduction"] if attention else 16,
         }
+        if strides := load_experiment(values["start"]).architecture.strides:
+            stages = len(values["depths"].split(","))  # those beyond the strides halve
+            settings["strides"] = (strides + (2,) * stages)[:stages]
         overrides = {f"architecture.{name}": value for name, value in settings.items()}
         try:
             architecture = load_experiment(values["start"], **overrides).architecture

@@ -109,6 +109,16 @@ def test_nonsense_is_told_in_one_line_and_the_last_network_stays(bench, control,
     assert bench.architecture != before
 
 
+@pytest.mark.parametrize(("depths", "strides"), [("1,1,1,1", (2, 2, 2, 2)), ("1,1", (2, 2))])
+def test_a_network_with_strides_of_its_own_can_have_more_stages_and_fewer(bench, depths, strides):
+    bench.controls["start"].value = "laptop"
+    assert bench.architecture == load_experiment("laptop").architecture
+    bench.controls["depths"].value = depths
+    bench.controls["widths"].value = depths.replace("1", "64")
+    assert bench.error == ""
+    assert bench.architecture.strides == strides
+
+
 def test_being_over_the_budget_is_said_in_words(bench):
     bench.controls["start"].value = "resnet18"
     assert "OVER THE BUDGET by 6,173,962" in html_of(bench)
