@@ -32,7 +32,7 @@ from resnetlib.config import Experiment
 from resnetlib.data import normalization
 from resnetlib.resnet import macs
 from resnetlib.schedule import build_optimizer
-from resnetlib.train import Training
+from resnetlib.train import Training, turned_images
 
 WORKERS = 2  # of the ordinary loop
 SECONDS = 6  # of each measurement, about
@@ -140,11 +140,15 @@ class OurLoop:
         training = self.training
         training.model.train()
         images, labels = training.train_split
-        order = torch.randperm(len(labels)).to(training.compute.device)
-        batches = order.split(training.recipe.batch_size)
+        order = torch.randperm(len(labels))
+        turned = turned_images(len(labels), training.seed, 1).split(training.recipe.batch_size)
+        batches = order.to(training.compute.device).split(training.recipe.batch_size)
         for step in range(steps):
-            batch = batches[step % (len(batches) - 1)]
-            training.sums += training.step(images[batch], labels[batch], 1, self.done)
+            place = step % (len(batches) - 1)
+            batch = batches[place]
+            training.sums += training.step(
+                images[batch], labels[batch], turned[place], 1, self.done
+            )
             self.done += 1
         training.sums.tolist()  # waits for the device
         return time.perf_counter() - began

@@ -1,10 +1,12 @@
 """Shared fixtures: small experiments on the digits, and the genuine CIFAR-10 where it is found."""
 
 import dataclasses
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 # Beside other work, threads that spin while they wait make everything ten times as slow. Read
@@ -37,6 +39,17 @@ def run_papermill(*words, cwd, **settings):
         stdin=subprocess.DEVNULL,
         **settings,
     )
+
+
+@contextmanager
+def benchmark(name):
+    """A script of `benchmarks/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, PROJECT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # which dataclasses look themselves up in
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[name]
 
 
 def recorded_lite(seed=0):

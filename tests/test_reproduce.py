@@ -1,6 +1,5 @@
 """The command that makes the recorded runs: what it plans, stops, goes on with and keeps."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from conftest import PROJECT, TINY
+from conftest import PROJECT, TINY, benchmark
 
 from resnetlib import load_run, train
 from resnetlib.config import ConfigError, list_variants
@@ -22,12 +21,8 @@ SCRIPT = PROJECT / "benchmarks" / "reproduce.py"
 
 @pytest.fixture(scope="module")
 def reproduce():
-    spec = importlib.util.spec_from_file_location("reproduce", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reproduce"] = module  # which dataclasses look themselves up in
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["reproduce"]
+    with benchmark("reproduce") as module:
+        yield module
 
 
 def planned(reproduce, part, *only, rehearse=False):
