@@ -1,6 +1,6 @@
 """Every random draw as a pure function of (seed, stream, epoch, step).
 
-A stream is what the draw is for: "init", "split", "order", "augment", "dropout". Two streams
+A stream is what the draw is for, such as "init", "split", "order", "augment" or "flip". Two streams
 never share numbers, and no draw depends on how many were made before it.
 """
 

@@ -18,7 +18,7 @@ from . import files
 from .compute import EVALUATION_BATCH, choose_compute, exact_float32
 from .config import ConfigError, nearest, output_folder, shown
 from .data import DataError, Dataset, load_dataset, normalization
-from .evaluate import evaluate
+from .evaluate import Evaluation, evaluate
 from .resnet import NUM_CLASSES
 from .runs import Run, find_run
 
@@ -242,8 +242,9 @@ def describe_prediction(
     known = f"{own.accuracy:.2%}"
     if competition.labels is None:
         return told | {"accuracy": f"not known here; {known} on the labelled test set, one view"}
-    right = int((logits.argmax(1) == competition.labels).sum())
-    measured = f"{right / len(logits):.2%} ({right:,} of {len(logits):,} right)"
+    here = Evaluation(logits, competition.labels, own.classes)
+    right = int(here.correct.sum())
+    measured = f"{here.accuracy:.2%} ({right:,} of {len(logits):,} right)"
     name = "accuracy" if tta == "none" else f"accuracy with tta {tta}"
     told |= {name: measured, "accuracy in the run's own evaluation, one view": known}
     if tta == "none":
