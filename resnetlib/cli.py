@@ -27,6 +27,10 @@ class Program(click.Group):
             raise Mistake(str(error), 2) from None
         except (Told, BlockingIOError) as error:
             raise Mistake(str(error), 1) from None
+        except OSError as error:
+            if error.filename is None:  # no file's fault, such as a reader of the output that left
+                raise
+            raise Mistake(f"{shown(Path(error.filename))}: {error.strerror}", 1) from None
 
 
 class Mistake(click.ClickException):
@@ -72,12 +76,15 @@ def run(variant: str, parameters: Sequence[tuple[str, str]], quiet: bool) -> Non
     resnetlib run lite -p epochs 10 -p lr 0.05 -p seed 1
     resnetlib run lite -p dataset digits -p optimizer.momentum 0.8 -p depths 2,2,2
     """
-    from .execute import execute
+    from .execute import Stopped, execute
     from .report import write_report
 
-    finished, signal = execute(
-        variant, dict(_values(parameters)), progress=None if quiet else sys.stdout
-    )
+    try:
+        finished, signal = execute(
+            variant, dict(_values(parameters)), progress=None if quiet else sys.stdout
+        )
+    except Stopped as stop:
+        raise Mistake(str(stop), 128 + stop.signal) from None
     report = write_report(finished)
     done = finished.status == "done"
     told = f"{finished.status}: {finished.record.get('error', 'no result')}"
@@ -126,11 +133,12 @@ def report(folder: Path | None) -> None:
 
     Runs that have an executed notebook and no report get their report too.
     """
-    from .index import find_runs, write_index
+    from .index import find_runs, sort_out, write_index
     from .report import write_report
 
     folder = output_folder(folder)
-    for found in find_runs(folder):
+    readable, _ = sort_out(find_runs(folder))  # the page names the others
+    for found in readable:
         if (found.path / "notebook.ipynb").is_file() and not (found.path / "report.html").is_file():
             write_report(found)
     click.echo(shown(write_index(folder)))

@@ -7,20 +7,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import nbformat
 import papermill
 from jupyter_client import KernelManager
 from nbformat import NotebookNode
 
-from . import files
+from . import files, runs
 from .config import ConfigError, Experiment, load_experiment, notebooks_folder
 from .runs import Run, RunError, load_run
 from .train import check_experiment
 
 NOTEBOOK = "run_experiment.ipynb"
 KEPT = "notebook.ipynb"  # in the run folder
+INTERRUPT_AGAIN = 5.0  # seconds; a run needs far less to record that it was interrupted
+
+
+class Stopped(RunError):
+    """A signal came while there was nothing of the run to show, or nothing new."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
 
 
 def execute(
@@ -33,7 +42,9 @@ def execute(
     results as `notebook.ipynb`; a finished run that has it is not executed again. `progress` gets
     one line an epoch.
 
-    Raises `ConfigError` before any work, and `RunError` where no run came about.
+    Raises `ConfigError` before any work, and `RunError` where the notebook ended by something else
+    than what the run's record tells: no run came about, or it could not go on, or the run is done
+    and showing it failed. Then the folder stays as it was.
     """
     if "variant" in parameters:
         raise ConfigError("the variant is the first argument; leave `-p variant` out")
@@ -43,20 +54,26 @@ def execute(
     if _is_shown(experiment, folder):
         return load_run(folder), None
 
-    folder.mkdir(parents=True, exist_ok=True)
+    runs.make_folder(folder)
     partial = folder / f".notebook-{os.getpid()}.ipynb"
     try:
         caught = _execute(partial, _arguments(variant, parameters), progress)
         notebook = nbformat.read(partial, as_version=4)
         told = _told(notebook)
-        if told.startswith("InUse") or not (folder / "run.json").is_file():
-            raise RunError(told or "the notebook ended before its run began")
+        if not (folder / "run.json").is_file():
+            _refuse(told or "the notebook ended before its run began", caught)
+        if told and told != load_run(folder).record.get("error"):
+            _refuse(told, caught)
         # The folder is given to others: nothing in it names a place of this machine.
         notebook.metadata.papermill |= {"input_path": NOTEBOOK, "output_path": KEPT}
         files.write_text(folder / KEPT, nbformat.writes(notebook) + "\n")
     finally:
         partial.unlink(missing_ok=True)
     return load_run(folder), caught
+
+
+def _refuse(told: str, caught: int | None) -> NoReturn:
+    raise Stopped(told, caught) if caught else RunError(told)
 
 
 def _is_shown(experiment: Experiment, folder: Path) -> bool:
@@ -102,13 +119,21 @@ def _execute(output: Path, arguments: Mapping[str, Any], progress: TextIO | None
         except BaseException as error:
             failures.append(error)
 
-    worker = threading.Thread(target=work)
+    worker = threading.Thread(target=work, daemon=True)
     kernel.start_kernel()
     try:
         with _interrupting(kernel) as caught:
             worker.start()
             while worker.is_alive():  # a join without end would keep signals waiting
                 worker.join(0.2)
+                if not kernel.is_alive():  # then nbclient waits for ever
+                    raise RunError(
+                        "the kernel died, perhaps for want of memory; the same command goes on"
+                    )
+                if caught:  # between two cells, an interrupt goes unnoticed
+                    worker.join(INTERRUPT_AGAIN)
+                    if worker.is_alive():
+                        kernel.interrupt_kernel()
     finally:
         kernel.shutdown_kernel(now=True)
     if failures:
@@ -155,5 +180,5 @@ def _told(notebook: NotebookNode) -> str:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "error":
-                return f"{output.ename}: {output.evalue}"
+                return f"{output.ename}: {output.evalue}".rstrip(": ")  # as the record has it
     return ""

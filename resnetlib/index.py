@@ -38,7 +38,7 @@ from .config import (
 from .evaluate import interval
 from .plots import variant_color
 from .resnet import build_model, count_parameters, macs
-from .runs import Run, RunError, reference_runs
+from .runs import Run, RunError, duration, reference_runs
 from .schema import Architecture
 from .significance import LEVEL, compare_seeds, points, probability, seeds_in_words
 
@@ -209,7 +209,8 @@ def _changes(experiment: Experiment, own: Experiment | None) -> str:
         }
     else:
         before, after = _settings(own), _settings(experiment)
-        changed = {path: after[path] for path in after if after[path] != before.get(path)}
+        # A part that is switched off has another path than its settings: None is then a change.
+        changed = {path: after[path] for path in after if after[path] != before.get(path, ...)}
     return ", ".join(
         f"{re.sub('^(recipe|architecture)[.]', '', path)} = {_value(value)}"
         for path, value in changed.items()
@@ -250,9 +251,7 @@ def _value(value: Any) -> str:
 
 
 def _machine(run: Run) -> str:
-    mark = run.record["fingerprint"]
-    cores = f"{mark['threads']} cores of " if mark["device"] == "cpu" else ""
-    return f"{cores}{mark['processor']}, {mark['precision']}, torch {mark['torch']}"
+    return f"{run.machine}, torch {run.record['fingerprint']['torch']}"
 
 
 def results(runs: list[Run]) -> pd.DataFrame:
@@ -429,13 +428,6 @@ def _environment() -> jinja2.Environment:
 def _names(text: str) -> Markup:
     """Text with `names` set as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def duration(seconds: float) -> str:
-    """Seconds up to 100, minutes up to 100, then hours."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _cells(row: dict[str, Any], root: Path) -> dict[str, Any]:

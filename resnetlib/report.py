@@ -18,7 +18,7 @@ from nbformat import NotebookNode
 from . import files, plots
 from .config import PACKAGE, shown
 from .resnet import build_model, count_parameters
-from .runs import Run, RunError
+from .runs import Run, RunError, duration
 
 TEMPLATES = PACKAGE / "templates"
 # What a page without scripts shows best first: of a widget or a script its text, if there is any.
@@ -164,11 +164,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         if name in record:
             moment = datetime.fromisoformat(record[name])
             yield name.capitalize(), f"{moment.day} {moment:%B %Y, %H:%M %Z}"
-    mark = record.get("fingerprint", {})
-    if "processor" in mark:
-        plural = "s" if mark["threads"] > 1 else ""
-        cores = f"{mark['threads']} core{plural} of " if mark["device"] == "cpu" else ""
-        yield "Machine", f"{cores}{mark['processor']}, {mark['precision']}"
+    if "processor" in record.get("fingerprint", {}):
+        yield "Machine", run.machine
     versions = record.get("versions", {})
     software = [f"{name} {versions[name]}" for name in SOFTWARE if name in versions]
     yield "Software", ", ".join(software)
@@ -182,16 +179,6 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         differences = "; ".join(resumed["differences"])
         yield f"Inexact resume {number}", f"after {resumed['after']}: {differences}"
     yield "Source", experiment.source
-
-
-def duration(seconds: float) -> str:
-    """Such as `8.2 s`, `9 min 14 s`, `3 h 05 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, left = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {left} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 # What nbconvert leaves to us ---------------------------------------------------------------------

@@ -84,6 +84,14 @@ class Run:
         """`running`, `done`, `failed`, `interrupted` or `diverged`."""
         return self.record["status"]
 
+    @property
+    def machine(self) -> str:
+        """What the run was computed on and how finely."""
+        mark = self.record["fingerprint"]
+        plural = "s" if mark["threads"] > 1 else ""
+        cores = f"{mark['threads']} core{plural} of " if mark["device"] == "cpu" else ""
+        return f"{cores}{mark['processor']}, {mark['precision']}"
+
     @cached_property
     def experiment(self) -> Experiment:
         return load_experiment(str(self.path / "experiment.yaml"))
@@ -183,12 +191,31 @@ class Run:
         return (self.path / WEIGHTS).is_file()
 
 
+def make_folder(folder: Path) -> None:
+    """Raises `RunError` where the folder of a run can be neither found nor made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{shown(Path(error.filename))}: {error.strerror}"
+        raise RunError(f"the run folder cannot be made ({reason})") from None
+
+
 def load_run(path: str | Path) -> Run:
     """Read a run folder. Raises `RunError` when it is none."""
     path = Path(path)
     if not (path / "run.json").is_file():
         raise RunError(f"{path} is no run folder: it has no run.json")
     return Run(path)
+
+
+def duration(seconds: float) -> str:
+    """Such as `8.2 s`, `9 min 14 s`, `3 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, left = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {left} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def find_run(
@@ -225,25 +252,33 @@ def find_run(
 
 def _usable(run: Run, output_root: str | Path | None) -> Run:
     """The run, unless it is unfinished or without weights; then `RunError` names the others."""
-    finished = run.status == "done"
-    if finished and run.has_weights:
+    if run.status == "done" and run.has_weights:
         return run
+    finished = run.status == "done"
     why = "has no weights" if finished else f"is not finished: its status is {run.status!r}"
     known = ", ".join(shown(other.path) for other in _usable_runs(output_root)) or "no run"
     raise RunError(f"{shown(run.path)} {why}; finished and with weights: {known}")
 
 
 def _usable_runs(output_root: str | Path | None, dataset: str | None = None) -> list[Run]:
-    """Finished and with weights: the recorded runs, then those under the output root, by age."""
-    own = [load_run(path.parent) for path in output_folder(output_root).glob("*/*/run.json")]
+    """Finished and with weights: the recorded runs, then those under the output root, by age.
+
+    What cannot be read is passed over: it was not asked for.
+    """
+    own = [Run(path.parent) for path in output_folder(output_root).glob("*/*/run.json")]
+    own = [run for run in own if _is_usable(run)]
     own.sort(key=lambda run: run.record.get("finished") or "")
-    recorded = reference_runs()
+    recorded = [run for run in reference_runs() if _is_usable(run)]
     recorded.sort(key=lambda run: (run.record["variant"] == "lite", -run.record["seed"]))
-    return [
-        run
-        for run in [*recorded, *own]
-        if run.status == "done" and run.has_weights and dataset in (None, run.record["dataset"])
-    ]
+    return [run for run in [*recorded, *own] if dataset in (None, run.record["dataset"])]
+
+
+def _is_usable(run: Run) -> bool:
+    """Finished, with weights; not where it cannot be told."""
+    try:
+        return run.status == "done" and run.has_weights
+    except (RunError, KeyError, TypeError):
+        return False
 
 
 def load_pretrained(variant: str) -> nn.Module:

@@ -416,6 +416,7 @@ def train(experiment: Experiment, *, output: str | Path | None = None) -> Run:
     """
     compute = check_experiment(experiment)
     folder = Path(output) if output is not None else experiment.folder
+    runs.make_folder(folder)
     with files.lock(folder / ".lock"):
         before = None if experiment.execution.fresh else _unfinished(folder, experiment)
         if before and before["status"] == "done":

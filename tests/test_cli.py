@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from resnetlib import files, list_variants, load_run
@@ -25,8 +28,14 @@ def words(root, variant="lite", **parameters):
     ]
 
 
-def call(*command):
-    return subprocess.run([PROGRAM, *command], capture_output=True, text=True, check=False)
+def call(*command, **variables):
+    return subprocess.run(
+        [PROGRAM, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | variables,
+    )
 
 
 def test_a_run_leaves_notebook_and_report_and_is_then_only_shown(tmp_path):
@@ -100,12 +109,75 @@ def test_a_run_that_is_interrupted_says_so_and_goes_on_afterwards(tmp_path, numb
     assert errors.startswith("interrupted: KeyboardInterrupt")
     (folder,) = (tmp_path / "lite").iterdir()
     assert load_run(folder).status == "interrupted"
-    assert (folder / "notebook.ipynb").is_file()
+    kept = (folder / "notebook.ipynb").read_bytes()
+
+    refused = call(*command[1:], OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    assert refused.returncode == 1
+    assert "threads was" in refused.stderr and "allow_inexact_resume" in refused.stderr
+    assert (folder / "notebook.ipynb").read_bytes() == kept
 
     done = call(*command[1:])
     assert done.returncode == 0
     assert "going on after epoch" in done.stdout
     assert len(load_run(folder).history) == 41
+
+
+def cells_done(folder):
+    """How many cells papermill has carried out of the notebook that it is at."""
+    for path in folder.glob("*/.notebook-*.ipynb"):
+        try:
+            cells = json.loads(path.read_text())["cells"]
+        except ValueError:  # it is being written
+            return 0
+        return sum(cell["metadata"]["papermill"]["status"] == "completed" for cell in cells)
+    return 0
+
+
+def test_a_signal_before_the_run_has_begun_ends_the_command_with_its_number(tmp_path):
+    process = subprocess.Popen(
+        [PROGRAM, *words(tmp_path, epochs=400)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while cells_done(tmp_path / "lite") < 4:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "KeyboardInterrupt" in errors and "Traceback" not in errors
+
+
+def test_a_kernel_that_dies_is_told_in_a_line_and_the_same_command_goes_on(tmp_path):
+    command = [PROGRAM, *words(tmp_path, epochs=40, widths=16)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not process.stdout.readline().startswith("epoch  2"):
+        assert process.poll() is None
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "ipykernel_launcher" in child.cmdline():
+            child.kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the kernel died" in errors and "Traceback" not in errors
+    assert call(*command[1:]).returncode == 0
+
+
+def test_an_output_folder_that_cannot_be_made_is_told_in_a_line(tmp_path):
+    (tmp_path / "file").touch()
+    done = call(*words(tmp_path / "file"))
+    assert done.returncode == 1
+    assert "the run folder cannot be made" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_page_is_written_beside_a_run_that_cannot_be_read(tmp_path):
+    for name, record in (("a", "[]"), ("b", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(record)
+        (tmp_path / name / "notebook.ipynb").touch()
+    done = call("report", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "index.html").is_file()
 
 
 def test_list_shows_every_variant_and_help_every_command():

@@ -15,7 +15,6 @@ from resnetlib.index import (
     END,
     answer,
     best_for_size,
-    duration,
     experiments,
     find_runs,
     markdown_table,
@@ -26,7 +25,7 @@ from resnetlib.index import (
     with_table,
     write_index,
 )
-from resnetlib.runs import RunError, load_run, reference_runs
+from resnetlib.runs import RunError, duration, load_run, reference_runs
 
 LITE = PROJECT / "outputs" / "reference" / "lite"
 LITE_METRICS = [json.loads(path.read_text()) for path in LITE.glob("*/metrics.json")]
@@ -209,6 +208,22 @@ def test_runs_that_differ_in_more_than_their_seed_stand_apart_and_say_in_what(ru
     assert set(table["variant"]) == set(list_variants())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"clip": "none"}, "clip = none"),
+        ({"lookahead": "none"}, "lookahead = none"),
+        ({"clip": {"by": "norm", "limit": 1}}, "clip.by = norm, clip.limit = 1.0"),
+    ],
+    ids=str,
+)
+def test_a_part_that_is_switched_off_is_a_change_of_the_recipe(runs_of, overrides, told):
+    changed = runs_of("se", 0.9, **overrides)
+    of_se = experiments(changed).set_index("variant").loc[["se"]]
+    assert of_se.set_index("changes")["runs"].to_dict() == {"": 0, told: 1}
+    assert results(changed).set_index("variant").loc["se", "runs"] == 0
+
+
 def test_data_sets_are_never_mixed(runs_of):
     cifar10, digits = runs_of("lite", 0.80, 0.82), runs_of("lite", 0.98, 0.99, dataset="digits")
     table = experiments(cifar10 + digits)
@@ -280,11 +295,6 @@ def test_with_little_measured_the_answer_says_so(lite):
     assert answer(experiments([])).startswith("No network has been measured on CIFAR-10 yet;")
 
 
-def test_training_times_have_the_unit_that_suits_them():
-    told = [duration(seconds) for seconds in (1.25, 42, 600, 7200)]
-    assert told == ["1.2 s", "42 s", "10.0 min", "2.0 h"]
-
-
 # The page ---------------------------------------------------------------------------------------
 
 
@@ -342,7 +352,7 @@ def test_the_page_answers_first_and_then_shows_every_experiment(page, root):
         "12.5",
         "79.87",
         f"{LITE_MEAN - 79.87:+.2f}",
-        f"{statistics.mean(metrics['train_seconds'] for metrics in LITE_METRICS) / 60:.1f} min",
+        duration(statistics.mean(metrics["train_seconds"] for metrics in LITE_METRICS)),
         "2 cores of",
         "seed 9",
         "interrupted",

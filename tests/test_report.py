@@ -10,8 +10,8 @@ from conftest import NOTEBOOKS, TINY, recorded_lite
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from resnetlib import load_run, train
-from resnetlib.report import duration, write_report
-from resnetlib.runs import RunError
+from resnetlib.report import write_report
+from resnetlib.runs import RunError, duration
 
 PIXEL = (  # a PNG of one pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -11,7 +11,7 @@ from conftest import PROJECT, recorded_lite
 
 from resnetlib import load_pretrained, load_run, train
 from resnetlib.config import ConfigError
-from resnetlib.runs import RunError, describe_environment, find_run, reference_runs
+from resnetlib.runs import RunError, describe_environment, duration, find_run, reference_runs
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +174,23 @@ def test_a_run_named_by_its_folder_is_found_beside_a_damaged_one(run, outputs):
     damaged = outputs("damaged")
     (damaged / "run.json").write_text("{")
     assert find_run(run.path, outputs.root).path == run.path
+
+
+def test_damaged_runs_hide_no_other(outputs):
+    (outputs("damaged") / "run.json").write_text("{")
+    (outputs("empty") / "run.json").write_text("[]")
+    better = outputs("better")
+    assert find_run("lite", outputs.root).path == better
+    with pytest.raises(RunError, match=r"has no weights; .*better"):
+        find_run(outputs("bare", weights=False), outputs.root)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(8.24, "8.2 s"), (59.9, "59.9 s"), (554, "9 min 14 s"), (11100, "3 h 05 min")],
+)
+def test_times_are_told_as_people_say_them(seconds, told):
+    assert duration(seconds) == told
 
 
 def test_the_newest_finished_run_with_weights_is_meant_by_its_variant_and_by_nothing(outputs):
