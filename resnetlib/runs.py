@@ -252,9 +252,9 @@ def find_run(
 
 def _usable(run: Run, output_root: str | Path | None) -> Run:
     """The run, unless it is unfinished or without weights; then `RunError` names the others."""
-    if run.status == "done" and run.has_weights:
-        return run
     finished = run.status == "done"
+    if finished and run.has_weights:
+        return run
     why = "has no weights" if finished else f"is not finished: its status is {run.status!r}"
     known = ", ".join(shown(other.path) for other in _usable_runs(output_root)) or "no run"
     raise RunError(f"{shown(run.path)} {why}; finished and with weights: {known}")
