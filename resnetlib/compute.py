@@ -5,6 +5,7 @@ start of a run: two runs of one experiment on one machine compute the same. What
 stands beside it.
 """
 
+import ctypes
 import importlib.util
 import logging
 import os
@@ -12,8 +13,8 @@ import platform
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,7 @@ CHANNELS_LAST_SAFE_FROM = 8
 # Images at once. On a CPU a batch whose activations stay in cache: `lite` on two cores with AMX
 # evaluates 14,000 images/s by 128 and 4,000 by 1,000; `wide66` 640 and 310.
 EVALUATION_BATCH = {"cpu": 128, "cuda": 2000, "mps": 1000}
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h; mallopt(3) has their defaults
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,29 @@ def repeatable() -> AbstractContextManager:
     """Where cuDNN takes only algorithms that give the same bits each time."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(enabled=True, deterministic=True, allow_tf32=cudnn.allow_tf32)
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Where glibc keeps what tensors free for the next ones; afterwards it goes back to the system.
+
+    Otherwise every large tensor is mapped anew, and each of its pages is cleared when it is first
+    touched: 40 to 330 MB in a step of the wide networks. Kept, a step of `wide66` is 1.09 times as
+    fast and one of `laptop94` 1.17 times, for 2 to 5 % more memory (two cores, glibc 2.36). Other
+    C libraries, and allocators in glibc's place, keep their own ways.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "malloc_trim"):
+        yield
+        return
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_MAX, 65_536)
+        libc.mallopt(M_TRIM_THRESHOLD, 128 * 1024)
+        libc.malloc_trim(0)
 
 
 def exact_float32() -> AbstractContextManager:

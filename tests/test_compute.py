@@ -1,6 +1,7 @@
 """What a run computes with: chosen for the machine, settable by hand, recorded, and exact."""
 
 import os
+import platform
 import subprocess
 import sys
 from functools import partial
@@ -48,6 +49,36 @@ def test_long_runs_compile_and_short_ones_do_not(monkeypatch):
     chosen = {epochs: load_experiment("lite", epochs=epochs, device="cpu") for epochs in (2, 40)}
     assert [choose_compute(chosen[epochs]).compiled for epochs in (2, 40)] == [False, True]
     assert not choose_compute(load_experiment("lite", dataset="digits", device="cpu")).compiled
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_memory_is_used_again_within_a_training_and_given_back_after_it():
+    """A page that a process gets from the system is one fault when it is first touched."""
+    words = [sys.executable, "-c", FAULTS]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    before, within, after = map(int, told.split())
+    pages = 20 * (256 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert before > pages / 600  # huge pages, where the system makes them, are 512 of these
+    assert within < before / 10
+    assert after > before / 2
+
+
+FAULTS = """
+import resource, torch
+from resnetlib.compute import memory_kept
+
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(64 << 20)  # 256 MiB, and free again
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults(20))
+with memory_kept():
+    faults(1)
+    print(faults(20))
+print(faults(20))
+"""
 
 
 def test_one_process_compiles_any_number_of_networks(monkeypatch):

@@ -247,6 +247,23 @@ def test_a_run_leaves_the_complete_folder(tiny):
     assert list(run.history.columns) == columns.split()
 
 
+def test_row_0_is_the_untrained_network_on_2000_images_of_each_split(tiny, cifar10):
+    experiment = tiny(dataset="cifar10", holdout=100, precision="float32")
+    training = Training(experiment, cifar10)
+    row = training.before_training()
+    assert not training.evaluation_seconds  # which counts what falls into the epochs
+    splits = {"train": training.train_split} | training.evaluated
+    assert {name: len(labels) for name, (_, labels) in splits.items()} == {
+        "train": 49_900,
+        "holdout": 100,
+        "test": 10_000,
+    }
+    for name, (images, labels) in splits.items():
+        found = training.evaluate(images[:2000], labels[:2000])
+        assert row[f"{name}_loss"] == pytest.approx(found.loss, rel=1e-6)
+        assert row[f"{name}_accuracy"] == found.accuracy
+
+
 def test_the_metrics_agree_with_the_history_the_predictions_and_the_weights(tiny, digits):
     run = train(tiny(epochs=2))
     last = run.history.iloc[-1]
