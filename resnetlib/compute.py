@@ -189,8 +189,9 @@ def memory_kept() -> Iterator[None]:
     """Where glibc keeps what tensors free for the next ones; afterwards it goes back to the system.
 
     Otherwise every large tensor is mapped anew, and each of its pages is cleared when it is first
-    touched: 40 to 330 MB in a step of the wide networks. Kept, a step of `wide66` is 1.09 times as
-    fast and one of `laptop94` 1.17 times, for 2 to 5 % more memory (two cores, glibc 2.36). Other
+    touched: up to 350 MB in a step of the wide networks. Kept, a step of `se` is 1.33 times as
+    fast, of `improved_sgd` 1.15, of `laptop` 1.05 and of `lite` 1.02 times, and the process holds
+    at most 13 % more (medians of five alternations, two cores with AMX, glibc 2.36). Other
     C libraries, and allocators in glibc's place, keep their own ways.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
