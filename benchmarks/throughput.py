@@ -255,7 +255,7 @@ def main() -> None:
     print(f"torch {torch.__version__}; product of large matrices: {rate / 1e9:,.0f} GFLOP/s")
     print(
         f"{'variant':<14}{'batch':>6}{'ordinary/s':>12}{'ours/s':>10}{'ratio':>8}{'min–max':>12}"
-        f"{'of product':>12}{'first step':>12}{'projected':>11}{'MB':>12}"
+        f"{'of product':>12}{'first step':>12}{'projected':>11}{'MB':>15}"
     )
     for variant in variants:
         experiment = load_experiment(variant, **overrides)
@@ -270,7 +270,7 @@ def main() -> None:
             f"{variant:<14}{experiment.recipe.batch_size:>6}{ordinary:>12,.0f}{ours:>10,.0f}"
             f"{statistics.median(ratios):>7.2f}×{min(ratios):>6.2f}–{max(ratios):<5.2f}"
             f"{share:>11.0%}{measured['first']:>10.1f} s"
-            f"{images / ours / 60:>7.0f} min{megabytes:>12}",
+            f"{images / ours / 60:>7.0f} min{megabytes:>15}",
             flush=True,
         )
     return None
