@@ -160,12 +160,12 @@ class OurLoop:
 LOOPS = {"ordinary": OrdinaryLoop, "ours": OurLoop}
 
 
-def worker(loop: str, variant: str, overrides: dict) -> None:
+def worker(loop: str, variant: str, overrides: dict, keep_memory: bool) -> None:
     """Answers each number of steps on standard input with their seconds and the memory so far."""
     experiment = load_experiment(variant, **overrides)
     dataset = load_dataset("cifar10")
     runner = LOOPS[loop](experiment, dataset)
-    with memory_kept() if loop == "ours" else nullcontext():  # as `fit` does
+    with memory_kept() if keep_memory else nullcontext():
         built = time.perf_counter()
         runner.run(1)
         print(time.perf_counter() - built, peak_memory(), flush=True)
@@ -181,11 +181,10 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def start(loop: str, variant: str, overrides: dict) -> subprocess.Popen:
-    words = [sys.executable, __file__, variant, "--worker", loop, "--overrides"]
-    return subprocess.Popen(
-        [*words, json.dumps(overrides)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+def start(loop: str, variant: str, overrides: dict, memory: str) -> subprocess.Popen:
+    words = [sys.executable, __file__, variant, "--worker", loop, "--memory", memory]
+    words += ["--overrides", json.dumps(overrides)]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def answer(process: subprocess.Popen, steps: int | None = None) -> tuple[float, int]:
@@ -196,13 +195,13 @@ def answer(process: subprocess.Popen, steps: int | None = None) -> tuple[float, 
     return float(seconds), int(peak)
 
 
-def measure(variant: str, overrides: dict, rounds: int) -> dict:
+def measure(variant: str, overrides: dict, rounds: int, memory: str) -> dict:
     """Medians over the rounds; in each, one loop after the other, in alternating order."""
     batch_size = load_experiment(variant, **overrides).recipe.batch_size
-    processes, first, steps, memory = {}, {}, {}, {}
+    processes, first, steps, held = {}, {}, {}, {}
     for loop in LOOPS:
-        processes[loop] = start(loop, variant, overrides)
-        first[loop], memory[loop] = answer(processes[loop])
+        processes[loop] = start(loop, variant, overrides, memory)
+        first[loop], held[loop] = answer(processes[loop])
         answer(processes[loop], 3)  # a GPU records its graph in the second step
         once = answer(processes[loop], 3)[0] / 3
         if once < SECONDS / 30:  # of three fast steps the workers have most batches ready
@@ -211,13 +210,13 @@ def measure(variant: str, overrides: dict, rounds: int) -> dict:
     rates = {loop: [] for loop in LOOPS}
     for number in range(rounds):
         for loop in list(LOOPS)[:: 1 if number % 2 else -1]:
-            taken, memory[loop] = answer(processes[loop], steps[loop])
+            taken, held[loop] = answer(processes[loop], steps[loop])
             rates[loop].append(steps[loop] * batch_size / taken)
     for process in processes.values():
         process.stdin.close()
         process.wait()
     ratios = [a / b for a, b in zip(rates["ours"], rates["ordinary"], strict=True)]
-    return {"rates": rates, "ratios": ratios, "first": first["ours"], "memory": memory}
+    return {"rates": rates, "ratios": ratios, "first": first["ours"], "memory": held}
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -240,11 +239,14 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--compile", default="auto", choices=["auto", "true", "false"])
     parser.add_argument("--device", default="auto")
+    memory = "whether our loop keeps what tensors free"
+    parser.add_argument("--memory", default="kept", choices=["kept", "returned"], help=memory)
     parser.add_argument("--worker", choices=LOOPS, help=argparse.SUPPRESS)
     parser.add_argument("--overrides", default="{}", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        return worker(given.worker, given.variants[0], json.loads(given.overrides))
+        keep = given.worker == "ours" and given.memory == "kept"  # as `fit` does
+        return worker(given.worker, given.variants[0], json.loads(given.overrides), keep)
     variants = given.variants or known
     if unknown := set(variants) - set(known):
         parser.error(f"{', '.join(unknown)}: not a variant that torchvision can augment for")
@@ -259,7 +261,7 @@ def main() -> None:
     )
     for variant in variants:
         experiment = load_experiment(variant, **overrides)
-        measured = measure(variant, overrides, given.rounds)
+        measured = measure(variant, overrides, given.rounds, given.memory)
         ordinary, ours = (statistics.median(measured["rates"][loop]) for loop in LOOPS)
         ratios = measured["ratios"]
         # Forward and backward pass are three times the forward's products, two operations each.

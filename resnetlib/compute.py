@@ -41,7 +41,7 @@ CHANNELS_LAST_SAFE_FROM = 8
 # Images at once. On a CPU a batch whose activations stay in cache: `lite` on two cores with AMX
 # evaluates 14,000 images/s by 128 and 4,000 by 1,000; `wide66` 640 and 310.
 EVALUATION_BATCH = {"cpu": 128, "cuda": 2000, "mps": 1000}
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h; mallopt(3) has their defaults
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h; mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -186,13 +186,15 @@ def repeatable() -> AbstractContextManager:
 
 @contextmanager
 def memory_kept() -> Iterator[None]:
-    """Where glibc keeps what tensors free for the next ones; afterwards it goes back to the system.
+    """Where glibc keeps what the main thread's tensors free for its next ones.
 
-    Otherwise every large tensor is mapped anew, and each of its pages is cleared when it is first
-    touched: up to 350 MB in a step of the wide networks. Kept, a step of `se` is 1.33 times as
-    fast, of `improved_sgd` 1.15, of `laptop` 1.05 and of `lite` 1.02 times, and the process holds
-    at most 13 % more (medians of five alternations, two cores with AMX, glibc 2.36). Other
-    C libraries, and allocators in glibc's place, keep their own ways.
+    Otherwise tensors above 32 MiB, and smaller ones until its thresholds have grown, are mapped
+    anew, and each of their pages is cleared when it is first touched: up to 350 MB in a step of the
+    wide networks. Kept, a step of `se` is 1.33 times as fast, of `improved_sgd` 1.15, of `laptop`
+    1.05 and of `lite` 1.02 times, and the process holds at most 13 % more (medians of five
+    alternations, two cores with AMX, glibc 2.36; `benchmarks/throughput.py --memory`). What is
+    free at the end goes back to the system. Other C libraries, and allocators in glibc's place,
+    keep their own ways. Not to be nested.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "malloc_trim"):
@@ -204,7 +206,9 @@ def memory_kept() -> Iterator[None]:
         yield
     finally:
         libc.mallopt(M_MMAP_MAX, 65_536)
-        libc.mallopt(M_TRIM_THRESHOLD, 128 * 1024)
+        # Any mallopt ends glibc's own adjustment of these two; this is where that leads.
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
         libc.malloc_trim(0)
 
 

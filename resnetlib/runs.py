@@ -100,7 +100,8 @@ class Run:
     def history(self) -> "pd.DataFrame":
         """One row an epoch; losses in nats, lr as used.
 
-        Epoch 0 is the network before training, on the first 2,000 images of each split.
+        Epoch 0 is the network before training, on the first 2,000 images of each split (in older
+        runs on all held-back images).
         """
         import pandas as pd
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # a start takes 0.2 s less without it
     import pandas as pd
 
 WHITENING_IMAGES = 5000  # training images that the filters of a whitening stem are fitted to
-UNTRAINED_IMAGES = 2000  # enough to see an accuracy of one in ten, to 0.7 points; 0.2 s of `lite`
+UNTRAINED_IMAGES = 2000  # enough to see an accuracy of one in ten, to 0.7 points; 0.3 s of `lite`
 CHECKPOINT_SECONDS = 180  # at most so much work is lost in a long epoch
 CHECKPOINT_SHARE = 0.01  # of a run's time, at most, goes into checkpoints
 
