@@ -284,8 +284,7 @@ class Training:
         row = {"epoch": 0}
         with self.compute.autocast():
             for name, split in ({"train": self.train_split} | self.evaluated).items():
-                untrained = self.evaluate(*(part[:UNTRAINED_IMAGES] for part in split))
-                row |= {f"{name}_loss": untrained.loss, f"{name}_accuracy": untrained.accuracy}
+                row |= _columns(name, self.evaluate(*(part[:UNTRAINED_IMAGES] for part in split)))
         return row | {"lr": 0.0, "seconds": time.perf_counter() - began}
 
     def evaluate(self, images: Tensor, labels: Tensor) -> Evaluation:
@@ -305,8 +304,7 @@ class Training:
         with exact_float32() if precise else self.compute.autocast():
             for name, (images, labels) in self.evaluated.items():
                 evaluation = self.evaluate(images, labels)
-                columns[f"{name}_loss"] = evaluation.loss
-                columns[f"{name}_accuracy"] = evaluation.accuracy
+                columns |= _columns(name, evaluation)
                 if precise:
                     self.measured[name] = evaluation
         self.evaluation_seconds += time.perf_counter() - began
@@ -333,6 +331,11 @@ class Training:
             with exact_float32():
                 self.measured["test"] = self.evaluate(*self.evaluated["test"])
         return epoch, self.measured["test"]
+
+
+def _columns(split: str, evaluation: Evaluation) -> dict[str, float]:
+    """What the history has of an evaluated split."""
+    return {f"{split}_loss": evaluation.loss, f"{split}_accuracy": evaluation.accuracy}
 
 
 def _on(device: torch.device, split: tuple[Tensor, Tensor], indices: Tensor | None = None):
