@@ -26,7 +26,7 @@ bench: setup
 	.venv/bin/python benchmarks/throughput.py
 
 report: setup
-	.venv/bin/python -m resnetlib.index README.md
+	.venv/bin/python -m resnetlib.reports.leaderboard README.md
 
 lint: setup
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .

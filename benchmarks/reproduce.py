@@ -40,10 +40,12 @@ from resnetlib import (
     runs,
     train,
 )
-from resnetlib.config import PROJECT, ConfigError, Experiment
 from resnetlib.data import normalization
-from resnetlib.resnet import macs
-from resnetlib.runs import Run
+from resnetlib.errors import ConfigError
+from resnetlib.experiment import Experiment
+from resnetlib.paths import PROJECT
+from resnetlib.runs.run import Run
+from resnetlib.size import macs
 
 SEEDS = {  # how many of each variant
     "published": {

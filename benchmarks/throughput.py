@@ -28,12 +28,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from resnetlib import build_model, list_variants, load_dataset, load_experiment
-from resnetlib.compute import choose_compute, memory_kept
-from resnetlib.config import Experiment
 from resnetlib.data import normalization
-from resnetlib.resnet import macs
-from resnetlib.schedule import build_optimizer
-from resnetlib.train import Training, turned_images
+from resnetlib.device import choose_compute, memory_kept
+from resnetlib.experiment import Experiment
+from resnetlib.optim import build_optimizer
+from resnetlib.size import macs
+from resnetlib.training import Training, turned_images
 
 WORKERS = 2  # of the ordinary loop
 SECONDS = 6  # of each measurement, about

@@ -1,23 +1,19 @@
 """A workbench for reproducible image-classification experiments under a parameter budget."""
 
-from .config import list_variants, load_experiment
-from .data import load_dataset
-from .evaluate import evaluate
-from .notebook import experiment_from_notebook
-from .resnet import build_model, count_parameters, model_summary
-from .runs import load_pretrained, load_run
-from .train import train
+import lazy_loader
 
-__all__ = [
-    "build_model",
-    "count_parameters",
-    "evaluate",
-    "experiment_from_notebook",
-    "list_variants",
-    "load_dataset",
-    "load_experiment",
-    "load_pretrained",
-    "load_run",
-    "model_summary",
-    "train",
-]
+# Names are imported when they are first used: `resnetlib --help` does not wait for torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "config": ["list_variants", "load_experiment"],
+        "data": ["load_dataset"],
+        "evaluation": ["evaluate"],
+        "notebook": ["experiment_from_notebook"],
+        "resnet": ["build_model"],
+        "size": ["count_parameters", "model_summary"],
+        "runs.find": ["load_pretrained"],
+        "runs.run": ["load_run"],
+        "runs.lifecycle": ["train"],
+    },
+)

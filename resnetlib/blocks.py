@@ -1,4 +1,4 @@
-"""Residual blocks, squeeze-and-excitation, the whitening stem. Nothing here knows about depth.
+"""Residual blocks, squeeze-and-excitation and the whitening stem.
 
 Images and activations are (N, C, H, W). A block maps (N, in_channels, H, W) to
 (N, out_channels, H/stride, W/stride). Its `tail` is what the residual passes last before the

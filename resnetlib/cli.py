@@ -1,4 +1,4 @@
-"""The command line: `resnetlib run, list, report, submit, lab`. Thin: others do the work.
+"""The command line.
 
 Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 130 or 143 on Ctrl-C or TERM.
 """
@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from .config import ConfigError, Told, notebooks_folder, output_folder, shown
+from .errors import ConfigError, Told
+from .paths import notebooks_folder, output_folder, shown
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -52,7 +53,7 @@ def main() -> None:
     """
 
 
-@main.command(short_help="Train a variant, or go on with it, and write its report.")
+@main.command("run", short_help="Train a variant, or go on with it, and write its report.")
 @click.argument("variant")
 @click.option(
     "-p",
@@ -64,7 +65,7 @@ def main() -> None:
     help="Any parameter of the notebook or dotted key of the variant's file; may be repeated.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Do not show the epochs.")
-def run(variant: str, parameters: Sequence[tuple[str, str]], quiet: bool) -> None:
+def run_command(variant: str, parameters: Sequence[tuple[str, str]], quiet: bool) -> None:
     """Train VARIANT, or go on with it, and write its notebook and its report.
 
     VARIANT is a name that `resnetlib list` shows, or the path of a variant file or of a run's
@@ -76,11 +77,11 @@ def run(variant: str, parameters: Sequence[tuple[str, str]], quiet: bool) -> Non
     resnetlib run lite -p epochs 10 -p lr 0.05 -p seed 1
     resnetlib run lite -p dataset digits -p optimizer.momentum 0.8 -p depths 2,2,2
     """
-    from .execute import Stopped, execute
-    from .report import write_report
+    from .execute import Stopped, execute_notebook
+    from .reports.run_report import write_report
 
     try:
-        finished, signal = execute(
+        finished, signal = execute_notebook(
             variant, dict(_values(parameters)), progress=None if quiet else sys.stdout
         )
     except Stopped as stop:
@@ -119,22 +120,24 @@ def parse(text: str) -> Any:
 @main.command("list", short_help="Show every variant: size, origin, accuracy.")
 def list_() -> None:
     """Show every variant: size, origin, published and reproduced accuracy."""
-    from .index import find_runs, results, text_table
+    from .reports.leaderboard import results, text_table
+    from .runs.find import find_runs
 
     click.echo(text_table(results(find_runs(output_folder()))))
 
 
-@main.command(short_help="Write index.html: all runs on one page.")
+@main.command("report", short_help="Write index.html: all runs on one page.")
 @click.argument(
     "folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False)
 )
-def report(folder: Path | None) -> None:
+def report_command(folder: Path | None) -> None:
     """Write index.html, all runs under FOLDER (default: outputs) on one page.
 
     Runs that have an executed notebook and no report get their report too.
     """
-    from .index import find_runs, sort_out, write_index
-    from .report import write_report
+    from .reports.page import write_index
+    from .reports.run_report import write_report
+    from .runs.find import find_runs, sort_out
 
     folder = output_folder(folder)
     readable, _ = sort_out(find_runs(folder))  # the page names the others
@@ -160,7 +163,7 @@ def submit(run: Path, file: Path, output: Path | None, tta: str) -> None:
 
     RUN is a run folder, or the name of a variant with kept weights.
     """
-    from .submission import submit
+    from .kaggle import submit
 
     click.echo(shown(submit(run, file, output, tta=tta)))
 

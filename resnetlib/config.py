@@ -1,169 +1,18 @@
-"""What an experiment is: a variant file, overrides, and one-line errors.
+"""Load experiments: read variant files, apply overrides, report mistakes in one line."""
 
-A *variant* is a network with the recipe that trains it, one file `params/<variant>.yaml`.
-An *experiment* is a variant with every override applied: complete and checked.
-"""
-
-import difflib
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import ValidationError
 
 from . import schema
-from .schema import Architecture, Count, Model, NotBool, NotNegative, Recipe, Share
-
-PACKAGE = Path(__file__).resolve().parent
-PROJECT = PACKAGE.parent
-DEFAULT_BUDGET = 5_000_000  # trainable parameters; the rule every team works under
-
-
-class Told(Exception):
-    """An error whose message says all that its reader needs."""
-
-    def _render_traceback_(self) -> list[str]:
-        """Show a notebook's reader the message alone (IPython's protocol for exceptions)."""
-        return [f"{type(self).__name__}: {self}"]
-
-
-class ConfigError(Told, ValueError):
-    """A person's mistake, told in one or two lines: what, where, what is allowed."""
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where something known is close to the name, else nothing."""
-    known = list(known)
-    folded = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(name.lower(), folded, n=1)
-    if not close:  # a short name such as `se` has no close match by ratio
-        close = [k for k in folded if name and k.startswith(name.lower())][:1]
-    return f"; did you mean {folded[close[0]]!r}?" if close else ""
-
-
-class Published(Model):
-    """What the authors reported; accuracies are fractions of 1, null where nothing was."""
-
-    parameters: Count | None = None
-    train_accuracy: Share | None = None
-    test_accuracy: Share | None = None
-    best_test_accuracy: Share | None = None  # selected on the test set
-    train_loss: NotNegative | None = None
-    test_loss: NotNegative | None = None
-
-
-class Execution(Model):
-    """Where and how a run is carried out; no part of what the experiment is, or of its hash."""
-
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
-    compile: bool | Literal["auto"] = "auto"
-    data_root: Path | None = None
-    output_root: Path | None = None
-    fresh: bool = False
-    keep_checkpoints: bool = False
-    allow_inexact_resume: bool = False
-
-
-class Variant(Model):
-    """One file of `params/`."""
-
-    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-    title: str
-    source: str
-    budget: Annotated[PositiveInt, NotBool] | Literal["none"] = DEFAULT_BUDGET
-    architecture: Architecture
-    recipe: Recipe
-    assumed: tuple[str, ...] = ()
-    published: Published = Published()
-
-    @model_validator(mode="after")
-    def _assumed_exists(self) -> Self:
-        paths = _paths({"recipe": self.recipe.model_dump()})
-        for name in self.assumed:
-            if not _matches(name, paths):
-                raise ValueError(f"assumed names {name!r}, which is no key of the recipe")
-        return self
-
-
-class Experiment(Variant):
-    """A variant with every override applied; the one argument of `train`."""
-
-    dataset: Literal["cifar10", "digits"] = "cifar10"
-    seed: Annotated[NonNegativeInt, NotBool] = 0
-    overrides: dict[str, Any] = Field(default={})
-    execution: Execution = Execution()
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of what decides the outcome: variant, network, recipe, data set, seed.
-
-        What has its default value does not enter, so that a setting that is new in a later
-        version leaves the experiments of an earlier one what they were.
-        """
-        content = self.model_dump(
-            mode="json",
-            include={"variant", "architecture", "recipe", "dataset", "seed"},
-            exclude_defaults=True,
-        )
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def folder(self) -> Path:
-        """The run folder, `<output root>/<variant>/<dataset>-seed<seed>-<hash8>`."""
-        name = f"{self.dataset}-seed{self.seed}-{self.digest[:8]}"
-        return output_folder(self.execution.output_root) / self.variant / name
-
-    @property
-    def published_here(self) -> Published:
-        """What was published for this data set: every source reports on CIFAR-10 alone."""
-        return self.published if self.dataset == "cifar10" else Published()
-
-    def to_yaml(self) -> str:
-        """The complete experiment; `load_experiment(path)` reads it back, equal."""
-        content = self.model_dump(mode="json", exclude={"execution"})
-        return yaml.safe_dump(
-            content, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
-        )
-
-
-def params_folder() -> Path:
-    """`params/` of the checkout, or the copy that an installed package carries."""
-    return _carried("params")
-
-
-def notebooks_folder() -> Path:
-    """`notebooks/` of the checkout, or the copy that an installed package carries."""
-    return _carried("notebooks")
-
-
-def _carried(name: str) -> Path:
-    installed = PACKAGE / name
-    return installed if installed.is_dir() else PROJECT / name
-
-
-def output_folder(output_root: str | Path | None = None) -> Path:
-    """The folder of run folders: the one given, else `outputs/`.
-
-    That is in the checkout, or in the working directory where the package is installed.
-    """
-    if output_root:
-        return Path(output_root).expanduser()
-    return (PROJECT if (PROJECT / "params").is_dir() else Path.cwd()) / "outputs"
-
-
-def shown(path: Path) -> str:
-    """The path as a person would say it: from the project, the working directory or home."""
-    path = path.resolve()
-    for base, prefix in ((PROJECT, ""), (Path.cwd(), ""), (Path.home(), "~/")):
-        if path.is_relative_to(base):
-            return prefix + path.relative_to(base).as_posix()
-    return str(path)
+from .errors import ConfigError, nearest
+from .experiment import Experiment, Variant, dotted_paths, matching_paths
+from .paths import params_folder
+from .schema import Model
 
 
 def list_variants() -> list[str]:
@@ -222,8 +71,8 @@ def _with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experimen
         changed[path] = branch[key] != value
         branch[key] = value
     # What the source left open about a part that is replaced is no longer of interest.
-    keys = _paths({"recipe": content["recipe"]})
-    content["assumed"] = [name for name in content["assumed"] if _matches(name, keys)]
+    keys = dotted_paths({"recipe": content["recipe"]})
+    content["assumed"] = [name for name in content["assumed"] if matching_paths(name, keys)]
     result = _validate(content, "override")
     dump = result.model_dump(mode="json")
     recorded = [*experiment.overrides, *(path for path, differs in changed.items() if differs)]
@@ -234,7 +83,7 @@ def _with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experimen
 def resolve_override(experiment: Experiment, name: str) -> str:
     """The dotted path that a flat or dotted name means; `ConfigError` where none or several."""
     paths = override_paths(experiment)
-    found = _matches(name, paths)
+    found = matching_paths(name, paths)
     if len(found) == 1:
         return found[0]
     if found:
@@ -248,24 +97,11 @@ def resolve_override(experiment: Experiment, name: str) -> str:
 
 def override_paths(experiment: Experiment) -> set[str]:
     """Every dotted path that may be overridden in this experiment."""
-    return _paths(
+    return dotted_paths(
         experiment.model_dump(
             include={"budget", "architecture", "recipe", "dataset", "seed", "execution"}
         )
     ) - {"architecture", "recipe", "execution"}
-
-
-def _paths(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
-    found = set()
-    for key, value in tree.items():
-        found.add(prefix + key)
-        if isinstance(value, Mapping):
-            found |= _paths(value, f"{prefix}{key}.")
-    return found
-
-
-def _matches(name: str, paths: set[str]) -> list[str]:
-    return sorted(path for path in paths if path == name or path.endswith(f".{name}"))
 
 
 def _value_at(tree: Any, path: str) -> Any:

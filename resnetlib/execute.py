@@ -1,4 +1,4 @@
-"""`run_experiment.ipynb`, executed by papermill into the run folder of its experiment."""
+"""Execute `run_experiment.ipynb` over a run."""
 
 import os
 import signal
@@ -14,10 +14,14 @@ import papermill
 from jupyter_client import KernelManager
 from nbformat import NotebookNode
 
-from . import files, runs
-from .config import ConfigError, Experiment, load_experiment, notebooks_folder
-from .runs import Run, RunError, load_run
-from .train import check_experiment
+from . import files
+from .config import load_experiment
+from .errors import ConfigError, RunError
+from .experiment import Experiment
+from .paths import notebooks_folder
+from .runs.lifecycle import check_experiment
+from .runs.record import make_folder
+from .runs.run import Run, load_run
 
 NOTEBOOK = "run_experiment.ipynb"
 KEPT = "notebook.ipynb"  # in the run folder
@@ -32,7 +36,7 @@ class Stopped(RunError):
         self.signal = signal
 
 
-def execute(
+def execute_notebook(
     variant: str, parameters: Mapping[str, Any], progress: TextIO | None = None
 ) -> tuple[Run, int | None]:
     """Carry out a variant with these overrides in its notebook.
@@ -54,7 +58,7 @@ def execute(
     if _is_shown(experiment, folder):
         return load_run(folder), None
 
-    runs.make_folder(folder)
+    make_folder(folder)
     partial = folder / f".notebook-{os.getpid()}.ipynb"
     try:
         caught = _execute(partial, _arguments(variant, parameters), progress)

@@ -1,4 +1,4 @@
-"""The one door to the disk: atomic writes, checksums, a lock, unpickling that runs no code."""
+"""Atomic writes, checksums, a lock, and unpickling that runs no code."""
 
 import hashlib
 import io

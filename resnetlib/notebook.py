@@ -1,10 +1,12 @@
-"""What only a notebook needs: its parameters, checked, and as an experiment."""
+"""The parameters of a notebook, checked, as an experiment."""
 
 import ast
 from typing import Any
 
-from .config import ConfigError, Experiment, apply_overrides, load_experiment, nearest
-from .train import check_experiment
+from .config import apply_overrides, load_experiment
+from .errors import ConfigError, nearest
+from .experiment import Experiment
+from .runs.lifecycle import check_experiment
 
 INJECTED = "# Parameters"  # how papermill begins the cell it adds
 

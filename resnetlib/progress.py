@@ -1,4 +1,4 @@
-"""What a waiting person sees: a live bar where somebody watches, one line an epoch elsewhere."""
+"""Progress display: a live bar in a terminal or notebook, one line per epoch elsewhere."""
 
 import os
 import sys
@@ -7,6 +7,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from tqdm.auto import tqdm
+
+
+def duration(seconds: float) -> str:
+    """Such as `8.2 s`, `9 min 14 s`, `3 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, left = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {left} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def someone_watches() -> bool:

@@ -1,16 +1,11 @@
-"""The network that an Architecture describes, and its size: parameters, MACs, summary."""
+"""The network that an Architecture describes."""
 
-import contextlib
-import copy
-import io
-import re
 from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchsummary import summary
 
 from .blocks import (
     BasicBlock,
@@ -22,7 +17,6 @@ from .blocks import (
     Whitening,
     conv3x3,
 )
-from .config import ConfigError, Experiment
 from .rng import derive_seed
 from .schema import SIDE, Architecture
 
@@ -151,72 +145,3 @@ def build_model(architecture: Architecture, *, seed: int = 0) -> ResNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init"))
         return ResNet(architecture)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters; one that is shared counts once."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def macs(model: nn.Module) -> int:
-    """Multiply-accumulates of one image's forward pass: convolutions and linear layers."""
-    from torch.utils.flop_counter import FlopCounterMode  # imports triton
-
-    replica = copy.deepcopy(model).cpu().eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        replica(torch.zeros(1, *IMAGE_SHAPE))
-    return counter.get_total_flops() // 2
-
-
-def model_summary(model: nn.Module) -> str:
-    """torchsummary's table for one 3×32×32 image, with the trained parameters counted.
-
-    torchsummary goes by a layer's weight: where that is fixed, it calls the bias fixed too. Made
-    on a copy, with the random state set aside: BatchNorm's statistics, the random state and the
-    hooks of the model stay as they were.
-    """
-    replica = copy.deepcopy(model).cpu()
-    printed = io.StringIO()
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(printed):
-        summary(replica, IMAGE_SHAPE, device="cpu")
-    table = printed.getvalue().strip("\n")
-    fixed = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    for kind, count in {"Trainable": count_parameters(model), "Non-trainable": fixed}.items():
-        table = re.sub(rf"(?m)^({kind} params: ).*", rf"\g<1>{count:,}", table)
-    return table
-
-
-def check_size(experiment: Experiment) -> int:
-    """The parameter count, if it keeps the budget and equals the published one.
-
-    The published count is held against the variant's own network only: an override of the
-    architecture makes another network. Raises `ConfigError`.
-    """
-    with torch.device("meta"):
-        count = count_parameters(ResNet(experiment.architecture))
-    overridden = any(path.startswith("architecture") for path in experiment.overrides)
-    published = experiment.published.parameters
-    if published not in (None, count) and not overridden:
-        raise ConfigError(
-            f"{experiment.variant}: published.parameters is {published:,}, "
-            f"and the architecture has {count:,}"
-        )
-    if experiment.budget != "none" and count > experiment.budget:
-        raise ConfigError(
-            f"{experiment.variant}: {count:,} parameters exceed the budget of "
-            f"{experiment.budget:,}; say `budget: none` to run it all the same"
-        )
-    return count
-
-
-def describe_size(experiment: Experiment) -> dict[str, str]:
-    """Parameters, MACs and the share of the budget, for reading."""
-    model = build_model(experiment.architecture)
-    count, budget = count_parameters(model), experiment.budget
-    used = "no budget" if budget == "none" else f"{count / budget:.1%} of {budget:,}"
-    return {
-        "parameters": f"{count:,}",
-        "budget": used,
-        "multiply-accumulates of one image": f"{macs(model) / 1e6:.1f} million",
-        "weights": f"{4 * count / 2**20:.2f} MiB in float32",
-    }

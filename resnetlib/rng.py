@@ -1,7 +1,8 @@
-"""Every random draw as a pure function of (seed, stream, epoch, step).
+"""Every random draw of a run as a pure function of (seed, stream, epoch, step).
 
 A stream is what the draw is for, such as "init", "split", "order", "augment" or "flip". Two streams
-never share numbers, and no draw depends on how many were made before it.
+never share numbers, and no draw depends on how many were made before it. Only t-SNE and the split
+of the digits take a seed of scikit-learn's own.
 """
 
 import hashlib

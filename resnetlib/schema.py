@@ -1,4 +1,4 @@
-"""The models of a network and of a recipe: every key that a variant file may have, checked.
+"""Every key of a network and of a recipe, checked.
 
 An unknown key, a value out of range and settings that contradict each other are errors.
 """

@@ -16,8 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 
 from resnetlib import load_dataset, load_experiment
-from resnetlib.data import find_cifar10
-from resnetlib.runs import reference_runs
+from resnetlib.download import find_cifar10
+from resnetlib.runs.find import reference_runs
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"

@@ -22,9 +22,8 @@ from pathlib import Path
 
 import torch
 
-from resnetlib import load_dataset, load_experiment, results, train
-
-loop = sys.modules["resnetlib.train"]
+from resnetlib import load_dataset, load_experiment, train, training
+from resnetlib.runs import artifacts, checkpoint, lifecycle
 
 EXPERIMENT = load_experiment(
     "lite",
@@ -67,8 +66,8 @@ class Points:
             setattr(os, name, self.around(getattr(os, name)))
         tempfile.mkstemp = self.around(tempfile.mkstemp)
         os.fdopen = self.halting(os.fdopen)
-        loop.Training.step = self.around(loop.Training.step)
-        loop.Training.evaluate = self.around(loop.Training.evaluate)
+        training.Training.step = self.around(training.Training.step)
+        training.Training.evaluate = self.around(training.Training.evaluate)
 
     def halting(self, fdopen):
         """Files whose `write` has points before, in the middle and after."""
@@ -174,9 +173,12 @@ def main() -> None:
     for name in ("scipy.stats", "sklearn.metrics", "torch._dynamo"):
         importlib.import_module(name)  # once here, not in every fork
     dataset = few_digits()
-    loop.load_dataset = lambda *_: dataset
-    loop.CHECKPOINT_SECONDS, loop.CHECKPOINT_SHARE = 0, math.inf  # save after every step
-    results._write_figures = lambda *_: None  # two seconds a run, and they hold no state
+    lifecycle.load_dataset = lambda *_: dataset
+    checkpoint.CHECKPOINT_SECONDS, checkpoint.CHECKPOINT_SHARE = (
+        0,
+        math.inf,
+    )  # save after every step
+    artifacts.write_figures = lambda *_: None  # two seconds a run, and they hold no state
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         assert run(root / "whole", None) == 0

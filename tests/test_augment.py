@@ -13,9 +13,12 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from resnetlib import augment, image_ops, schema
-from resnetlib.augment import NAMES, Shape, compose, preview
-from resnetlib.data import find_cifar10, load_dataset
+from resnetlib import augment, schema
+from resnetlib.augment import compose, draws, image_ops, policies, preview
+from resnetlib.augment.draws import Shape
+from resnetlib.augment.policies import NAMES
+from resnetlib.data import load_dataset
+from resnetlib.download import find_cifar10
 from resnetlib.rng import generator
 
 MODELS = {
@@ -293,21 +296,21 @@ def test_an_alternating_flip_turns_the_images_it_is_told_to_and_draws_without(ba
 
 def test_rotation_is_torchvisions_by_angles_uniform_between_both_ends(batch):
     settings = model("rotation", degrees=40)
-    draws = generator(0, "augment")
-    angles = augment.draw_rotation(settings, Shape(128, 32, 32), draws)
+    stream = generator(0, "augment")
+    angles = draws.draw_rotation(settings, Shape(128, 32, 32), stream)
     expected = [
         tv.rotate(image, angle) for image, angle in zip(batch[0], angles.tolist(), strict=True)
     ]
     assert torch.equal(only(settings, batch[0], generator(0, "augment")), torch.stack(expected))
-    many = augment.draw_rotation(settings, Shape(20_000, 32, 32), draws)
+    many = draws.draw_rotation(settings, Shape(20_000, 32, 32), stream)
     assert_frequencies(torch.histc(many, 40, -40, 40))
 
 
 def test_cutout_covers_a_square_about_any_pixel_and_is_cut_off_at_the_border():
     images = torch.zeros(20_000, 3, 32, 32, dtype=torch.uint8)
     result = only(model("cutout", size=8, probability=0.75), images, generator(0, "augment"))
-    covered = result[:, 0] == augment.MEAN_COLOR[0]
-    assert torch.equal(covered, result[:, 2] == augment.MEAN_COLOR[2])
+    covered = result[:, 0] == draws.MEAN_COLOR[0]
+    assert torch.equal(covered, result[:, 2] == draws.MEAN_COLOR[2])
     assert torch.equal(covered, result.any(1))
     counts = covered.sum((1, 2))
     assert_frequencies([(counts > 0).sum(), (counts == 0).sum()], [0.75, 0.25])
@@ -321,7 +324,7 @@ def test_cutout_covers_a_square_about_any_pixel_and_is_cut_off_at_the_border():
 
 
 def test_cutout_is_grey_in_the_mean_colour_of_cifar10(cifar10):
-    assert tuple(round(255 * level) for level in cifar10.mean) == augment.MEAN_COLOR
+    assert tuple(round(255 * level) for level in cifar10.mean) == draws.MEAN_COLOR
 
 
 @pytest.mark.parametrize(
@@ -331,7 +334,7 @@ def test_random_erasing_draws_torchvisions_rectangles(options):
     count = 6_000
     shape = Shape(count, 32, 32)
     settings = model("random_erasing", probability=1.0, **options)
-    box = augment.draw_random_erasing(settings, shape, generator(0, "augment"))
+    box = draws.draw_random_erasing(settings, shape, generator(0, "augment"))
     assert ((box.top >= 0) & (box.top + box.height <= 32)).all()
     assert ((box.left >= 0) & (box.left + box.width <= 32)).all()
     with torch.random.fork_rng():
@@ -407,51 +410,51 @@ def test_auto_augment_has_the_published_policy_with_its_magnitudes():
     theirs = v1.AutoAugment(v1.AutoAugmentPolicy.CIFAR10)
     policy = [
         tuple((PUBLISHED[name], probability, bin) for name, probability, bin in pair)
-        for pair in augment.CIFAR10_POLICY
+        for pair in policies.CIFAR10_POLICY
     ]
     assert policy == theirs.policies
     space = space_of(theirs, 10, (32, 32))
     expected = {("identity", 0.0)}
-    for name, probability, bin in itertools.chain(*augment.CIFAR10_POLICY):
+    for name, probability, bin in itertools.chain(*policies.CIFAR10_POLICY):
         magnitude = 0.0 if bin is None else space[name][bin]
         if probability:
             expected |= {(name, value) for value in parameters(name, magnitude)}
-    draws = augment.draw_auto_augment(
+    drawn = draws.draw_auto_augment(
         model("auto_augment"), Shape(50_000, 32, 32), generator(0, "augment")
     )
-    drawn = {(n, 0.0 if n == "identity" else v) for n, v in pairs_drawn(draws)}
+    drawn = {(n, 0.0 if n == "identity" else v) for n, v in pairs_drawn(drawn)}
     assert drawn == {(n, v + 0.0) for n, v in expected}
 
 
 @pytest.mark.parametrize("position", [0, 1])
 def test_auto_augment_takes_each_operation_as_often_as_the_policy_says(position):
-    draws = augment.draw_auto_augment(
+    drawn = draws.draw_auto_augment(
         model("auto_augment"), Shape(50_000, 32, 32), generator(0, "augment")
     )
     shares = torch.zeros(len(NAMES), dtype=torch.float64)
-    for pair in augment.CIFAR10_POLICY:
+    for pair in policies.CIFAR10_POLICY:
         name, probability, _ = pair[position]
         shares[NAMES.index(name)] += probability / 25
         shares[0] += (1 - probability) / 25
-    assert_frequencies(draws.chosen[position].bincount(minlength=len(NAMES)), shares)
+    assert_frequencies(drawn.chosen[position].bincount(minlength=len(NAMES)), shares)
 
 
 def test_auto_augment_draws_each_sign_alone():
-    draws = augment.draw_auto_augment(
+    drawn = draws.draw_auto_augment(
         model("auto_augment"), Shape(100_000, 32, 32), generator(0, "augment")
     )
     down = NAMES.index("translate_y")
-    both = (draws.chosen == down).all(0)  # only the 22nd pair has it twice
-    signs = (draws.values[:, both] > 0).long()
+    both = (drawn.chosen == down).all(0)  # only the 22nd pair has it twice
+    signs = (drawn.values[:, both] > 0).long()
     assert_frequencies((2 * signs[0] + signs[1]).bincount(minlength=4))
 
 
 def test_the_two_operations_of_a_pair_act_independently():
-    draws = augment.draw_auto_augment(
+    drawn = draws.draw_auto_augment(
         model("auto_augment"), Shape(100_000, 32, 32), generator(0, "augment")
     )
     sharp, bright = NAMES.index("sharpness"), NAMES.index("brightness")
-    first, second = draws.chosen
+    first, second = drawn.chosen
     # Pair 8, sharpness 0.3 then brightness 0.7, and pair 7 with its other first operation.
     seen = ((first == sharp) & (second == bright)).sum()
     assert_frequencies([seen, 100_000 - seen], [0.3 * 0.7 / 25, 1 - 0.3 * 0.7 / 25])
@@ -465,19 +468,19 @@ def test_rand_augment_has_torchvisions_operations_at_its_magnitude(magnitude):
         value = table[magnitude] if isinstance(table, list) else table
         expected |= {(name, parameter + 0.0) for parameter in parameters(name, float(value))}
     settings = model("rand_augment", num_ops=3, magnitude=magnitude)
-    draws = augment.draw_rand_augment(settings, Shape(3_000, 32, 32), generator(0, "augment"))
-    assert {(n, v + 0.0) for n, v in pairs_drawn(draws)} == expected
+    drawn = draws.draw_rand_augment(settings, Shape(3_000, 32, 32), generator(0, "augment"))
+    assert {(n, v + 0.0) for n, v in pairs_drawn(drawn)} == expected
 
 
 def test_rand_augment_takes_all_operations_equally_often_with_either_sign():
     settings = model("rand_augment", num_ops=2)
-    draws = augment.draw_rand_augment(settings, Shape(20_000, 32, 32), generator(0, "augment"))
+    drawn = draws.draw_rand_augment(settings, Shape(20_000, 32, 32), generator(0, "augment"))
     shares = [name in PUBLISHED and name != "invert" for name in NAMES]
-    for chosen, values in zip(draws.chosen, draws.values, strict=True):
+    for chosen, values in zip(drawn.chosen, drawn.values, strict=True):
         assert_frequencies(chosen.bincount(minlength=len(NAMES)), torch.tensor(shares))
         turned = values[chosen == NAMES.index("rotate")]
         assert_frequencies([(turned > 0).sum(), (turned < 0).sum()])
-    pairs = draws.chosen[0] * len(NAMES) + draws.chosen[1]
+    pairs = drawn.chosen[0] * len(NAMES) + drawn.chosen[1]
     both = torch.outer(torch.tensor(shares).double(), torch.tensor(shares).double())
     assert_frequencies(pairs.bincount(minlength=len(NAMES) ** 2), both.flatten())
 
@@ -487,15 +490,15 @@ def test_trivial_augment_has_torchvisions_wide_magnitudes_all_equally_often():
     for name, table in space_of(v1.TrivialAugmentWide(), 31).items():
         for magnitude in table if isinstance(table, list) else [table]:
             expected |= {(name, value + 0.0) for value in parameters(name, float(magnitude))}
-    draws = augment.draw_trivial_augment(
+    drawn = draws.draw_trivial_augment(
         model("trivial_augment"), Shape(60_000, 32, 32), generator(0, "augment")
     )
-    assert {(n, v + 0.0) for n, v in pairs_drawn(draws)} == expected
+    assert {(n, v + 0.0) for n, v in pairs_drawn(drawn)} == expected
     assert_frequencies(
-        draws.chosen[0].bincount(minlength=len(NAMES)),
+        drawn.chosen[0].bincount(minlength=len(NAMES)),
         torch.tensor([name in PUBLISHED and name != "invert" for name in NAMES]),
     )
-    turned = draws.values[0, draws.chosen[0] == NAMES.index("rotate")]
+    turned = drawn.values[0, drawn.chosen[0] == NAMES.index("rotate")]
     steps = (turned / 4.5).round().long() + 30  # 135 degrees in 30 steps, zero with both signs
     assert_frequencies(steps.bincount(minlength=61), [1 + (step == 30) for step in range(61)])
 
@@ -503,11 +506,11 @@ def test_trivial_augment_has_torchvisions_wide_magnitudes_all_equally_often():
 def test_color_jitter_draws_uniform_factors_in_every_order():
     settings = model("color_jitter", brightness=1.5, contrast=0.2, saturation=0.4, hue=0.1)
     shape = Shape(24_000, 32, 32)
-    draws = augment.draw_color_jitter(settings, shape, generator(0, "augment"))
+    drawn = draws.draw_color_jitter(settings, shape, generator(0, "augment"))
     orders = list(itertools.permutations(range(4)))
     kinds = ["brightness", "contrast", "saturation", "hue"]
     code = torch.tensor([kinds.index(name) if name in kinds else -1 for name in NAMES])
-    found = [orders.index(tuple(order)) for order in code[draws.chosen].T.tolist()]
+    found = [orders.index(tuple(order)) for order in code[drawn.chosen].T.tolist()]
     assert_frequencies(torch.tensor(found).bincount(minlength=24))
     ends = {
         "brightness": (0, 2.5),
@@ -516,7 +519,7 @@ def test_color_jitter_draws_uniform_factors_in_every_order():
         "hue": (-0.1, 0.1),
     }
     for name, (low, high) in ends.items():
-        values = draws.values[draws.chosen == NAMES.index(name)]
+        values = drawn.values[drawn.chosen == NAMES.index(name)]
         assert len(values) == shape.count
         assert low <= values.min() and values.max() <= high + 1e-6
         assert_frequencies(torch.histc(values, 25, low, high + 1e-6))
@@ -561,12 +564,12 @@ def test_mixup_blends_images_as_their_targets(batch, neighbours):
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_mixup_draws_a_beta_share_for_each_image_with_its_probability(alpha):
     settings = model("mixup", alpha=alpha, probability=0.75)
-    share = augment.draw_mixup(settings, Shape(20_000, 32, 32), generator(0, "augment"))
+    share = draws.draw_mixup(settings, Shape(20_000, 32, 32), generator(0, "augment"))
     kept = share == 1  # for a small alpha a drawn share may round to 1 as well
     if alpha >= 1:
         assert_frequencies([kept.sum(), (~kept).sum()], [0.25, 0.75])
         assert stats.kstest(share[~kept].numpy(), stats.beta(alpha, alpha).cdf).pvalue > 0.001
-    everyone = augment.draw_mixup(
+    everyone = draws.draw_mixup(
         model("mixup", alpha=alpha), Shape(20_000, 32, 32), generator(1, "augment")
     )
     assert stats.kstest(everyone.numpy(), stats.beta(alpha, alpha).cdf).pvalue > 0.001
@@ -589,7 +592,7 @@ def test_cutmix_pastes_the_share_that_its_targets_tell(neighbours):
 def test_cutmix_draws_torchvisions_boxes(alpha):
     count = 6_000
     settings = model("cutmix", alpha=alpha)
-    box = augment.draw_cutmix(settings, Shape(count, 32, 32), generator(0, "augment"))
+    box = draws.draw_cutmix(settings, Shape(count, 32, 32), generator(0, "augment"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         theirs = v2.CutMix(alpha=alpha, num_classes=10)
@@ -607,9 +610,9 @@ def test_mixup_and_cutmix_after_one_another_mix_the_mixed_targets(batch, neighbo
     images, targets = compose([model("mixup"), model("cutmix")])(
         batch[0], neighbours, generator(0, "augment")
     )
-    draws = generator(0, "augment")
-    first, blended = compose([model("mixup")])(batch[0], neighbours, draws)
-    box = augment.draw_cutmix(model("cutmix"), Shape(128, 32, 32), draws)
+    stream = generator(0, "augment")
+    first, blended = compose([model("mixup")])(batch[0], neighbours, stream)
+    box = draws.draw_cutmix(model("cutmix"), Shape(128, 32, 32), stream)
     share = (1 - box.height * box.width / 1024)[:, None]
     assert torch.equal(images, image_ops.paste(first, first.roll(1, 0), *box))
     assert torch.allclose(targets, share * blended + (1 - share) * blended.roll(1, 0))

@@ -12,10 +12,10 @@ import pytest
 from conftest import NOTEBOOKS, run_papermill
 from nbclient import NotebookClient
 
-from resnetlib import comparing, load_experiment, train
-from resnetlib.comparison_plots import overlaid_curves
-from resnetlib.config import ConfigError
-from resnetlib.runs import RunError, reference_runs
+from resnetlib import analysis, load_experiment, train
+from resnetlib.errors import ConfigError, RunError
+from resnetlib.plots.leaderboard import overlaid_curves
+from resnetlib.runs.find import reference_runs
 
 NOTEBOOK = NOTEBOOKS / "compare_variants.ipynb"
 SMALL = {"dataset": "digits", "depths": [1], "widths": [8], "device": "cpu", "batch_size": 128}
@@ -41,7 +41,7 @@ def copied(folder, place, **changes):
 
 
 def names(root, *chosen, **settings):
-    return comparing.select(*chosen, output_root=root, **settings).pair.names
+    return analysis.select(*chosen, output_root=root, **settings).pair.names
 
 
 # Choosing ----------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def test_runs_of_one_seed_are_told_apart_by_what_they_change(outputs, tmp_path):
     overrides = json.loads((plain / "run.json").read_text())["overrides"]
     copied(plain, tmp_path / "a")
     copied(plain, tmp_path / "b", overrides=overrides | {"recipe.optimizer.lr": 0.05}, started="x")
-    assert set(comparing.finished_runs(tmp_path)) == {"se seed 0", "se seed 0, lr 0.05"}
+    assert set(analysis.finished_runs(tmp_path)) == {"se seed 0", "se seed 0, lr 0.05"}
 
 
 @pytest.mark.parametrize(
@@ -85,35 +85,35 @@ def test_runs_of_one_seed_are_told_apart_by_what_they_change(outputs, tmp_path):
 def test_a_choice_that_cannot_be_is_told_in_a_line_or_two(outputs, chosen, error, told):
     first, second, dataset = (*chosen, None, None)[:3]
     with pytest.raises(error, match=told):
-        comparing.select(first, second, dataset=dataset, output_root=outputs)
+        analysis.select(first, second, dataset=dataset, output_root=outputs)
 
 
 def test_one_run_alone_has_nothing_beside_it(outputs):
     with pytest.raises(RunError, match="holds no two finished runs of one data set: train another"):
-        comparing.select(output_root=outputs / "se")
+        analysis.select(output_root=outputs / "se")
     with pytest.raises(RunError, match="no other finished run to compare se seed 0 with"):
-        comparing.select("se", output_root=outputs / "se")
+        analysis.select("se", output_root=outputs / "se")
 
 
 def test_runs_on_different_test_sets_are_refused(outputs):
     elsewhere = str(reference_runs()[0].path)
     with pytest.raises(RunError, match=r"different test sets \(450 and 10,000 images\)"):
-        comparing.select("lite seed 1", elsewhere, output_root=outputs)
+        analysis.select("lite seed 1", elsewhere, output_root=outputs)
 
 
 def test_an_unfinished_run_is_refused_by_folder_and_not_listed(outputs, tmp_path):
     (folder,) = (outputs / "se").iterdir()
     broken = copied(folder, tmp_path / "broken", status="interrupted")
-    assert comparing.finished_runs(tmp_path) == {}
+    assert analysis.finished_runs(tmp_path) == {}
     with pytest.raises(RunError, match="interrupted; only finished runs"):
-        comparing.select("lite", str(broken), output_root=outputs)
+        analysis.select("lite", str(broken), output_root=outputs)
 
 
 # What is said ------------------------------------------------------------------------------------
 
 
 def test_images_that_one_alone_gets_right_come_with_both_predictions(outputs, digits):
-    pair = comparing.select("lite", "se", output_root=outputs).pair
+    pair = analysis.select("lite", "se", output_root=outputs).pair
     found = 0
     for name, other in (pair.names, pair.names[::-1]):
         images, captions, title = pair.right_alone(name)
@@ -134,7 +134,7 @@ def test_images_that_one_alone_gets_right_come_with_both_predictions(outputs, di
 
 
 def test_two_seeds_of_one_recipe_say_nothing_of_a_design():
-    pair = comparing.select("lite seed 1", "lite seed 0").pair
+    pair = analysis.select("lite seed 1", "lite seed 0").pair
     assert "lite seed 1 is better than lite seed 0 by 1.40 points" in pair.verdict
     assert "Both come from one recipe" in pair.verdict
     seeds = sum(run.record["variant"] == "lite" for run in reference_runs())
@@ -142,14 +142,14 @@ def test_two_seeds_of_one_recipe_say_nothing_of_a_design():
 
 
 def test_the_curves_of_two_seeds_are_told_apart():
-    axes = overlaid_curves(comparing.select("lite", "lite").pair.histories)
+    axes = overlaid_curves(analysis.select("lite", "lite").pair.histories)
     lines = [(line.get_color(), line.get_linestyle()) for line in axes.lines]
     assert len(set(lines)) == len(axes.get_legend().get_texts()) == 2
     plt.close(axes.figure)
 
 
 def test_recipes_are_compared_over_their_seeds(outputs):
-    pair = comparing.select("lite", "se", output_root=outputs).pair
+    pair = analysis.select("lite", "se", output_root=outputs).pair
     assert "Both come from one recipe" not in pair.verdict
     assert pair.recipes.startswith(
         "Whether one recipe is better cannot be told: only one seed of se"
@@ -158,7 +158,7 @@ def test_recipes_are_compared_over_their_seeds(outputs):
 
 
 def test_every_run_is_set_beside_the_first(outputs):
-    pair = comparing.select("se", "lite", output_root=outputs).pair
+    pair = analysis.select("se", "lite", output_root=outputs).pair
     assert set(pair.differences.index) == {"lite seed 0", "lite seed 1"}
     page = pair.table.to_html()
     parameters = pair.runs["se seed 0"].metrics["parameters"]

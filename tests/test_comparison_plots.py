@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 from matplotlib.colors import same_color
 
-from resnetlib.comparison_plots import (
+from resnetlib.plots.leaderboard import (
     accuracy_against,
     overlaid_curves,
     pareto_front,
     published_against_reproduced,
 )
-from resnetlib.plots import variant_color
+from resnetlib.plots.style import variant_color
 
 
 @pytest.fixture(autouse=True)

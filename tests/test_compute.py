@@ -10,13 +10,20 @@ from functools import partial
 import pytest
 import torch
 
-from resnetlib import compute, list_variants, load_dataset, load_experiment, load_run, train
-from resnetlib.compute import choose_compute, has_native_bfloat16
-from resnetlib.config import ConfigError
+from resnetlib import (
+    device,
+    list_variants,
+    load_dataset,
+    load_experiment,
+    load_run,
+    train,
+    training,
+)
 from resnetlib.data import TRAINING_IMAGES
-from resnetlib.runs import RunError
+from resnetlib.device import choose_compute, has_native_bfloat16
+from resnetlib.errors import ConfigError, RunError
+from resnetlib.runs import checkpoint
 
-loop = sys.modules["resnetlib.train"]
 CPU = torch.device("cpu")
 
 
@@ -32,7 +39,7 @@ def test_precision_is_bfloat16_where_the_processor_has_it_and_settable(tiny):
     [("fpu avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_bf16", True), ("", False)],
 )
 def test_native_bfloat16_is_read_from_the_processors_flags(monkeypatch, flags, native):
-    monkeypatch.setattr(compute, "_cpuinfo", {"flags": flags}.get)
+    monkeypatch.setattr(device, "_cpuinfo", {"flags": flags}.get)
     assert has_native_bfloat16(CPU) == native
 
 
@@ -46,7 +53,7 @@ def test_channels_last_from_sixteen_channels_on(tiny):
 
 
 def test_long_runs_compile_and_short_ones_do_not(monkeypatch):
-    monkeypatch.setattr(compute.shutil, "which", lambda name: name)
+    monkeypatch.setattr(device.shutil, "which", lambda name: name)
     chosen = {epochs: load_experiment("lite", epochs=epochs, device="cpu") for epochs in (2, 40)}
     assert [choose_compute(chosen[epochs]).compiled for epochs in (2, 40)] == [False, True]
     assert not choose_compute(load_experiment("lite", dataset="digits", device="cpu")).compiled
@@ -68,7 +75,7 @@ def test_memory_is_used_again_within_the_context_and_given_back_after_it():
 
 def test_training_keeps_its_memory(tiny, monkeypatch):
     happened = []
-    step = loop.Training.step
+    step = training.Training.step
 
     @contextmanager
     def noted():
@@ -80,8 +87,8 @@ def test_training_keeps_its_memory(tiny, monkeypatch):
         happened.append("step")
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "memory_kept", noted)
-    monkeypatch.setattr(loop.Training, "step", noted_step)
+    monkeypatch.setattr(training, "memory_kept", noted)
+    monkeypatch.setattr(training.Training, "step", noted_step)
     train(tiny(batch_size=1347))
     assert happened == ["kept", "step", "returned"]
 
@@ -119,12 +126,12 @@ def test_one_process_compiles_any_number_of_networks(monkeypatch):
         return (2 * x).sum()
 
     for width in range(1, 20):  # torch stops at the ninth by itself
-        compiled = compute.compile_step(total, torch.device("cpu"))
+        compiled = device.compile_step(total, torch.device("cpu"))
         assert compiled(torch.ones(width)) == 2 * width
 
 
 def test_without_a_compiler_auto_stays_eager_and_true_is_refused(monkeypatch):
-    monkeypatch.setattr(compute.shutil, "which", lambda name: None)
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
     assert not choose_compute(load_experiment("lite", device="cpu")).compiled
     with pytest.raises(ConfigError, match="takes a C\\+\\+ compiler"):
         choose_compute(load_experiment("lite", device="cpu", compile=True))
@@ -138,14 +145,14 @@ def test_the_sizes_that_the_choice_rests_on_are_the_data_sets(name, request):
 
 def test_the_choice_stands_in_the_record_and_a_change_of_it_is_noticed(tiny, monkeypatch):
     experiment = tiny(epochs=2, precision="float32", memory_format="contiguous", compile=False)
-    save = loop.runs.save_checkpoint
+    save = checkpoint.save_checkpoint
 
     def save_then_stop(*arguments):
         save(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop.runs, "save_checkpoint", save_then_stop)
+        patch.setattr(checkpoint, "save_checkpoint", save_then_stop)
         train(experiment)
     fingerprint = load_run(experiment.folder).record["fingerprint"]
     chosen = [fingerprint[name] for name in ("precision", "memory_format", "compile")]
@@ -157,17 +164,16 @@ def test_the_choice_stands_in_the_record_and_a_change_of_it_is_noticed(tiny, mon
 COMPILED = """
 import sys
 from resnetlib import load_experiment, train
-from resnetlib import runs
-loop = sys.modules["resnetlib.train"]
-loop.CHECKPOINT_SECONDS, loop.CHECKPOINT_SHARE = 0, float("inf")
+from resnetlib.runs import checkpoint
+checkpoint.CHECKPOINT_SECONDS, checkpoint.CHECKPOINT_SHARE = 0, float("inf")
 root, stop = sys.argv[1:]
 if stop != "never":
-    save = runs.save_checkpoint
+    save = checkpoint.save_checkpoint
     def save_then_stop(folder, epochs, steps, state):
         save(folder, epochs, steps, state)
         if f"{epochs}-{steps}" == stop:
             sys.exit(7)
-    runs.save_checkpoint = save_then_stop
+    checkpoint.save_checkpoint = save_then_stop
 run = train(load_experiment("lite", dataset="digits", depths=[1], widths=[16], batch_size=256,
             epochs=2, device="cpu", compile=True, output_root=root, block="dropout", dropout=0.2))
 print(run.record["artifacts"]["model.safetensors"], run.record["fingerprint"]["compile"])
@@ -197,7 +203,7 @@ def test_a_compiled_run_goes_on_to_the_same_bits_also_from_a_partial_batch(tmp_p
 ONE_STEP = """
 import sys
 from resnetlib import load_dataset, load_experiment
-from resnetlib.train import Training
+from resnetlib.training import Training
 dataset = load_dataset("digits")
 for variant in sys.argv[2:]:
     training = Training(load_experiment(variant, dataset="digits", device="cpu", batch_size=16,

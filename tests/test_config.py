@@ -4,7 +4,9 @@ import pytest
 import yaml
 
 from resnetlib import list_variants, load_experiment
-from resnetlib.config import ConfigError, apply_overrides, params_folder
+from resnetlib.config import apply_overrides
+from resnetlib.errors import ConfigError
+from resnetlib.paths import params_folder
 
 
 def test_lists_the_eight_published_variants():

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from resnetlib import corruptions, schema, train
-from resnetlib.analysis import evaluation_settings
-from resnetlib.corruptions import CORRUPTIONS, corrupt, drops, robustness, verdict
+from resnetlib import schema, train
+from resnetlib.analysis import corruptions
+from resnetlib.analysis.corruptions import CORRUPTIONS, corrupt, drops, robustness, verdict
+from resnetlib.analysis.errors import evaluation_settings
 
 NAMES = list(CORRUPTIONS)
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from resnetlib import data, load_dataset
-from resnetlib.config import ConfigError
-from resnetlib.data import DataError, split_holdout
+from resnetlib import download, files, load_dataset
+from resnetlib.data import split_holdout
+from resnetlib.errors import ConfigError, DataError
 
 
 def test_digits_are_scikit_learns_scaled_to_three_channels_of_32(digits):
@@ -80,20 +80,20 @@ def test_a_holdout_that_cannot_be_is_refused(digits):
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A folder of seven small files and its archive, known by their own MD5; no other root."""
-    source = tmp_path / "source" / data.CIFAR10_FOLDER
+    source = tmp_path / "source" / download.CIFAR10_FOLDER
     source.mkdir(parents=True)
     sums = {}
-    for name in data.CIFAR10_MD5:
+    for name in download.CIFAR10_MD5:
         (source / name).write_bytes(np.random.default_rng(0).bytes(50_000))
-        sums[name] = data.files.md5(source / name)
-    archive = tmp_path / "source" / data.CIFAR10_ARCHIVE
+        sums[name] = files.md5(source / name)
+    archive = tmp_path / "source" / download.CIFAR10_ARCHIVE
     with tarfile.open(archive, "w:gz") as tar:
-        tar.add(source, data.CIFAR10_FOLDER)
-    monkeypatch.setattr(data, "CIFAR10_MD5", sums)
-    monkeypatch.setattr(data, "CIFAR10_ARCHIVE_MD5", data.files.md5(archive))
-    monkeypatch.setattr(data, "PROJECT", tmp_path / "project")
-    monkeypatch.setattr(data, "TIMEOUT_SECONDS", (2, 0.5))
-    monkeypatch.setattr(data.platformdirs, "user_cache_dir", lambda *a, **k: tmp_path / "cache")
+        tar.add(source, download.CIFAR10_FOLDER)
+    monkeypatch.setattr(download, "CIFAR10_MD5", sums)
+    monkeypatch.setattr(download, "CIFAR10_ARCHIVE_MD5", files.md5(archive))
+    monkeypatch.setattr(download, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(download, "TIMEOUT_SECONDS", (2, 0.5))
+    monkeypatch.setattr(download.platformdirs, "user_cache_dir", lambda *a, **k: tmp_path / "cache")
     monkeypatch.delenv("RESNETLIB_DATA", raising=False)
     return archive
 
@@ -124,7 +124,7 @@ def served(content, *, cut_after=None, stall=False, status=None):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/{data.CIFAR10_ARCHIVE}", seen
+        yield f"http://127.0.0.1:{server.server_port}/{download.CIFAR10_ARCHIVE}", seen
     finally:
         release.set()
         server.shutdown()
@@ -135,25 +135,27 @@ def test_roots_are_searched_in_the_documented_order(small, tmp_path, monkeypatch
     monkeypatch.setenv("RESNETLIB_DATA", str(tmp_path / "variable"))
     places = [tmp_path / "named", tmp_path / "variable", tmp_path / "project" / "data"]
     places.append(tmp_path / "cache")
-    assert data.data_roots(tmp_path / "named") == places
+    assert download.data_roots(tmp_path / "named") == places
     for place in reversed(places):
-        shutil.copytree(small.parent / data.CIFAR10_FOLDER, place / data.CIFAR10_FOLDER)
-        assert data.find_cifar10(tmp_path / "named") == place / data.CIFAR10_FOLDER
+        shutil.copytree(small.parent / download.CIFAR10_FOLDER, place / download.CIFAR10_FOLDER)
+        assert download.find_cifar10(tmp_path / "named") == place / download.CIFAR10_FOLDER
 
 
 def test_the_folder_itself_or_its_archive_may_be_named(small, tmp_path):
-    folder = small.parent / data.CIFAR10_FOLDER
-    assert data.find_cifar10(folder) == folder
+    folder = small.parent / download.CIFAR10_FOLDER
+    assert download.find_cifar10(folder) == folder
     place = tmp_path / "archive"
-    (place / data.CIFAR10_FOLDER).mkdir(parents=True)  # and a part of what it holds
-    (place / data.CIFAR10_FOLDER / "data_batch_1").write_bytes(b"old")
+    (place / download.CIFAR10_FOLDER).mkdir(parents=True)  # and a part of what it holds
+    (place / download.CIFAR10_FOLDER / "data_batch_1").write_bytes(b"old")
     shutil.copy(small, place)
-    assert data._obtain_cifar10(place) == place / data.CIFAR10_FOLDER
-    assert data.files.md5(place / data.CIFAR10_FOLDER / "data_batch_1") in data.CIFAR10_MD5.values()
+    assert download.obtain_cifar10(place) == place / download.CIFAR10_FOLDER
+    assert (
+        files.md5(place / download.CIFAR10_FOLDER / "data_batch_1") in download.CIFAR10_MD5.values()
+    )
 
 
 def test_a_damaged_file_is_named(small, tmp_path):
-    folder = small.parent / data.CIFAR10_FOLDER
+    folder = small.parent / download.CIFAR10_FOLDER
     (folder / "data_batch_1").write_bytes(b"x")
     with pytest.raises(DataError, match=r"data_batch_1 is damaged"):
         load_dataset("cifar10", folder)
@@ -161,7 +163,7 @@ def test_a_damaged_file_is_named(small, tmp_path):
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
 def test_of_the_real_files_the_damaged_one_is_named(cifar10, tmp_path, name):
-    for path in data.find_cifar10().iterdir():
+    for path in download.find_cifar10().iterdir():
         (tmp_path / path.name).symlink_to(path)
     content = bytearray((tmp_path / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -173,12 +175,12 @@ def test_of_the_real_files_the_damaged_one_is_named(cifar10, tmp_path, name):
 
 def test_a_download_lands_checked_in_the_named_folder(small, tmp_path, monkeypatch):
     with served(small.read_bytes()) as (address, _):
-        monkeypatch.setattr(data, "CIFAR10_ADDRESSES", (address,))
-        folder = data._obtain_cifar10(tmp_path / "wanted")
-    assert folder == tmp_path / "wanted" / data.CIFAR10_FOLDER
-    assert {path.name for path in folder.iterdir()} == set(data.CIFAR10_MD5)
+        monkeypatch.setattr(download, "CIFAR10_ADDRESSES", (address,))
+        folder = download.obtain_cifar10(tmp_path / "wanted")
+    assert folder == tmp_path / "wanted" / download.CIFAR10_FOLDER
+    assert {path.name for path in folder.iterdir()} == set(download.CIFAR10_MD5)
     left = [path.name for path in folder.parent.iterdir() if path.suffix != ".lock"]
-    assert left == [data.CIFAR10_FOLDER]
+    assert left == [download.CIFAR10_FOLDER]
 
 
 @pytest.mark.parametrize("stall", [False, True])
@@ -188,24 +190,24 @@ def test_a_broken_download_goes_on_from_the_next_address(small, tmp_path, monkey
         served(content, cut_after=200_000, stall=stall) as (broken, _),
         served(content) as (good, seen),
     ):
-        monkeypatch.setattr(data, "CIFAR10_ADDRESSES", (broken, good))
-        data._obtain_cifar10(tmp_path / "wanted")
+        monkeypatch.setattr(download, "CIFAR10_ADDRESSES", (broken, good))
+        download.obtain_cifar10(tmp_path / "wanted")
     (asked,) = seen
     start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
-    assert 200_000 - data.PIECE <= start <= 200_000
+    assert 200_000 - download.PIECE <= start <= 200_000
 
 
 def test_wrong_bytes_are_thrown_away_and_the_next_address_asked(small, tmp_path, monkeypatch):
     with served(b"<html>login" * 100) as (wrong, _), served(small.read_bytes()) as (good, seen):
-        monkeypatch.setattr(data, "CIFAR10_ADDRESSES", (wrong, good))
-        data._obtain_cifar10(tmp_path / "wanted")
+        monkeypatch.setattr(download, "CIFAR10_ADDRESSES", (wrong, good))
+        download.obtain_cifar10(tmp_path / "wanted")
     assert seen == [None]
 
 
 def test_when_nothing_helps_the_message_says_everything(small, tmp_path, monkeypatch):
     with served(b"", status=503) as (down, _):
-        nobody = "http://127.0.0.1:9/" + data.CIFAR10_ARCHIVE
-        monkeypatch.setattr(data, "CIFAR10_ADDRESSES", (down, nobody))
+        nobody = "http://127.0.0.1:9/" + download.CIFAR10_ARCHIVE
+        monkeypatch.setattr(download, "CIFAR10_ADDRESSES", (down, nobody))
         with pytest.raises(DataError) as caught:
             load_dataset("cifar10", tmp_path / "wanted")
     message = str(caught.value)
@@ -220,6 +222,6 @@ def test_a_folder_that_cannot_be_made_is_told_before_any_download(small, tmp_pat
 
 
 def test_the_authors_address_and_a_mirror_are_known():
-    hosts = [address.split("/")[2] for address in data.CIFAR10_ADDRESSES]
+    hosts = [address.split("/")[2] for address in download.CIFAR10_ADDRESSES]
     assert "www.cs.toronto.edu" in hosts
     assert len(set(hosts)) >= 2

@@ -6,10 +6,11 @@ import yaml
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
-from resnetlib import build_model, count_parameters, design, list_variants, load_experiment
-from resnetlib.config import ConfigError
-from resnetlib.resnet import BLOCKS, macs
+from resnetlib import build_model, count_parameters, explore, list_variants, load_experiment, size
+from resnetlib.errors import ConfigError
+from resnetlib.resnet import BLOCKS
 from resnetlib.schema import Architecture
+from resnetlib.size import macs
 
 
 def architecture_of(variant="lite", **overrides):
@@ -50,7 +51,7 @@ ODD = [
 def test_a_variants_size_is_that_of_its_network(variant):
     architecture = architecture_of(variant)
     model = build_model(architecture)
-    measured = design.size(architecture)
+    measured = size.measure_size(architecture)
     assert measured.parameters == count_parameters(model)
     assert measured.macs == macs(model)
     assert measured.activation_bytes == kept_bytes(model, 3) - kept_bytes(model, 2)
@@ -72,7 +73,7 @@ def test_unusual_networks_are_sized_as_exactly(block, settings):
     dropout = {"architecture.dropout": 0.3} if block == "dropout" else {}
     architecture = architecture_of(block=block, **settings, **dropout)
     model = build_model(architecture)
-    assert design.size(architecture) == (
+    assert size.measure_size(architecture) == (
         count_parameters(model),
         macs(model),
         kept_bytes(model, 3) - kept_bytes(model, 2),
@@ -81,7 +82,7 @@ def test_unusual_networks_are_sized_as_exactly(block, settings):
 
 def test_the_stages_add_up_and_name_their_outputs():
     architecture = architecture_of("adamw")
-    table = design.stages(architecture)
+    table = size.stages(architecture)
     assert table["output"].to_dict() == {
         "stem": "64 × 32 × 32",
         "stage 1": "64 × 32 × 32",
@@ -90,28 +91,28 @@ def test_the_stages_add_up_and_name_their_outputs():
         "stage 4": "256 × 8 × 8",
         "head": "10",
     }
-    sums = table[list(design.Size._fields)].sum()
-    assert tuple(sums) == design.size(architecture)
-    assert (table.loc["stage 4", list(design.Size._fields)] == 0).all()
+    sums = table[list(size.Size._fields)].sum()
+    assert tuple(sums) == size.measure_size(architecture)
+    assert (table.loc["stage 4", list(size.Size._fields)] == 0).all()
 
 
 def test_the_budget_is_told_in_words():
-    within = design.describe(architecture_of("lite"))["budget"]
+    within = size.describe_architecture(architecture_of("lite"))["budget"]
     assert within == "within the budget, 4,921,958 left: 78,042 of 5,000,000 parameters (1.6%)"
-    over = design.describe(architecture_of("resnet18"))["budget"]
+    over = size.describe_architecture(architecture_of("resnet18"))["budget"]
     assert over.startswith("OVER THE BUDGET by 6,173,962: 11,173,962 of 5,000,000")
-    assert "within" in design.describe_budget(100, 100)
+    assert "within" in size.describe_budget(100, 100)
 
 
 def test_the_yaml_is_the_architecture():
     for variant in list_variants():
         architecture = architecture_of(variant)
-        content = yaml.safe_load(design.to_yaml(architecture))
+        content = yaml.safe_load(explore.to_yaml(architecture))
         assert Architecture.model_validate(content["architecture"]) == architecture
 
 
 def test_comparing_puts_the_design_among_all_variants():
-    table = design.compare(architecture_of("lite", widths=[24, 48, 96]), "mine")
+    table = explore.compare(architecture_of("lite", widths=[24, 48, 96]), "mine")
     assert set(table.index) == {*list_variants(), "mine"}
     assert table["parameters"].is_monotonic_increasing
     assert list(table.index[:2]) == ["lite", "mine"]
@@ -119,7 +120,7 @@ def test_comparing_puts_the_design_among_all_variants():
 
 
 def test_a_search_finds_the_published_designs_of_its_family():
-    found = design.search(architecture_of("lite"), base_widths=[16, 64, 66])
+    found = explore.search(architecture_of("lite"), base_widths=[16, 64, 66])
     sizes = {(row.depths, row.widths): row.parameters for row in found.itertuples()}
     for variant in ("lite", "improved_sgd", "wide66"):
         architecture = architecture_of(variant)
@@ -134,7 +135,7 @@ def test_a_search_finds_the_published_designs_of_its_family():
 def test_every_design_of_a_search_has_its_own_networks_size(variant):
     architecture = architecture_of(variant, depths=[1], widths=[8])
     budget = 60_000
-    found = design.search(
+    found = explore.search(
         architecture, budget=budget, stages=[1, 3], base_widths=[6, 12], max_depth=3
     )
     counted = {(row.depths, row.widths): row.parameters for row in found.itertuples()}
@@ -150,17 +151,17 @@ def test_every_design_of_a_search_has_its_own_networks_size(variant):
                 )
     row = found.iloc[0]
     made = architecture_of(variant, depths=list(row["depths"]), widths=list(row["widths"]))
-    assert design.size(made) == tuple(row[list(design.Size._fields)])
+    assert size.measure_size(made) == tuple(row[list(size.Size._fields)])
 
 
 def test_a_search_takes_in_the_architectures_own_width():
     own = architecture_of("lite", depths=[1], widths=[10])
-    found = design.search(own, budget=6_000, stages=[1], max_depth=1)
+    found = explore.search(own, budget=6_000, stages=[1], max_depth=1)
     assert [widths[0] for widths in found["widths"]] == [16, 10, 8]
 
 
 def test_a_search_without_a_result_is_empty():
-    assert len(design.search(architecture_of(), budget=10, base_widths=[8])) == 0
+    assert len(explore.search(architecture_of(), budget=10, base_widths=[8])) == 0
 
 
 @pytest.mark.parametrize(
@@ -176,11 +177,11 @@ def test_a_search_without_a_result_is_empty():
 )
 def test_a_search_that_makes_no_sense_is_refused_in_one_line(settings, told):
     with pytest.raises(ConfigError) as refused:
-        design.search(architecture_of(), **settings)
+        explore.search(architecture_of(), **settings)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_what_is_absurdly_large_is_refused():
     with pytest.raises(ConfigError, match="65,536 channels"):
-        design.size(architecture_of("lite", widths=[10**9, 1, 1]))
+        size.measure_size(architecture_of("lite", widths=[10**9, 1, 1]))

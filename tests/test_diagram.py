@@ -5,7 +5,7 @@ import pytest
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from resnetlib import design, diagram, list_variants, load_experiment
+from resnetlib import explore, list_variants, load_experiment, plots, size
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +29,10 @@ def bars_of(axes):
 @pytest.mark.parametrize("variant", list_variants())
 def test_a_variants_picture_has_its_numbers(variant):
     architecture = architecture_of(variant)
-    network, *blocks = diagram.draw(architecture)
+    network, *blocks = plots.draw(architecture)
     texts = texts_of(network)
     assert {"image", "stem", "head", "3 × 32 × 32", "10 logits"} <= set(texts)
-    assert set(design.output_shapes(architecture).values()) - {"10"} <= set(texts)
+    assert set(size.output_shapes(architecture).values()) - {"10"} <= set(texts)
     for depth in architecture.depths:
         assert f"{depth or 'no'} block{'s' * (depth != 1)}" in texts
     blocks_drawn = sum(architecture.depths)
@@ -50,7 +50,7 @@ def test_a_variants_picture_has_its_numbers(variant):
 
 @pytest.mark.parametrize("variant", list_variants())
 def test_no_text_lies_outside_the_picture_or_on_another(variant):
-    axes = diagram.draw(architecture_of(variant))
+    axes = plots.draw(architecture_of(variant))
     figure = axes[0].figure
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
@@ -65,7 +65,7 @@ def test_no_text_lies_outside_the_picture_or_on_another(variant):
 
 
 def test_a_bar_is_lower_at_half_the_resolution_and_darker_with_more_channels():
-    network = diagram.draw(architecture_of("lite"))[0]
+    network = plots.draw(architecture_of("lite"))[0]
     _, _, *stages, _ = sorted(bars_of(network), key=lambda bar: bar.get_x())
     heights = [bar.get_height() for bar in stages]
     brightness = [sum(bar.get_facecolor()[:3]) for bar in stages]
@@ -74,7 +74,7 @@ def test_a_bar_is_lower_at_half_the_resolution_and_darker_with_more_channels():
 
 
 def test_the_blocks_of_preactivation_begin_with_bn():
-    network, changing, keeping = diagram.draw(architecture_of(block="preact", depths=[2, 1, 1]))
+    network, changing, keeping = plots.draw(architecture_of(block="preact", depths=[2, 1, 1]))
     assert "BN, ReLU, mean, linear" in texts_of(network)
     assert texts_of(changing)[:2] == ["First block of stages 2 and 3: halves the resolution", "BN"]
     assert texts_of(keeping)[:2] == ["Every other block", "BN"]
@@ -82,7 +82,7 @@ def test_the_blocks_of_preactivation_begin_with_bn():
 
 def test_attention_and_stochastic_depth_stand_at_the_end_of_every_block():
     architecture = architecture_of(placement="block", reduction=4, stochastic_depth=0.1)
-    network, *blocks = diagram.draw(architecture)
+    network, *blocks = plots.draw(architecture)
     assert len(bars_of(network)) == 3 + 2 * 3
     assert "squeeze-and-excitation, channels / 4" in texts_of(network)
     for axes in blocks:
@@ -92,7 +92,7 @@ def test_attention_and_stochastic_depth_stand_at_the_end_of_every_block():
 
 def test_strides_and_the_width_of_the_stem_are_drawn():
     settings = {"widths": [24, 32, 64], "depths": [2, 1, 1], "strides": [1, 1, 2], "stem_width": 16}
-    network, *blocks = diagram.draw(architecture_of(**settings))
+    network, *blocks = plots.draw(architecture_of(**settings))
     assert {"16 × 32 × 32", "24 × 32 × 32", "32 × 32 × 32", "64 × 16 × 16"} <= set(
         texts_of(network)
     )
@@ -106,7 +106,7 @@ def test_strides_and_the_width_of_the_stem_are_drawn():
 
 def test_the_shortcut_of_a_pooled_block_is_the_identity():
     settings = {"block": "pooled", "stem": "whitening", "strides": [2, 2, 1]}
-    network, *blocks = diagram.draw(architecture_of(**settings))
+    network, *blocks = plots.draw(architecture_of(**settings))
     assert {"whitening 2×2, ReLU", "24 × 31 × 31", "16 × 15 × 15"} <= set(texts_of(network))
     assert "identity" in texts_of(blocks[0]) and "max-pool 2×2" in texts_of(blocks[0])
     assert "max-pool 2×2" not in texts_of(blocks[1])
@@ -114,22 +114,20 @@ def test_the_shortcut_of_a_pooled_block_is_the_identity():
 
 
 def test_one_stage_has_one_kind_of_block():
-    network, *blocks = diagram.draw(architecture_of(depths=[2], widths=[16]))
+    network, *blocks = plots.draw(architecture_of(depths=[2], widths=[16]))
     assert [texts_of(axes)[0] for axes in blocks] == ["Every block"]
     assert "shortcut by conv 1×1, stride 2" not in texts_of(network)
 
 
 def test_a_stage_without_blocks_is_passed_through():
-    texts = texts_of(
-        diagram.draw(architecture_of(depths=[0, 3, 0, 1], widths=[16, 32, 64, 128]))[0]
-    )
+    texts = texts_of(plots.draw(architecture_of(depths=[0, 3, 0, 1], widths=[16, 32, 64, 128]))[0])
     assert texts.count("no blocks") == 2
     assert texts.count("32 × 16 × 16") == 2  # of the second stage, and through the third
 
 
 @pytest.mark.parametrize("depths", [[18, 18, 18], [2000, 1, 1]])
 def test_very_deep_networks_are_shortened_and_told_in_full(depths):
-    network = diagram.draw(architecture_of(depths=depths))[0]
+    network = plots.draw(architecture_of(depths=depths))[0]
     assert len(bars_of(network)) < 30
     assert "···" in texts_of(network)
     assert f"{depths[0]} blocks" in texts_of(network)
@@ -137,15 +135,15 @@ def test_very_deep_networks_are_shortened_and_told_in_full(depths):
 
 
 def test_the_networks_are_told_in_a_line():
-    assert diagram.describe(architecture_of()) == "3 basic blocks (1-1-1), 16-32-64 channels"
-    told = diagram.describe(architecture_of("dropout"))
+    assert plots.describe_drawing(architecture_of()) == "3 basic blocks (1-1-1), 16-32-64 channels"
+    told = plots.describe_drawing(architecture_of("dropout"))
     assert told == "11 dropout blocks (4-4-3), 64-128-256 channels, biases"
-    assert "squeeze-and-excitation after the stem" in diagram.describe(architecture_of("se"))
+    assert "squeeze-and-excitation after the stem" in plots.describe_drawing(architecture_of("se"))
 
 
 def test_sizes_name_every_variant_the_design_and_the_budget():
-    table = design.compare(architecture_of(widths=[24, 48, 96]), "mine")
-    both = diagram.sizes(design.published(), 5_000_000, table.loc["mine"], table)
+    table = explore.compare(architecture_of(widths=[24, 48, 96]), "mine")
+    both = plots.sizes(explore.published(), 5_000_000, table.loc["mine"], table)
     named = "\n".join(text for axes in both for text in texts_of(axes)).split("\n")
     assert {*list_variants(), "mine", "budget of 5,000,000"} <= set(named)
     for axes in both:

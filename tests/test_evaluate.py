@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
 from resnetlib import build_model, evaluate, load_experiment
-from resnetlib.evaluate import Evaluation, interval, normalize
+from resnetlib.evaluation import Evaluation, interval, normalize
 
 
 @pytest.fixture

@@ -8,18 +8,12 @@ from conftest import TINY
 from torch import nn
 
 from resnetlib import build_model, load_experiment, load_run, train
-from resnetlib.analysis import held_out, images_to_damage
-from resnetlib.calibrate import calibrated, fit_temperature
-from resnetlib.config import ConfigError
-from resnetlib.evaluate import Evaluation, evaluate, normalize
-from resnetlib.explain import (
-    confused_pairs,
-    embeddings,
-    grad_cam,
-    surest_mistakes,
-    taken_for,
-    tsne,
-)
+from resnetlib.analysis.attribution import embeddings, grad_cam, tsne
+from resnetlib.analysis.calibration import calibrated, fit_temperature, held_out
+from resnetlib.analysis.corruptions import images_to_damage
+from resnetlib.analysis.errors import confused_pairs, surest_mistakes, taken_for
+from resnetlib.errors import ConfigError
+from resnetlib.evaluation import Evaluation, evaluate, normalize
 
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 

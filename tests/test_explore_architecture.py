@@ -9,9 +9,9 @@ import pytest
 import yaml
 from conftest import NOTEBOOKS, run_papermill
 
-from resnetlib import augment, design, diagram, list_variants, load_experiment, schema
-from resnetlib.bench import Bench, budget_bar
-from resnetlib.config import ConfigError
+from resnetlib import augment, explore, list_variants, load_experiment, plots, schema, size
+from resnetlib.errors import ConfigError
+from resnetlib.explore.widget import Bench, budget_bar
 from resnetlib.schema import Architecture
 
 NOTEBOOK = NOTEBOOKS / "explore_architecture.ipynb"
@@ -59,8 +59,10 @@ def test_a_change_shows_at_once(bench):
     bench.controls["depths"].value = "2, 1, 1"
     assert bench.architecture.depths == (2, 1, 1)
     shown = html_of(bench)
-    assert f"{design.size(bench.architecture).parameters:,}" in shown and "78,042" not in shown
-    assert diagram.describe(bench.architecture) in shown
+    assert (
+        f"{size.measure_size(bench.architecture).parameters:,}" in shown and "78,042" not in shown
+    )
+    assert plots.describe_drawing(bench.architecture) in shown
 
     bench.controls["placement"].value = "block"
     bench.controls["reduction"].value = 4
@@ -165,7 +167,7 @@ def test_all_designs_within_the_budget_are_found_from_the_bench():
     bench = Bench("lite", budget=30_000)
     folds = bench.children[-1]
     folds.selected_index = folds.titles.index("All designs of this family within the budget")
-    found = design.search(bench.architecture, budget=30_000)
+    found = explore.search(bench.architecture, budget=30_000)
     shown = folds.children[folds.selected_index].value
     assert shown.startswith(f"{len(found):,} designs")
     assert f"{found['parameters'].max():,}" in shown
@@ -220,13 +222,17 @@ def test_the_notebook_runs_in_batch_and_shows_everything(dataset, variant, tmp_p
     augmentations = set(schema.tagged_models(schema.Augment))
     assert pictures == {"diagram", "sizes", "data"} | augmentations
     architecture = load_experiment(variant).architecture
-    parameters = f"{design.size(architecture).parameters:,}"
+    parameters = f"{size.measure_size(architecture).parameters:,}"
     for cell in ("size", "summary", "published"):
         assert parameters in shown_by(outputs[cell]), cell
     assert "this design" in shown_by(outputs["published"])
     assert ("OVER THE BUDGET" in shown_by(outputs["size"])) == (variant == "resnet18")
-    assert yaml.safe_load(shown_by(outputs["yaml"])) == yaml.safe_load(design.to_yaml(architecture))
-    assert diagram.describe(architecture) in "".join(outputs["bench"][0]["data"]["text/plain"])
+    assert yaml.safe_load(shown_by(outputs["yaml"])) == yaml.safe_load(
+        explore.to_yaml(architecture)
+    )
+    assert plots.describe_drawing(architecture) in "".join(
+        outputs["bench"][0]["data"]["text/plain"]
+    )
 
 
 def test_the_gallery_shows_every_augmentation(digits):

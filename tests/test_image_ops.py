@@ -6,8 +6,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from resnetlib import image_ops
-from resnetlib.data import find_cifar10, load_dataset
+from resnetlib.augment import image_ops
+from resnetlib.data import load_dataset
+from resnetlib.download import find_cifar10
 
 
 def uniform(low, high):

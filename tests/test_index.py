@@ -10,22 +10,23 @@ import pytest
 from conftest import PROJECT, TINY, recorded_lite
 
 from resnetlib import files, list_variants, load_experiment, train
-from resnetlib.index import (
+from resnetlib.errors import RunError
+from resnetlib.progress import duration
+from resnetlib.reports.leaderboard import (
     BEGIN,
     END,
     answer,
     best_for_size,
     experiments,
-    find_runs,
     markdown_table,
     results,
     significantly_best,
-    sort_out,
     text_table,
     with_table,
-    write_index,
 )
-from resnetlib.runs import RunError, duration, load_run, reference_runs
+from resnetlib.reports.page import write_index
+from resnetlib.runs.find import find_runs, reference_runs, sort_out
+from resnetlib.runs.run import load_run
 
 LITE = PROJECT / "outputs" / "reference" / "lite"
 LITE_METRICS = [json.loads(path.read_text()) for path in LITE.glob("*/metrics.json")]

@@ -13,7 +13,7 @@ import pytest
 from conftest import NOTEBOOKS, PAPERMILL, run_papermill
 
 from resnetlib import load_experiment, load_run, train
-from resnetlib.config import ConfigError
+from resnetlib.errors import ConfigError
 from resnetlib.notebook import check_injected, experiment_from_cells
 
 RUN_EXPERIMENT = NOTEBOOKS / "run_experiment.ipynb"

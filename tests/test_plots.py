@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from resnetlib import list_variants, plots
+from resnetlib.plots import style
 
 
 @pytest.fixture(autouse=True)
@@ -88,11 +89,11 @@ def test_reliability_has_a_bar_for_each_bin_that_holds_images():
 def test_each_variant_has_a_colour_of_its_own():
     colors = [plots.variant_color(variant) for variant in list_variants()]
     assert len(set(colors)) == len(colors)
-    assert set(list_variants()) <= set(plots.VARIANT_COLORS)
+    assert set(list_variants()) <= set(style.VARIANT_COLORS)
     assert plots.variant_color("mine") == plots.variant_color("mine")
 
 
-@pytest.mark.parametrize("variant", plots.VARIANT_COLORS)
+@pytest.mark.parametrize("variant", style.VARIANT_COLORS)
 def test_a_variants_line_can_be_seen_on_white(variant):
     # Contrast as the Web Content Accessibility Guidelines compute it; yellow has 1.1.
     linear = [

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import termios
 
+from resnetlib import progress
 from resnetlib.progress import EpochProgress, epoch_line
 
 ROW = {
@@ -60,7 +61,7 @@ def test_a_live_bar_in_a_terminal():
 
 
 def test_a_notebook_is_watched_when_a_server_opened_it(monkeypatch):
-    from resnetlib import progress
+    pass
 
     monkeypatch.setitem(sys.modules, "ipykernel", object())
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)

@@ -10,8 +10,9 @@ from conftest import NOTEBOOKS, TINY, recorded_lite
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from resnetlib import load_run, train
-from resnetlib.report import write_report
-from resnetlib.runs import RunError, duration
+from resnetlib.errors import RunError
+from resnetlib.progress import duration
+from resnetlib.reports.run_report import write_report
 
 PIXEL = (  # a PNG of one pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -13,8 +13,9 @@ import torch
 from conftest import PROJECT, TINY, benchmark
 
 from resnetlib import load_run, train
-from resnetlib.config import ConfigError, list_variants
-from resnetlib.train import check_experiment
+from resnetlib.config import list_variants
+from resnetlib.errors import ConfigError
+from resnetlib.runs.lifecycle import check_experiment
 
 SCRIPT = PROJECT / "benchmarks" / "reproduce.py"
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from resnetlib import build_model, count_parameters, list_variants, load_experiment, model_summary
 from resnetlib.blocks import MaxPool2x2, StochasticDepth, Whitening
-from resnetlib.config import ConfigError
-from resnetlib.resnet import BLOCKS, check_size, macs
+from resnetlib.errors import ConfigError
+from resnetlib.resnet import BLOCKS
+from resnetlib.size import check_size, macs
 
 TABLES = {
     "lite": "lite",

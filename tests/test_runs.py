@@ -10,8 +10,10 @@ import torch
 from conftest import PROJECT, recorded_lite
 
 from resnetlib import load_pretrained, load_run, train
-from resnetlib.config import ConfigError
-from resnetlib.runs import RunError, describe_environment, duration, find_run, reference_runs
+from resnetlib.errors import ConfigError, RunError
+from resnetlib.progress import duration
+from resnetlib.runs.find import find_run, reference_runs
+from resnetlib.runs.record import describe_environment
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def test_the_kept_network_of_lite_measures_what_its_record_says(cifar10):
 
 def test_a_network_that_is_not_kept_is_told(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("resnetlib.runs.reference_runs", list)
+        patch.setattr("resnetlib.runs.find.reference_runs", list)
         with pytest.raises(ConfigError, match="'lite' has no kept weights; kept: none"):
             load_pretrained("lite")
     with pytest.raises(ConfigError, match=r"'liet' is unknown; did you mean 'lite'"):

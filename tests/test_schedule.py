@@ -8,13 +8,8 @@ import torch
 from torch import nn
 
 from resnetlib import load_experiment
-from resnetlib.schedule import (
-    Average,
-    Lookahead,
-    build_optimizer,
-    learning_rate,
-    sharpness_aware,
-)
+from resnetlib.optim import Average, Lookahead, build_optimizer, sharpness_aware
+from resnetlib.schedule import learning_rate
 
 STEPS = 7  # per epoch
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.stats import t as student
 
-from resnetlib.evaluate import Evaluation
-from resnetlib.significance import Comparison, against, compare, compare_seeds, holm
+from resnetlib.analysis.significance import Comparison, against, compare, compare_seeds, holm
+from resnetlib.evaluation import Evaluation
 
 
 def evaluation(predictions, labels, classes=3):

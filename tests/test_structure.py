@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,42 +14,6 @@ from conftest import NOTEBOOKS, PROJECT
 
 import resnetlib
 
-FLOORS = {
-    "schema": 0,
-    "blocks": 0,
-    "rng": 0,
-    "files": 0,
-    "evaluate": 0,
-    "image_ops": 0,
-    "plots": 0,
-    "progress": 0,
-    "tables": 0,
-    "config": 1,
-    "augment": 1,
-    "schedule": 1,
-    "calibrate": 1,
-    "comparison_plots": 1,
-    "corruptions": 1,
-    "explain": 1,
-    "significance": 1,
-    "resnet": 2,
-    "data": 2,
-    "diagram": 2,
-    "compute": 3,
-    "design": 3,
-    "runs": 4,
-    "bench": 4,
-    "results": 5,
-    "report": 5,
-    "train": 6,
-    "index": 6,
-    "notebook": 7,
-    "analysis": 5,
-    "comparing": 7,
-    "execute": 7,
-    "submission": 5,
-    "cli": 8,
-}
 PUBLIC = {
     "build_model",
     "count_parameters",
@@ -62,33 +27,39 @@ PUBLIC = {
     "model_summary",
     "train",
 }
-MODULES = sorted((PROJECT / "resnetlib").glob("[!_]*.py"))
+MODULES = {
+    ".".join(path.relative_to(PROJECT).with_suffix("").parts)
+    for path in (PROJECT / "resnetlib").rglob("[!_]*.py")
+}
 ALL_NOTEBOOKS = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
-def imported_modules(path):
-    """The modules of the package that a file imports, at any depth of it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            yield from [node.module] if node.module else [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("resnetlib"):
-            yield node.module.removeprefix("resnetlib").lstrip(".") or "__init__"
-        elif isinstance(node, ast.Import):
-            yield from (
-                alias.name.removeprefix("resnetlib").lstrip(".")
-                for alias in node.names
-                if alias.name.startswith("resnetlib")
-            )
+def test_imports_keep_the_layers():
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_modules_import_only_from_lower_floors(path):
-    for module in imported_modules(path):
-        assert FLOORS[module] < FLOORS[path.stem], f"{path.stem} imports {module}"
+def test_every_module_stands_in_a_layer():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    (contract,) = project["tool"]["importlinter"]["contracts"]
+    layered = {name.strip() for layer in contract["layers"] for name in layer.split("|")}
+    covered = {name for name in MODULES if any(f"{name}.".startswith(f"{one}.") for one in layered)}
+    assert covered == MODULES
+    assert layered <= MODULES | {"resnetlib.__main__", "resnetlib.augment"}
 
 
-def test_every_module_has_a_floor():
-    assert {path.stem for path in MODULES} == set(FLOORS)
+def test_no_function_shares_the_name_of_a_module():
+    stems = {name.rpartition(".")[2] for name in MODULES}
+    for name in MODULES:
+        tree = ast.parse((PROJECT / f"{name.replace('.', '/')}.py").read_text())
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert not functions & stems, f"{name}: {functions & stems}"
 
 
 def test_public_names_are_exactly_those_of_the_design():

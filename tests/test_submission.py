@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from conftest import PROJECT, recorded_lite
 
-from resnetlib import load_experiment, plots, submission, train
-from resnetlib.config import ConfigError
-from resnetlib.data import DataError
+from resnetlib import kaggle, load_experiment, plots, train
+from resnetlib.errors import ConfigError, DataError
 
 IDS = ("7", "3", "5")
 
@@ -49,7 +48,7 @@ def write(tmp_path):
 @pytest.mark.parametrize("keys", [(b"data", b"ids"), ("data", "ids")])
 def test_a_file_of_any_protocol_is_read_channel_by_channel(write, pixels, protocol, keys):
     data, ids = keys
-    read = submission.read_competition(write({data: pixels, ids: [7, 3, 5]}, protocol))
+    read = kaggle.read_competition(write({data: pixels, ids: [7, 3, 5]}, protocol))
     assert read.images.dtype == torch.uint8
     assert read.images.shape == (3, 3, 32, 32)
     for channel in range(3):
@@ -63,7 +62,7 @@ def test_a_file_written_by_python_2_is_read(tmp_path, pixels):
     old = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     assert old != content or np.lib.NumpyVersion(np.__version__) < "2.0.0"
     (tmp_path / "old.pkl").write_bytes(old)
-    read = submission.read_competition(tmp_path / "old.pkl")
+    read = kaggle.read_competition(tmp_path / "old.pkl")
     assert (read.images.permute(0, 2, 3, 1).numpy() == pixels).all()
     assert read.ids == IDS
 
@@ -83,7 +82,7 @@ def test_a_file_written_by_python_2_is_read(tmp_path, pixels):
     ],
 )
 def test_ids_of_every_kind_are_the_same_ids(write, pixels, ids):
-    assert submission.read_competition(write({b"data": pixels, b"ids": ids})).ids == IDS
+    assert kaggle.read_competition(write({b"data": pixels, b"ids": ids})).ids == IDS
 
 
 class Exploit:
@@ -97,7 +96,7 @@ def test_code_in_the_file_is_refused_and_not_run(write, pixels, tmp_path, monkey
     content = {b"data": pixels, b"ids": [7, 3, 5]}
     content = Exploit() if place == "whole" else content | {place.encode(): Exploit()}
     with pytest.raises(DataError, match=r"test.pkl: refused \w+.system: only arrays"):
-        submission.read_competition(write(content))
+        kaggle.read_competition(write(content))
     assert [path.name for path in tmp_path.iterdir()] == ["test.pkl"]
 
 
@@ -137,7 +136,7 @@ def test_what_is_wrong_with_the_content_is_told_in_one_line(write, pixels, chang
     if isinstance(content["data"], str):
         content["data"] = damaged[content["data"]]
     with pytest.raises(DataError, match=told) as caught:
-        submission.read_competition(write(content))
+        kaggle.read_competition(write(content))
     assert "\n" not in str(caught.value)
     assert "test.pkl" in str(caught.value)
 
@@ -145,7 +144,7 @@ def test_what_is_wrong_with_the_content_is_told_in_one_line(write, pixels, chang
 def test_what_is_no_such_file_is_told(write, pixels, tmp_path):
     def told(path):
         with pytest.raises(DataError) as caught:
-            submission.read_competition(path)
+            kaggle.read_competition(path)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -166,7 +165,7 @@ def test_what_is_no_such_file_is_told(write, pixels, tmp_path):
 
 
 def test_another_number_of_images_is_told(write, pixels, digits):
-    read = submission.read_competition(write({b"data": pixels, b"ids": [7, 3, 5]}))
+    read = kaggle.read_competition(write({b"data": pixels, b"ids": [7, 3, 5]}))
     facts = read.describe(digits)
     assert facts["images"] == "3 (the class competition has 10,000)"
     assert facts["ids"].startswith("7, 3, 5")
@@ -177,12 +176,12 @@ def test_another_number_of_images_is_told(write, pixels, digits):
 
 
 def test_the_labelled_test_set_gives_the_runs_own_logits(run, digits):
-    rehearsal = submission.rehearse(digits)
+    rehearsal = kaggle.rehearse(digits)
     assert torch.equal(rehearsal.images, digits.test[0])
-    logits = submission.predict(run, rehearsal.images, digits)
+    logits = kaggle.predict(run, rehearsal.images, digits)
     assert torch.equal(logits, run.evaluation.logits)
     assert run.evaluation.accuracy > 0.2  # twice chance
-    facts = submission.describe_prediction(run, rehearsal, logits, "none")
+    facts = kaggle.describe_prediction(run, rehearsal, logits, "none")
     assert facts["accuracy"].startswith(f"{run.metrics['test_accuracy']:.2%}")
     assert facts["logits"] == "the run's own, bit for bit"
 
@@ -190,14 +189,14 @@ def test_the_labelled_test_set_gives_the_runs_own_logits(run, digits):
 @pytest.mark.parametrize("normalize", ["none", "per_image_std"])
 def test_every_normalization_of_a_recipe_is_followed(tiny, digits, normalize):
     run = train(tiny(normalize=normalize))
-    logits = submission.predict(run, digits.test[0], digits)
+    logits = kaggle.predict(run, digits.test[0], digits)
     assert torch.equal(logits, run.evaluation.logits)
 
 
 def test_cifar10_through_the_competitions_format_gives_exactly_the_accuracy(cifar10):
     run = recorded_lite()
-    rehearsal = submission.rehearse(cifar10)
-    logits = submission.predict(run, rehearsal.images, cifar10)
+    rehearsal = kaggle.rehearse(cifar10)
+    logits = kaggle.predict(run, rehearsal.images, cifar10)
     right = int((logits.argmax(1) == rehearsal.labels).sum())
     assert right / 10_000 == run.metrics["test_accuracy"]
     assert torch.allclose(logits, run.evaluation.logits, rtol=0, atol=1e-4)
@@ -215,7 +214,7 @@ def test_views_are_those_of_airbench():
             (weight, corners[name]),
             (weight, corners[name].flip(-1)),
         )
-    views = list(submission._views(images, "flip_and_shift"))
+    views = list(kaggle._views(images, "flip_and_shift"))
     assert len(views) == 6
     for (weight, view), (wanted, image) in zip(views, expected.values(), strict=True):
         assert weight == wanted
@@ -224,18 +223,18 @@ def test_views_are_those_of_airbench():
 
 def test_logits_are_averaged_over_an_image_and_its_mirror_image(run, digits):
     images = digits.test[0][:40]
-    one, mirrored = (submission.predict(run, x, digits) for x in (images, images.flip(-1)))
-    both = submission.predict(run, images, digits, tta="flip")
+    one, mirrored = (kaggle.predict(run, x, digits) for x in (images, images.flip(-1)))
+    both = kaggle.predict(run, images, digits, tta="flip")
     assert torch.allclose(both, (one + mirrored) / 2, atol=1e-5)
     assert not torch.allclose(both, one, atol=1e-2)
-    shifted = submission.predict(run, images, digits, tta="flip_and_shift")
+    shifted = kaggle.predict(run, images, digits, tta="flip_and_shift")
     assert not torch.allclose(shifted, both, atol=1e-2)
 
 
 def test_an_accuracy_of_several_views_is_called_so(run, digits):
-    rehearsal = submission.rehearse(digits)
-    logits = submission.predict(run, rehearsal.images, digits, tta="flip")
-    facts = submission.describe_prediction(run, rehearsal, logits, "flip")
+    rehearsal = kaggle.rehearse(digits)
+    logits = kaggle.predict(run, rehearsal.images, digits, tta="flip")
+    facts = kaggle.describe_prediction(run, rehearsal, logits, "flip")
     assert "accuracy" not in facts
     assert "accuracy with tta flip" in facts
     assert facts["views of each"].startswith("2 ")
@@ -243,7 +242,7 @@ def test_an_accuracy_of_several_views_is_called_so(run, digits):
 
 def test_the_most_uncertain_images_come_first():
     shares = torch.tensor([[0.90, 0.05, 0.05], [0.45, 0.10, 0.45], [0.50, 0.40, 0.10]])
-    table = submission.most_uncertain(shares.log(), ["a", "b", "c"], count=2)
+    table = kaggle.most_uncertain(shares.log(), ["a", "b", "c"], count=2)
     assert table.index.tolist() == [1, 2]
     assert set(table.iloc[0][["first", "second"]]) == {"a", "c"}
     assert table.iloc[1][["first", "second"]].tolist() == ["a", "b"]
@@ -256,22 +255,22 @@ def test_the_most_uncertain_images_come_first():
 
 def test_a_submission_is_written_in_the_order_of_the_file(tmp_path):
     path = tmp_path / "new" / "submission.csv"
-    submission.write_submission(path, IDS, torch.tensor([9, 0, 4]))
+    kaggle.write_submission(path, IDS, torch.tensor([9, 0, 4]))
     assert path.read_text() == "ID,Labels\n7,9\n3,0\n5,4\n"
-    written = submission.check_submission(path, IDS)
+    written = kaggle.check_submission(path, IDS)
     assert written["ID"].tolist() == list(IDS)
     assert written["Labels"].tolist() == [9, 0, 4]
 
 
 def test_ids_with_commas_quotes_and_line_breaks_survive(tmp_path):
     ids = ("a,b", 'say "c"', "d\ne")
-    submission.write_submission(tmp_path / "s.csv", ids, torch.tensor([1, 2, 3]))
-    assert submission.check_submission(tmp_path / "s.csv", ids)["ID"].tolist() == list(ids)
+    kaggle.write_submission(tmp_path / "s.csv", ids, torch.tensor([1, 2, 3]))
+    assert kaggle.check_submission(tmp_path / "s.csv", ids)["ID"].tolist() == list(ids)
 
 
 def test_line_ends_of_windows_are_no_damage(tmp_path):
     (tmp_path / "s.csv").write_bytes(b"ID,Labels\r\n7,9\r\n3,0\r\n5,4\r\n")
-    assert len(submission.check_submission(tmp_path / "s.csv", IDS)) == 3
+    assert len(kaggle.check_submission(tmp_path / "s.csv", IDS)) == 3
 
 
 @pytest.mark.parametrize(
@@ -299,33 +298,33 @@ def test_the_first_damage_of_a_submission_is_named(tmp_path, content, told):
     path = tmp_path / "s.csv"
     path.write_text(content)
     with pytest.raises(DataError, match=told) as caught:
-        submission.check_submission(path, IDS)
+        kaggle.check_submission(path, IDS)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_text_or_not_there_is_no_submission(tmp_path):
     (tmp_path / "s.csv").write_bytes(b"ID,Labels\n\xff\xfe,1\n")
     with pytest.raises(DataError, match="is no CSV"):
-        submission.check_submission(tmp_path / "s.csv", IDS)
+        kaggle.check_submission(tmp_path / "s.csv", IDS)
     with pytest.raises(DataError, match="cannot be read"):
-        submission.check_submission(tmp_path / "absent.csv", IDS)
+        kaggle.check_submission(tmp_path / "absent.csv", IDS)
 
 
 def test_submit_replaces_a_submission_and_nothing_else(run, digits, write, tmp_path):
     data = digits.test[0][:50].permute(0, 2, 3, 1).numpy()
     file = write({b"data": data, b"ids": list(range(100, 150))})
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
-    path = submission.submit(run, file, output_root=tmp_path)
+    path = kaggle.submit(run, file, output_root=tmp_path)
     name = f"test-lite-{run.path.name}"
     assert path == tmp_path / "submissions" / f"{name}.csv"
     assert before == {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
-    written = submission.check_submission(path, [str(n) for n in range(100, 150)])
+    written = kaggle.check_submission(path, [str(n) for n in range(100, 150)])
     assert written["Labels"].tolist() == run.evaluation.predictions[:50].tolist()
 
     path.write_text("ID,Labels\nof an earlier day,3\n")
-    assert submission.submit(run.path, file, output_root=tmp_path) == path
+    assert kaggle.submit(run.path, file, output_root=tmp_path) == path
     assert len(path.read_text().splitlines()) == 51
-    mirrored = submission.submit(run, file, output_root=tmp_path, tta="flip")
+    mirrored = kaggle.submit(run, file, output_root=tmp_path, tta="flip")
     assert mirrored.name == f"{name}-flip.csv"
 
 
@@ -347,19 +346,17 @@ def test_submit_refuses_what_would_lose_something_or_is_unknown(
     if "output" in settings:
         settings = {"output": tmp_path / settings["output"]}
     with pytest.raises(ConfigError, match=told):
-        submission.submit(run, write({b"data": pixels, b"ids": [7, 3, 5]}), **settings)
+        kaggle.submit(run, write({b"data": pixels, b"ids": [7, 3, 5]}), **settings)
     assert notes.read_text() == "not to be lost"
 
 
 def test_the_command_to_upload_is_given_but_not_for_a_rehearsal(run, write, pixels, digits):
-    read = submission.read_competition(write({b"data": pixels, b"ids": [7, 3, 5]}))
-    told = submission.describe_submission(PROJECT / "s.csv", run, read, "flip")["upload"]
+    read = kaggle.read_competition(write({b"data": pixels, b"ids": [7, 3, 5]}))
+    told = kaggle.describe_submission(PROJECT / "s.csv", run, read, "flip")["upload"]
     assert told == (
         'kaggle competitions submit -c COMPETITION -f "s.csv" -m "lite, seed 0, tta flip"'
     )
-    told = submission.describe_submission(
-        PROJECT / "s.csv", run, submission.rehearse(digits), "none"
-    )
+    told = kaggle.describe_submission(PROJECT / "s.csv", run, kaggle.rehearse(digits), "none")
     assert "kaggle" not in told["upload"]
 
 

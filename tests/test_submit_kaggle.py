@@ -9,8 +9,8 @@ import pytest
 from conftest import NOTEBOOKS, run_papermill
 
 from resnetlib import load_experiment, train
-from resnetlib.runs import reference_runs
-from resnetlib.submission import check_submission
+from resnetlib.kaggle import check_submission
+from resnetlib.runs.find import reference_runs
 
 NOTEBOOK = NOTEBOOKS / "submit_kaggle.ipynb"
 REFERENCE = "outputs/reference/lite/cifar10-seed0-9fbf37a8"

@@ -15,13 +15,21 @@ import pytest
 import torch
 from conftest import TINY
 
-from resnetlib import load_dataset, load_experiment, load_run, runs, train
-from resnetlib.config import ConfigError, apply_overrides, override_paths
+from resnetlib import (
+    evaluate,
+    files,
+    load_dataset,
+    load_experiment,
+    load_run,
+    model_summary,
+    runs,
+    train,
+)
+from resnetlib.config import apply_overrides, override_paths
+from resnetlib.errors import ConfigError, Diverged, RunError
 from resnetlib.rng import generator
-from resnetlib.runs import RunError
-from resnetlib.train import Diverged, Training, preview_batch
-
-module = sys.modules["resnetlib.train"]
+from resnetlib.runs import checkpoint
+from resnetlib.training import Training, preview_batch
 
 
 def weights_of(run):
@@ -139,7 +147,9 @@ def test_the_test_set_has_no_influence_on_the_weights(tiny, digits, monkeypatch)
     other = dataclasses.replace(digits, test=(noise, labels.flip(0)))
     weights = []
     for dataset in (digits, other):
-        monkeypatch.setattr(module, "load_dataset", lambda name, root, d=dataset: d)
+        monkeypatch.setattr(
+            "resnetlib.runs.lifecycle.load_dataset", lambda name, root, d=dataset: d
+        )
         weights.append(weights_of(train(tiny(epochs=2, fresh=True))))
     assert weights[0] == weights[1]
 
@@ -206,7 +216,7 @@ def test_the_preview_shows_what_the_first_step_trains_on(tiny, digits, monkeypat
     training.remember(training.before_training())
     seen = []
     monkeypatch.setattr(
-        module, "normalize", lambda images, *_: seen.append(images.clone()) or 1 / 0
+        "resnetlib.training.normalize", lambda images, *_: seen.append(images.clone()) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         training.epoch(lambda: None)
@@ -222,7 +232,7 @@ def test_evaluating_or_summarising_between_epochs_changes_no_weight(tiny, digits
     for _ in range(2):
         training.remember(training.epoch(lambda: None))
         training.evaluate(*digits.test)
-        module.model_summary(training.model)
+        model_summary(training.model)
         torch.rand(5)
     disturbed = torch.cat([parameter.detach().flatten() for parameter in training.parameters])
     assert torch.equal(plain, disturbed)
@@ -239,7 +249,7 @@ def test_a_run_leaves_the_complete_folder(tiny):
     expected |= {f"figures/{name}.png" for name in figures}
     assert set(run.record["artifacts"]) == expected
     for name, checksum in run.record["artifacts"].items():
-        assert runs.files.sha256(run.path / name) == checksum
+        assert files.sha256(run.path / name) == checksum
     assert run.status == "done"
     assert not (run.path / "checkpoints").exists()
     assert list(run.history["epoch"]) == [0, 1, 2]
@@ -273,7 +283,7 @@ def test_the_metrics_agree_with_the_history_the_predictions_and_the_weights(tiny
     assert "best_test_accuracy" in run.metrics["selected_on_test"]
     table = pd.read_csv(run.path / "confusion_matrix.csv", index_col=0)
     assert (table.to_numpy() == run.evaluation.confusion).all()
-    again = module.evaluate(run.model(), *digits.test, mean=digits.mean, std=digits.std)
+    again = evaluate(run.model(), *digits.test, mean=digits.mean, std=digits.std)
     torch.testing.assert_close(again.logits, run.evaluation.logits)
     json.loads((run.path / "metrics.json").read_text(), parse_constant=pytest.fail)
 
@@ -343,7 +353,9 @@ def test_select_keeps_the_weights_of_the_best_epoch(tiny, digits, select, column
 def test_what_cannot_be_trained_is_refused_before_data_are_read(
     variant, overrides, told, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(module, "load_dataset", lambda *_: pytest.fail("data were read"))
+    monkeypatch.setattr(
+        "resnetlib.runs.lifecycle.load_dataset", lambda *_: pytest.fail("data were read")
+    )
     experiment = load_experiment(variant, output_root=tmp_path, **overrides)
     with pytest.raises(ConfigError, match=told):
         train(experiment)
@@ -374,16 +386,16 @@ STATEFUL = {
 
 def stop_after(epoch, monkeypatch, step=0):
     """Save after every step, and stop after this one of the epoch that follows `epoch`."""
-    save = runs.save_checkpoint
+    save = checkpoint.save_checkpoint
 
     def save_then_stop(folder, epochs, steps, state):
         save(folder, epochs, steps, state)
         if (epochs, steps) == (epoch, step):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "save_checkpoint", save_then_stop)
-    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(module, "CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save_then_stop)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SHARE", math.inf)
 
 
 @pytest.fixture(scope="module")
@@ -443,7 +455,9 @@ def test_without_any_one_item_of_the_checkpoint_the_bits_differ(stopped, monkeyp
     fresh.remember(fresh.before_training())
     load = runs.load_checkpoint
     without = {item: fresh.state()[item]}
-    monkeypatch.setattr(runs, "load_checkpoint", lambda folder: load(folder) | without)
+    monkeypatch.setattr(
+        "resnetlib.runs.lifecycle.load_checkpoint", lambda folder: load(folder) | without
+    )
     assert outcome(train(experiment, output=folder)) != outcome(whole)
 
 
@@ -536,8 +550,8 @@ def test_checkpoints_without_a_record_are_not_gone_on_from(stopped, capsys):
 def test_a_run_that_another_process_works_on_is_left_alone(tiny):
     experiment = tiny()
     with (
-        runs.files.lock(experiment.folder / ".lock"),
-        pytest.raises(runs.files.InUse, match="in use by another process"),
+        files.lock(experiment.folder / ".lock"),
+        pytest.raises(files.InUse, match="in use by another process"),
     ):
         train(experiment)
 
@@ -573,9 +587,9 @@ def test_starting_over_keeps_the_finished_run_until_there_is_something_to_start(
     run = train(tiny())
 
     def missing(*_):
-        raise module.runs.RunError("no data")
+        raise RunError("no data")
 
-    monkeypatch.setattr(module, "load_dataset", missing)
+    monkeypatch.setattr("resnetlib.runs.lifecycle.load_dataset", missing)
     with pytest.raises(RunError, match="no data"):
         train(tiny(fresh=True))
     assert load_run(run.path).record == run.record
@@ -612,7 +626,7 @@ def test_a_failed_run_says_so_in_its_record(tiny, monkeypatch):
     def broken(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(runs, "write_predictions", broken)
+    monkeypatch.setattr("resnetlib.runs.artifacts.write_predictions", broken)
     with pytest.raises(OSError, match="No space"):
         train(tiny())
     record = load_run(tiny().folder).record

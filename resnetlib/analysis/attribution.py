@@ -1,0 +1,80 @@
+"""Grad-CAM, embeddings and t-SNE: what a network looks at, and how it arranges images."""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..evaluation import evaluate, normalize
+
+PRINCIPAL = 50  # components kept before t-SNE (van der Maaten & Hinton 2008, section 4.2: 30)
+PERPLEXITY = 30  # scikit-learn's default
+
+
+def grad_cam(
+    model: nn.Module,
+    images: Tensor,
+    classes: Tensor,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    layer: str = "final_activation",
+) -> Tensor:
+    """Where a layer's features speak for a class: float32 (N, h, w), 0 where they do not.
+
+    ReLU of the sum over channels of activation times the mean gradient of the class's logit
+    (Selvaraju et al. 2017, eq. 1 and 2). Images uint8 (N, 3, H, W), one class each, int64 (N,);
+    h × w is the layer's resolution, by default that of the last feature map. Works on a copy: the
+    model stays as it was.
+    """
+    replica = copy.deepcopy(model).eval()
+    seen = []
+
+    def from_here(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen.append(output.detach().requires_grad_())
+        return seen[0]
+
+    replica.get_submodule(layer).register_forward_hook(from_here)
+    device = next(replica.parameters()).device
+    with torch.enable_grad():
+        logits = replica(normalize(images.to(device), mean, std))  # (N, classes)
+        chosen = logits.gather(1, classes.to(device)[:, None])
+        (features,) = seen  # (N, C, h, w)
+        (gradient,) = torch.autograd.grad(chosen.sum(), features)
+    weights = gradient.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
+    return F.relu((weights * features.detach()).sum(1)).cpu()
+
+
+def embeddings(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int = 1000,
+    device: str | torch.device = "auto",
+) -> Tensor:
+    """What the last layer is given: float32 (N, C) on the CPU, for uint8 images (N, 3, H, W).
+
+    The settings are those of `evaluate`. Works on a copy: the model stays as it was.
+    """
+    replica = copy.deepcopy(model)
+    seen: list[Tensor] = []
+    replica.linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].cpu()))
+    no_labels = torch.zeros(len(images), dtype=torch.int64)
+    evaluate(replica, images, no_labels, mean=mean, std=std, batch_size=batch_size, device=device)
+    return torch.cat(seen)
+
+
+def tsne(features: Tensor, seed: int = 0) -> np.ndarray:
+    """Two coordinates (N, 2) for each row of features (N, C): PCA, then t-SNE (scikit-learn)."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    components = min(PRINCIPAL, *features.shape)
+    reduced = PCA(components, random_state=seed).fit_transform(features.numpy())
+    perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
+    return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(reduced)

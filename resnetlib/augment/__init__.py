@@ -1,0 +1,167 @@
+"""Random augmentation of a whole batch on its device, each image with its own draw.
+
+Every augmentation is a `draw`, which makes all random numbers on the CPU, so that a seed gives the
+same pictures on every device, and an `apply`, which computes the pictures there. The draws follow
+torchvision's per-image transforms.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .. import rng, schema
+from . import image_ops
+from .draws import (
+    BLACK,
+    MEAN_COLOR,
+    Rectangle,
+    Shape,
+    draw_auto_augment,
+    draw_color_jitter,
+    draw_crop,
+    draw_cutmix,
+    draw_cutout,
+    draw_flip,
+    draw_mixup,
+    draw_rand_augment,
+    draw_random_erasing,
+    draw_rotation,
+    draw_trivial_augment,
+)
+from .policies import apply_operations
+
+Draw = Callable[[Any, Shape, torch.Generator], Any]
+Apply = Callable[[Tensor, Any], Tensor]
+PICTURES: dict[type[schema.Model], tuple[Draw, Apply]] = {
+    schema.Crop: (draw_crop, lambda images, window: image_ops.window(images, *window)),
+    schema.Flip: (draw_flip, image_ops.flip),
+    schema.ColorJitter: (draw_color_jitter, apply_operations),
+    schema.Rotation: (draw_rotation, image_ops.rotate),
+    schema.AutoAugment: (draw_auto_augment, apply_operations),
+    schema.RandAugment: (draw_rand_augment, apply_operations),
+    schema.TrivialAugment: (draw_trivial_augment, apply_operations),
+    schema.Cutout: (draw_cutout, lambda images, box: image_ops.erase(images, *box, MEAN_COLOR)),
+    schema.RandomErasing: (
+        draw_random_erasing,
+        lambda images, box: image_ops.erase(images, *box, BLACK),
+    ),
+}
+
+
+def _mixup(images: Tensor, targets: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    return image_ops.blend(images, images.roll(1, 0), share), _mix_targets(targets, share)
+
+
+def _cutmix(images: Tensor, targets: Tensor, box: Rectangle) -> tuple[Tensor, Tensor]:
+    share = 1 - box.height * box.width / (images.shape[2] * images.shape[3])
+    return image_ops.paste(images, images.roll(1, 0), *box), _mix_targets(targets, share)
+
+
+def _mix_targets(targets: Tensor, share: Tensor) -> Tensor:
+    """(N, classes): `share` (N,) of the own target, the rest of the one before in the batch."""
+    share = image_ops.moved(share.to(torch.float32)[:, None], targets.device)
+    return share * targets + (1 - share) * targets.roll(1, 0)
+
+
+MIXES = {schema.MixUp: (draw_mixup, _mixup), schema.CutMix: (draw_cutmix, _cutmix)}
+
+
+class Augmentation(Protocol):
+    def __call__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        generator: torch.Generator,
+        turned: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def compose(settings: Sequence[schema.AugmentStep], num_classes: int = 10) -> Augmentation:
+    """The augmentations one after another, as a function of (images, labels, generator, turned).
+
+    Images uint8 (N, 3, H, W) and labels int64 (N,) on one device, the generator on the CPU; both
+    stay as they were. `turned` (N,) bool, on the CPU, says which images an alternating flip turns;
+    without it one draws as any other flip. Returns new images, and the labels, or with mixup or
+    cutmix in the list always float32 probabilities (N, num_classes).
+    """
+    steps = [_step(setting) for setting in settings]
+    mixes = any(type(single) in MIXES for setting in settings for single in _choices(setting))
+
+    def augment(
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        turned: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        targets = _one_hot(labels, num_classes) if mixes else labels
+        for step in steps:
+            images, targets = step(images, targets, generator, turned)
+        return images, targets
+
+    return augment
+
+
+def preview(name: str, images: Tensor, seed: int = 0) -> Tensor:
+    """The augmentation of this name, with its default settings, on uint8 images (N, 3, H, W)."""
+    models = schema.tagged_models(schema.Augment)
+    if name not in models:
+        nearest = difflib.get_close_matches(name, models, n=1, cutoff=0)[0]
+        raise ValueError(
+            f"unknown augmentation {name!r}; did you mean {nearest!r}? one of {', '.join(models)}"
+        )
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    augment = compose([models[name](name=name)])
+    return augment(images, labels, rng.generator(seed, "augment"))[0]
+
+
+def _choices(settings: schema.AugmentStep) -> Sequence[schema.Augment]:
+    return settings.choices if isinstance(settings, schema.OneOf) else (settings,)
+
+
+def _step(settings: schema.AugmentStep) -> Augmentation:
+    if isinstance(settings, schema.OneOf):
+        steps = [_step(choice) for choice in settings.choices]
+
+        def step(
+            images: Tensor,
+            targets: Tensor,
+            generator: torch.Generator,
+            turned: Tensor | None = None,
+        ) -> tuple[Tensor, Tensor]:
+            chosen = int(torch.randint(len(steps), (), generator=generator))
+            return steps[chosen](images, targets, generator, turned)
+    elif type(settings) in MIXES:
+        draw, mix = MIXES[type(settings)]
+
+        def step(
+            images: Tensor,
+            targets: Tensor,
+            generator: torch.Generator,
+            turned: Tensor | None = None,
+        ) -> tuple[Tensor, Tensor]:
+            return mix(images, targets, draw(settings, _shape(images), generator))
+    else:
+        draw, apply = PICTURES[type(settings)]
+
+        def step(
+            images: Tensor,
+            targets: Tensor,
+            generator: torch.Generator,
+            turned: Tensor | None = None,
+        ) -> tuple[Tensor, Tensor]:
+            draws = draw(settings, _shape(images, turned), generator)
+            return apply(images, draws), targets
+
+    return step
+
+
+def _shape(images: Tensor, turned: Tensor | None = None) -> Shape:
+    return Shape(len(images), *images.shape[2:], turned)
+
+
+def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """float32; `torch.nn.functional.one_hot` would wait for the device."""
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(torch.float32)

@@ -1,0 +1,240 @@
+"""Device, precision, memory format and compilation of a run on this machine.
+
+Every choice is a function of the machine and the experiment, never of a measurement made at the
+start of a run: two runs of one experiment on one machine compute the same. What each rule rests on
+stands beside it.
+"""
+
+import ctypes
+import importlib.util
+import logging
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from .data import TRAINING_IMAGES
+from .errors import ConfigError
+from .experiment import Experiment
+from .resnet import build_model
+from .size import macs
+
+# Multiply-accumulates of a run's forward passes above which compiling pays for itself on a CPU:
+# about four minutes of `lite` (two cores with AMX), where the compiled step is 1.3 times as fast
+# and the first compilation takes 12 s; 10 to 40 s for the large networks, which gain 1.15.
+COMPILE_ABOVE_MACS = 1e13
+# On a GPU small networks wait for the launching of kernels, which the captured step does at once.
+COMPILE_ABOVE_STEPS = 5_000  # not measured yet
+COMPILED_NETWORKS = 64  # of different shapes in one process; torch stops at 8 by itself
+# In channels-last layout the convolutions of fewer channels are slower on a CPU: twice, at 8 to 15
+# in bfloat16 on two cores with AMX.
+CHANNELS_LAST_FROM = 16
+# From fewer, the backward pass of a strided 1×1 convolution writes past its buffers
+# (torch 2.15, AVX2).
+CHANNELS_LAST_SAFE_FROM = 8
+# Images at once. On a CPU a batch whose activations stay in cache: `lite` on two cores with AMX
+# evaluates 14,000 images/s by 128 and 4,000 by 1,000; `wide66` 640 and 310.
+EVALUATION_BATCH = {"cpu": 128, "cuda": 2000, "mps": 1000}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h; mallopt(3)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a run computes. `compiled`: the whole forward and backward pass, as one graph."""
+
+    device: torch.device
+    precision: torch.dtype  # of convolutions and products; weights and updates are float32
+    memory_format: torch.memory_format
+    compiled: bool
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the network runs in this precision."""
+        # Each weight is cast once a step: there is nothing to cache, and graphs cannot.
+        reduced = self.precision != torch.float32
+        return torch.autocast(self.device.type, torch.bfloat16, reduced, cache_enabled=False)
+
+    def describe(self) -> dict[str, str | int | bool]:
+        """Everything here that decides the bits of a result, as the fingerprint keeps it."""
+        tf32 = self.device.type == "cuda" and torch.backends.cudnn.allow_tf32
+        precision = str(self.precision).removeprefix("torch.")
+        return {
+            "device": self.device.type,
+            "processor": processor(self.device),
+            "threads": torch.get_num_threads(),
+            "precision": f"{precision}, float32 convolutions in tf32" if tf32 else precision,
+            "memory_format": str(self.memory_format).removeprefix("torch."),
+            "compile": self.compiled,
+        }
+
+
+def choose_compute(experiment: Experiment) -> Compute:
+    """The experiment's own choice where it makes one, else what is best on this machine.
+
+    Raises `ConfigError` for what this machine cannot do.
+    """
+    execution = experiment.execution
+    device = choose_device(execution.device)
+    native = has_native_bfloat16(device)
+    if execution.precision == "bfloat16" and not native and device.type != "cpu":
+        raise ConfigError(f"precision = 'bfloat16': {processor(device)} does not have it")
+    best = "bfloat16" if native else "float32"
+    precision = best if execution.precision == "auto" else execution.precision
+    narrowest = min(channels for channels, _ in experiment.architecture.outputs)
+    layout = execution.memory_format
+    if layout == "auto":
+        layout = _best_layout(device, narrowest)
+    if layout == "channels_last" and device.type == "cpu" and narrowest < CHANNELS_LAST_SAFE_FROM:
+        raise ConfigError(
+            f"memory_format = 'channels_last': not with {narrowest} channels on a CPU, where torch "
+            f"writes past its buffers below {CHANNELS_LAST_SAFE_FROM}; 'auto' takes 'contiguous'"
+        )
+    compiled = execution.compile
+    if compiled == "auto":
+        compiled = has_compiler(device) and _pays_to_compile(experiment, device)
+    elif compiled and not has_compiler(device):
+        raise ConfigError(
+            "compile = true: torch cannot compile here; on a CPU that takes a C++ compiler and "
+            "Python's header files (python3-dev)"
+        )
+    return Compute(
+        device,
+        getattr(torch, precision),
+        torch.contiguous_format if layout == "contiguous" else torch.channels_last,
+        compiled,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device by its name; "auto" is CUDA, then MPS, then the CPU. Raises `ConfigError`."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next((kind for kind, there in available.items() if there), "cpu"))
+    device = torch.device(name)
+    there = available.get(device.type, True)
+    if there and device.type == "cuda":
+        there = (device.index or 0) < torch.cuda.device_count()
+    if not there:
+        usable = ["cpu", *(kind for kind, has in available.items() if has)]
+        raise ConfigError(f"device = {name!r}: this machine has none; it has {', '.join(usable)}")
+    return device
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products have instructions of their own; emulated, they are slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Apple's processors and ARM servers have such instructions too; not measured, so not chosen.
+    return device.type == "cpu" and bool(
+        {"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split())
+    )
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch can compile for the device: it needs a compiler and Python's header files."""
+    if device.type == "mps" or not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return False
+    if device.type == "cuda":
+        recent = torch.cuda.get_device_capability(device) >= (7, 0)  # as triton wants it
+        return recent and importlib.util.find_spec("triton") is not None and _found("CC", "gcc")
+    return _found("CXX", "clang++" if sys.platform == "darwin" else "g++")
+
+
+def _found(variable: str, usual: str) -> bool:
+    """Whether the compiler is there that the environment names, or else the usual one."""
+    return shutil.which(os.environ.get(variable, usual).split()[0]) is not None
+
+
+def _best_layout(device: torch.device, narrowest: int) -> str:
+    if device.type == "mps" or (device.type == "cpu" and narrowest < CHANNELS_LAST_FROM):
+        return "contiguous"
+    return "channels_last"
+
+
+def _pays_to_compile(experiment: Experiment, device: torch.device) -> bool:
+    recipe = experiment.recipe
+    images = recipe.epochs * (TRAINING_IMAGES[experiment.dataset] - recipe.holdout)
+    if device.type == "cuda":
+        return images / recipe.batch_size > COMPILE_ABOVE_STEPS
+    return images * macs(build_model(experiment.architecture)) > COMPILE_ABOVE_MACS
+
+
+def compile_step(function: Callable, device: torch.device) -> Callable:
+    """The function compiled for tensors of one shape; on CUDA also captured as a graph.
+
+    Never call it with another shape: a second compilation, and with it the bits of the results,
+    would depend on which shape came first.
+    """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # on idle CUDA tools
+    torch._dynamo.config.recompile_limit = COMPILED_NETWORKS
+    options = None
+    if device.type == "cuda":  # kernels are not chosen by timing them, which can change the bits
+        options = {"triton.cudagraphs": True, "deterministic": True}
+    return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+
+
+def repeatable() -> AbstractContextManager:
+    """Where cuDNN takes only algorithms that give the same bits each time."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(enabled=True, deterministic=True, allow_tf32=cudnn.allow_tf32)
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Where glibc keeps what the main thread's tensors free for its next ones.
+
+    Otherwise tensors above 32 MiB, and smaller ones until its thresholds have grown, are mapped
+    anew, and each of their pages is cleared when it is first touched: up to 350 MB in a step of the
+    wide networks. Kept, a step of `se` is 1.33 times as fast, of `improved_sgd` 1.15, of `laptop`
+    1.05 and of `lite` 1.02 times, and the process holds at most 13 % more (medians of five
+    alternations, two cores with AMX, glibc 2.36; `benchmarks/throughput.py --memory`). What is
+    free at the end goes back to the system. Other C libraries, and allocators in glibc's place,
+    keep their own ways. Not to be nested.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "malloc_trim"):
+        yield
+        return
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_MAX, 65_536)
+        # Any mallopt ends glibc's own adjustment of these two; this is where that leads.
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        libc.malloc_trim(0)
+
+
+def exact_float32() -> AbstractContextManager:
+    """Where, besides, convolutions of float32 are not rounded to tf32, as cuDNN does by itself."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+
+
+def processor(device: torch.device) -> str:
+    """The processor's name, with the instruction set that torch uses on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    matrix_unit = " AMX" if "amx_bf16" in _cpuinfo("flags").split() else ""
+    return f"{name} {torch.backends.cpu.get_cpu_capability()}{matrix_unit}"
+
+
+@cache
+def _cpuinfo(field: str) -> str:
+    """A field of the first processor in Linux's /proc/cpuinfo; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return ""

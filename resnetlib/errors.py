@@ -1,0 +1,38 @@
+"""Errors whose message is written for the user, and the nearest match of a mistyped name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class Told(Exception):
+    """An error whose message says all that its reader needs."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Show a notebook's reader the message alone (IPython's protocol for exceptions)."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ConfigError(Told, ValueError):
+    """A person's mistake, told in one or two lines: what, where, what is allowed."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` where something known is close to the name, else nothing."""
+    known = list(known)
+    folded = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), folded, n=1)
+    if not close:  # a short name such as `se` has no close match by ratio
+        close = [k for k in folded if name and k.startswith(name.lower())][:1]
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+class DataError(Told, RuntimeError):
+    """Data that cannot be had or are not what they should be; the message says what to do."""
+
+
+class RunError(Told, RuntimeError):
+    """A run that cannot go on, for a reason that a person can mend; the message names it."""
+
+
+class Diverged(RunError):
+    """The loss left the finite numbers."""

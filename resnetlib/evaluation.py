@@ -1,0 +1,151 @@
+"""Accuracy, confusion, per-class figures and calibration, all from logits computed once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CALIBRATION_BINS = 15  # Guo et al. 2017
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 (N, C, H, W) -> float32 of the same shape: (pixel / 255 - mean) / std."""
+    mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
+    return images * (1 / (255 * std)) - mean / std
+
+
+def interval(accuracy: float, images: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of an accuracy measured on so many images; not over seeds."""
+    from scipy.stats import binomtest  # slow to import, and needed once a run
+
+    bounds = binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
+    return bounds.low, bounds.high
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Logits (N, C) float32 and labels (N,) int64 on the CPU, and what follows from them."""
+
+    logits: Tensor
+    labels: Tensor
+    classes: tuple[str, ...] | None = None
+
+    @cached_property
+    def predictions(self) -> Tensor:
+        """(N,) int64."""
+        return self.logits.argmax(1)
+
+    @cached_property
+    def correct(self) -> Tensor:
+        """(N,) bool."""
+        return self.predictions == self.labels
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of 1."""
+        return int(self.correct.sum()) / len(self.labels)
+
+    @cached_property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats, without label smoothing."""
+        return F.cross_entropy(self.logits.double(), self.labels).item()
+
+    @cached_property
+    def confidences(self) -> Tensor:
+        """(N,) the largest softmax probability."""
+        return self.logits.double().softmax(1).amax(1)
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """(C, C) counts; row: true class, column: predicted (scikit-learn)."""
+        from sklearn.metrics import confusion_matrix
+
+        everyone = range(self.logits.shape[1])
+        return confusion_matrix(self.labels, self.predictions, labels=list(everyone))
+
+    @cached_property
+    def per_class(self) -> "pd.DataFrame":
+        """Precision, recall, F1 and number of images of each class (scikit-learn)."""
+        import pandas as pd
+        from sklearn.metrics import precision_recall_fscore_support
+
+        everyone = list(range(self.logits.shape[1]))
+        columns = precision_recall_fscore_support(
+            self.labels, self.predictions, labels=everyone, zero_division=0.0
+        )
+        names = pd.Index(self.classes or [str(label) for label in everyone], name="class")
+        return pd.DataFrame(
+            dict(zip(("precision", "recall", "f1", "images"), columns, strict=True)), index=names
+        )
+
+    @cached_property
+    def calibration(self) -> "pd.DataFrame":
+        """A row for each of 15 equal bins of confidence: images, mean confidence, accuracy.
+
+        Empty bins have 0 images and 0 in both other columns.
+        """
+        import pandas as pd
+
+        bins = (self.confidences * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
+        images = torch.bincount(bins, minlength=CALIBRATION_BINS)
+        sums = [
+            torch.bincount(bins, weights=weights.double(), minlength=CALIBRATION_BINS)
+            for weights in (self.confidences, self.correct)
+        ]
+        confidence, accuracy = (total / images.clamp_min(1) for total in sums)
+        return pd.DataFrame(
+            {
+                "images": images.numpy(),
+                "confidence": confidence.numpy(),
+                "accuracy": accuracy.numpy(),
+            }
+        )
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error (Naeini et al. 2015), 15 bins, fraction of 1."""
+        bins = self.calibration
+        gaps = (bins["confidence"] - bins["accuracy"]).abs()
+        return float((gaps * bins["images"]).sum() / bins["images"].sum())
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int = 1000,
+    device: str | torch.device = "auto",
+) -> Evaluation:
+    """Run the model in evaluation mode over uint8 images (N, C, H, W), labels int64 (N,).
+
+    `device` "auto" is where the model is. The model comes back as it was: mode, place, gradients.
+    Raises `ValueError` for images that are not uint8 (they would be normalised twice).
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype}; evaluate takes uint8 and normalises itself")
+    home = next(model.parameters()).device
+    place = home if device == "auto" else torch.device(device)
+    training = {module: module.training for module in model.modules()}
+    model.eval().to(place)
+    try:
+        logits = [
+            model(normalize(batch.to(place), mean, std)).float().cpu()
+            for batch in images.split(batch_size)
+        ]
+    finally:
+        model.to(home)
+        for module, mode in training.items():
+            module.training = mode
+    return Evaluation(torch.cat(logits), labels.cpu())

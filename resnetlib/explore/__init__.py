@@ -1,0 +1,11 @@
+"""Network designs within a budget: search and the interactive explorer."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "designs": ["compare", "published", "search", "to_yaml"],
+        "widget": ["Bench", "budget_bar"],
+    },
+)

@@ -1,0 +1,28 @@
+"""Figures and tables. Nothing here is shown or saved."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "architecture": ["describe_drawing", "draw"],
+        "errors": [
+            "confusion_difference",
+            "difference_intervals",
+            "embedding",
+            "heat_rows",
+            "image_rows",
+            "robustness",
+        ],
+        "leaderboard": [
+            "accuracy_against",
+            "overlaid_curves",
+            "pareto_front",
+            "published_against_reproduced",
+            "sizes",
+        ],
+        "run": ["class_balance", "confusion", "curves", "image_grid", "mistakes", "reliability"],
+        "style": ["class_matrix", "color_limit", "figure_style", "variant_color"],
+        "tables": ["facts", "figures"],
+    },
+)

@@ -1,0 +1,260 @@
+"""Figures of an error analysis: differences between runs, heat maps, embeddings, robustness.
+
+Arrays and tables in, matplotlib Axes out; nothing is shown or saved here.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from .style import class_matrix, figure_style, variant_color
+
+
+def confusion_difference(
+    first: np.ndarray, second: np.ndarray, classes: Sequence[str], names: tuple[str, str]
+) -> Axes:
+    """The first confusion matrix minus the second, in images; row: true, column: predicted.
+
+    On the diagonal more is better, elsewhere it is worse. Both are of the same test images.
+    """
+    difference = np.asarray(first) - np.asarray(second)
+    limit = max(int(abs(difference).max()), 1)
+    with figure_style(**{"axes.grid": False}):
+        _, axes = plt.subplots(figsize=(8.6, 7), layout="constrained")
+        class_matrix(
+            axes,
+            difference,
+            classes,
+            annot=[[_signed(value) for value in row] for row in difference],
+            fmt="",
+            cmap="PuOr_r",  # told apart with any colour vision
+            center=0,
+            vmin=-limit,
+            vmax=limit,
+            cbar_kws={"shrink": 0.8, "label": f"images: {names[0]} minus {names[1]}"},
+        )
+        axes.set_title(_largest(difference, classes, names))
+    return axes
+
+
+def _signed(value: float) -> str:
+    return f"{value:+d}".replace("-", "−") if value else "0"
+
+
+def _largest(difference: np.ndarray, classes: Sequence[str], names: tuple[str, str]) -> str:
+    """The class and the confusion that separate two networks most, in words."""
+    right = np.diagonal(difference)
+    wrong = difference - np.diag(right)
+    if not wrong.any():
+        return "Both make the same mistakes"
+    best = abs(right).argmax()
+    true, taken = np.unravel_index(abs(wrong).argmax(), wrong.shape)
+    who = [names[0] if count > 0 else names[1] for count in (right[best], wrong[true, taken])]
+    return (
+        f"{classes[best]}: {abs(right[best])} more right with {who[0]}\n"
+        f"{classes[true]} taken for {classes[taken]}: {abs(wrong[true, taken])} more with {who[1]}"
+    )
+
+
+def difference_intervals(table: pd.DataFrame, reference: str) -> Axes:
+    """Each network's accuracy minus the reference's, with its interval, about a line at 0.
+
+    `table` is that of `significance.against`, fractions of 1, with the column `variant` for the
+    colour; hollow where the difference is not significant.
+    """
+    with figure_style(**{"axes.grid.axis": "x"}):
+        _, axes = plt.subplots(figsize=(8, 1.4 + 0.36 * max(len(table), 1)), layout="constrained")
+        rows = table.itertuples()
+        for place, row in enumerate(rows):
+            color = variant_color(row.variant)
+            axes.errorbar(
+                100 * row.difference,
+                place,
+                xerr=[[100 * (row.difference - row.low)], [100 * (row.high - row.difference)]],
+                fmt="o",
+                color=color,
+                markerfacecolor=color if row.p < 0.05 else "white",
+                capsize=3,
+            )
+        axes.axvline(0, color="0.25", linewidth=1)
+        axes.set_yticks(range(len(table)), table.index)
+        axes.set_ylim(len(table) - 0.5, -0.5)
+        axes.set_xlabel(
+            f"accuracy minus that of {reference} (percentage points, each with its 95 % interval)"
+        )
+        told = int((table["p"] < 0.05).sum())
+        axes.set_title(f"{told} of {len(table)} can be told from {reference} (filled)")
+    return axes
+
+
+def image_rows(
+    images: Sequence[np.ndarray] | np.ndarray,
+    row_labels: Sequence[str],
+    title: str,
+    column_labels: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
+) -> list[Axes]:
+    """A labelled row for each sequence of images, uint8 (N, 3, H, W); rows may differ in length.
+
+    `column_labels` stand above the first row, `captions` above each image of each row.
+    """
+    columns = max([1, *map(len, images)])
+    with figure_style(**{"axes.grid": False}):
+        figure, grid = plt.subplots(
+            max(1, len(images)),
+            columns,
+            figsize=(1.15 * columns + 1.6, (1.35 if captions else 1.2) * len(images) + 0.7),
+            layout="constrained",
+            squeeze=False,
+        )
+        for axes in grid.flat:
+            axes.set(xticks=[], yticks=[], frame_on=False)
+        for number, (line, row, name) in enumerate(zip(grid, images, row_labels, strict=False)):
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
+            for axes, image in zip(line, row, strict=False):
+                axes.imshow(np.moveaxis(np.asarray(image), 0, -1), interpolation="nearest")
+            for axes, caption in zip(line, captions[number] if captions else (), strict=False):
+                axes.set_title(caption, fontsize=8, fontweight="normal")
+        for axes, name in zip(grid[0], column_labels, strict=False):
+            axes.set_title(name, fontsize=10, fontweight="normal")
+        figure.suptitle(title, fontweight="bold")
+    return list(grid.flat)
+
+
+def heat_rows(
+    images: np.ndarray,
+    maps: Sequence[np.ndarray],
+    row_labels: Sequence[str],
+    captions: Sequence[str],
+    title: str,
+) -> list[Axes]:
+    """Images uint8 (N, 3, H, W), and beneath them one row for each array of maps (N, h, w).
+
+    Each map is scaled to its own largest value; the brighter the image, the more it counts.
+    `row_labels` names the images and then the maps.
+    """
+    blank = [images] * (1 + len(maps))
+    axes = image_rows(blank, row_labels, title, captions)
+    height, width = images.shape[2:]
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    for row, kind in enumerate(maps, start=1):
+        for column, heat in enumerate(np.asarray(kind)):
+            axes[row * len(images) + column].imshow(
+                heat / max(heat.max(), np.finfo(np.float32).tiny),
+                cmap="inferno",
+                vmin=0,
+                vmax=1,
+                alpha=0.6,
+                extent=extent,
+                interpolation="bilinear",
+            )
+    return axes
+
+
+def embedding(
+    points: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    classes: Sequence[str],
+    title: str,
+) -> Axes:
+    """Images as points (N, 2), coloured by true class, named at the class's middle; mistakes ×."""
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    wrong = labels != predictions
+    palette = np.array(sns.color_palette("colorblind", len(classes)))
+    with figure_style(**{"axes.grid": False}):
+        _, axes = plt.subplots(figsize=(9, 7.5), layout="constrained")
+        axes.scatter(*points[~wrong].T, s=12, c=palette[labels[~wrong]], alpha=0.6, linewidths=0)
+        axes.scatter(
+            *points[wrong].T,
+            s=22,
+            c=palette[labels[wrong]],
+            marker="X",
+            edgecolors="black",
+            linewidths=0.4,
+            label=f"mistaken ({wrong.sum():,})",
+        )
+        for label, name in enumerate(classes):
+            own = points[(labels == label) & ~wrong]
+            own = own if len(own) else points[labels == label]
+            if len(own):
+                axes.annotate(
+                    name,
+                    np.median(own, axis=0),
+                    ha="center",
+                    va="center",
+                    fontweight="bold",
+                    color=0.6 * palette[label],
+                    bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.8},
+                )
+        axes.set(title=title, xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
+        axes.set(xticks=[], yticks=[])
+        axes.legend(frameon=False, loc="upper right")
+    return axes
+
+
+def robustness(
+    accuracies: pd.DataFrame, images: int, variant: str, drop: float | None = None
+) -> list[Axes]:
+    """Accuracy under each damage: as numbers, the costliest first, and as curves over strength.
+
+    `accuracies`, fractions of 1, has a row a damage and a column a strength, 0 for undamaged.
+    A dashed line stands `drop`, a fraction of 1, below the undamaged images.
+    """
+    accuracies = 100 * accuracies.loc[accuracies.mean(axis=1).sort_values().index]
+    palette = sns.color_palette("colorblind", len(accuracies))
+    with figure_style():
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(12.5, 4.8), width_ratios=[1, 1.1], layout="constrained"
+        )
+        sns.heatmap(
+            accuracies,
+            annot=True,
+            fmt=".1f",
+            cmap="viridis",
+            vmin=10 * np.floor(accuracies.min(axis=None) / 10),
+            vmax=10 * np.ceil(accuracies.max(axis=None) / 10),
+            cbar=False,
+            linewidths=0.5,
+            ax=left,
+        )
+        left.grid(False)
+        left.set(title="Accuracy in per cent", xlabel="strength (0: undamaged)", ylabel="")
+        left.tick_params(axis="y", rotation=0)
+        markers = "osD^vPX"
+        for number, (name, row) in enumerate(accuracies.iterrows()):
+            right.plot(
+                accuracies.columns,
+                row,
+                color=palette[number],
+                marker=markers[number % len(markers)],
+                label=name,
+            )
+        right.set(title="The same over strength", xlabel="strength (0: undamaged)")
+        right.set_ylabel("accuracy")
+        right.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
+        # Beside the curves, in the order in which they end.
+        ends = accuracies.iloc[:, -1].sort_values(ascending=False).index
+        by_name = dict(zip(accuracies.index, right.lines, strict=True))
+        handles = {name: by_name[name] for name in ends}
+        if drop is not None:
+            line = right.axhline(accuracies[0].iloc[0] - 100 * drop, ls="--", color="0.3", zorder=1)
+            handles[f"{100 * drop:g} points lost"] = line
+        right.legend(
+            handles.values(),
+            handles.keys(),
+            frameon=False,
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+        )
+        worst = accuracies.index[0]
+        figure.suptitle(
+            f"{variant}: {worst} costs most ({images:,} test images)", fontweight="bold"
+        )
+    return [left, right]

@@ -1,0 +1,304 @@
+"""Figures of several variants or runs: tables in, Axes out.
+
+A table has one row a variant, as `reports.leaderboard.results` makes it: `variant`, `parameters`,
+`macs`, and in per cent `published`, `reproduced` (mean over seeds) and `spread` (standard deviation
+over seeds); a missing figure is NaN or None. Published figures are drawn hollow, reproduced ones
+filled.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.transforms import Bbox
+
+from .architecture import INK
+from .style import figure_style, variant_color
+
+
+def sizes(
+    published: pd.DataFrame,
+    budget: int,
+    this: pd.Series | None = None,
+    designs: pd.DataFrame | None = None,
+) -> list[Axes]:
+    """Parameters against MACs: all in the first Axes, those close to the budget in the second.
+
+    `published` has a row for each variant, named by the index; `this` is such a row, and `designs`
+    a cloud of others behind them. Columns `parameters` and `macs` are used.
+    """
+    near = published["parameters"].between(0.9 * budget, 1.02 * budget)
+    with figure_style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
+        left.set(xscale="log", yscale="log", title="All")
+        right.set_title("Close to the budget")
+        for axes in (left, right):
+            if designs is not None:
+                cloud = {"ms": 2, "color": "0.7", "zorder": 0, "label": "designs of the family"}
+                axes.plot(designs["parameters"], designs["macs"], ".", **cloud)
+            for name, row in published.iterrows():
+                axes.plot(row["parameters"], row["macs"], "o", ms=8, color=variant_color(name))
+            if this is not None:
+                star = {"mec": "black", "mfc": "none", "ms": 19, "mew": 1.5, "label": this.name}
+                axes.plot(this["parameters"], this["macs"], "*", **star)
+            axes.axvline(budget, color=INK, ls="--", label=f"budget of {budget:,}")
+            axes.xaxis.set_major_formatter(EngFormatter())
+            axes.yaxis.set_major_formatter(EngFormatter())
+            axes.set(xlabel="parameters", ylabel="multiply-accumulates of one image")
+        left.margins(0.15)
+        left.legend(frameon=False, loc="upper left")
+        highest = published["macs"][near].max() if near.any() else published["macs"].max()
+        right.set(xlim=(0.9 * budget, 1.02 * budget), ylim=(0, 1.2 * highest))
+        figure.suptitle("Networks of like size differ in what they compute", fontweight="bold")
+        figure.draw_without_rendering()  # places the Axes, which the labels go by
+        _label_sizes(left, published[~near], budget)
+        _label_sizes(right, published[near], budget)
+    return [left, right]
+
+
+def _label_sizes(axes: Axes, published: pd.DataFrame, budget: int) -> None:
+    """Names beside the points, over the budget to the right; points that touch share a label."""
+    published = published.sort_values("macs", ascending=False)  # lines in the order of the points
+    places = axes.transData.transform(published[["parameters", "macs"]].to_numpy(dtype=float))
+    groups: list[list[int]] = []
+    for number, place in enumerate(places):
+        touched = [g for g in groups if (np.abs(places[g[0]] - place) < (40, 12)).all()]
+        if touched:
+            touched[0].append(number)
+        else:
+            groups.append([number])
+    for group in groups:
+        outer = published.iloc[min(group, key=lambda number: places[number][0])]
+        over = outer["parameters"] > budget
+        axes.annotate(
+            "\n".join(published.index[group]),
+            (outer["parameters"], outer["macs"]),
+            (9 if over else -9, 0),
+            textcoords="offset points",
+            ha="left" if over else "right",
+            va="center",
+            fontsize=9,
+            bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 1},
+        )
+
+
+BUDGET = 5_000_000  # trainable parameters, drawn as a line; the rule every team works under
+SIZES = {"parameters": "trainable parameters", "macs": "multiply-accumulates of one image (MACs)"}
+TITLES = {
+    "parameters": "Best for their size in bold",
+    "macs": "Best for their work in bold",
+}
+FIGSIZE = (6.2, 4.7)  # inches: two abreast on a wide page, one on a telephone
+DASHES = ("-", "--", ":", "-.")  # experiments of one variant, which share its colour
+PER_CENT = PercentFormatter(decimals=0, symbol=" %")
+
+
+def pareto_front(sizes: Sequence[float], accuracies: Sequence[float]) -> np.ndarray:
+    """(N,) bool: which networks are best for their size.
+
+    Nothing else is as small and as accurate and better in one of the two. A missing accuracy is
+    never on the front; of equals, all are.
+    """
+    sizes, accuracies = np.asarray(sizes, dtype=float), np.asarray(accuracies, dtype=float)
+    no_larger = sizes[:, None] <= sizes
+    no_worse = accuracies[:, None] >= accuracies
+    better = (sizes[:, None] < sizes) | (accuracies[:, None] > accuracies)
+    return ~(no_larger & no_worse & better).any(0) & ~np.isnan(accuracies)
+
+
+def accuracy_against(table: pd.DataFrame, size: Literal["parameters", "macs"]) -> Axes:
+    """Test accuracy against a size on a log axis, each variant by name, with the Pareto fronts.
+
+    A grey line joins what was published for a variant with what was reproduced. The front of the
+    reproduced figures is solid, that of the published ones dashed.
+    """
+    table = _numbers(table, size).dropna(subset=["published", "reproduced"], how="all")
+    shown = "reproduced" if table["reproduced"].count() > 1 else "published"
+    best = pareto_front(table[size], table[shown])
+    with figure_style():
+        figure, axes = plt.subplots(figsize=FIGSIZE, layout="constrained")
+        axes.set_xscale("log")
+        for kind, line in (("published", "--"), ("reproduced", "-")):
+            front = table[pareto_front(table[size], table[kind])].sort_values(size)
+            if len(front) > 1:  # in steps: this accuracy is to be had from this size on
+                axes.step(
+                    front[size], front[kind], line, where="post", color="0.6", lw=1.2, zorder=1
+                )
+        for row in table.itertuples():
+            at, color = getattr(row, size), variant_color(row.variant)
+            axes.plot([at, at], [row.published, row.reproduced], color=color, alpha=0.45, lw=1)
+            _published(axes, at, row.published, color)
+            _reproduced(axes, at, row.reproduced, color, yerr=row.spread)
+        axes.margins(x=0.22, y=0.12)  # room for names
+        if size == "parameters":
+            axes.axvline(BUDGET, color="0.35", lw=1, ls=":", zorder=0)
+            axes.text(
+                BUDGET,
+                0.02,
+                f" budget\n {BUDGET:,}",
+                transform=axes.get_xaxis_transform(),
+                fontsize=8.5,
+                color="0.35",
+            )
+        axes.set(xlabel=f"{SIZES[size]}, log scale", ylabel="test accuracy (CIFAR-10)")
+        axes.set_title(f"{TITLES[size]} ({shown})")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.yaxis.set(major_formatter=PER_CENT, major_locator=MaxNLocator(integer=True))
+        _legend(figure, table)
+        figure.canvas.draw()  # labels are placed where points have come to stand
+        _label_points(axes, table, size, best)
+    return axes
+
+
+def overlaid_curves(histories: Mapping[str, pd.DataFrame]) -> Axes:
+    """Test accuracy over epochs, one curve a history, under labels such as `lite, seed 1`.
+
+    A label begins with its variant's name, which gives the colour. Labels that differ in nothing
+    but `seed 1` or `seed 1, run 2` share one entry of the legend; other experiments of one variant
+    differ in dashes.
+    """
+    groups: dict[str, list[pd.DataFrame]] = {}
+    for label, history in histories.items():
+        groups.setdefault(re.sub(r"[\s,]+seed \d+(, run \d+)?", "", label), []).append(history)
+    dashes: dict[str, itertools.cycle] = {}
+    with figure_style():
+        _, axes = plt.subplots(figsize=FIGSIZE, layout="constrained")
+        lows = []
+        for name, runs in groups.items():
+            variant = re.match(r"[\w-]*", name)[0]
+            line = next(dashes.setdefault(variant, itertools.cycle(DASHES)))
+            several = f" ({len(runs)} runs)" if len(runs) > 1 else ""
+            for i, history in enumerate(runs):
+                axes.plot(
+                    history["epoch"],
+                    100 * history["test_accuracy"],
+                    line,
+                    color=variant_color(variant),
+                    lw=1.3,
+                    alpha=0.8 if several else 1,
+                    label=None if i else name + several,
+                )
+                lows.append(100 * history["test_accuracy"].iloc[-1])
+        if lows:
+            # The first epochs would otherwise press all that differs into the top of the figure.
+            axes.set_ylim(bottom=max(0, min(lows) - 30))
+            axes.legend(frameon=False, loc="lower right")
+        axes.set(xlabel="epoch", ylabel="test accuracy")
+        axes.set_title("Test accuracy while training")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set(major_formatter=PER_CENT, major_locator=MaxNLocator(integer=True))
+    return axes
+
+
+def published_against_reproduced(table: pd.DataFrame) -> Axes:
+    """A line a variant: what was published, what was reproduced, and the difference in points."""
+    table = _numbers(table).dropna(subset=["published", "reproduced"], how="all")
+    # The best on top; what was only published below what was reproduced.
+    table = table.sort_values(["reproduced", "published"], na_position="first")
+    with figure_style():
+        figure, axes = plt.subplots(figsize=FIGSIZE, layout="constrained")
+        for y, row in enumerate(table.itertuples()):
+            color = variant_color(row.variant)
+            axes.plot([row.published, row.reproduced], [y, y], color="0.75", lw=2, zorder=1)
+            _published(axes, row.published, y, color)
+            _reproduced(axes, row.reproduced, y, color, xerr=row.spread)
+            difference = row.reproduced - row.published
+            told = "–" if np.isnan(difference) else f"{difference:+.2f}".replace("-", "−")
+            axes.text(
+                1.02, y, told, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5
+            )
+        axes.text(
+            1.02, 1.01, "points", transform=axes.transAxes, va="bottom", fontsize=9, color="0.35"
+        )
+        axes.set_yticks(range(len(table)), table["variant"])
+        axes.set(xlabel="test accuracy (CIFAR-10)", ylim=(-0.6, max(len(table), 1) - 0.4))
+        axes.margins(x=0.08)
+        axes.grid(axis="y", alpha=0)
+        axes.xaxis.set(major_formatter=PER_CENT, major_locator=MaxNLocator(integer=True))
+        axes.set_title("Published and reproduced, and the difference")
+        _legend(figure, table, fronts=False)
+    return axes
+
+
+def _numbers(table: pd.DataFrame, *sizes: str) -> pd.DataFrame:
+    columns = ["published", "reproduced", "spread", *sizes]
+    return table[["variant", *columns]].astype(dict.fromkeys(columns, float))
+
+
+def _published(axes: Axes, x: float, y: float, color: tuple[float, ...]) -> None:
+    axes.plot(x, y, "o", ms=7, mfc="white", mec=color, mew=1.6, zorder=2)
+
+
+def _reproduced(axes: Axes, x: float, y: float, color: tuple[float, ...], **spread: float) -> None:
+    spread = {name: value for name, value in spread.items() if not np.isnan(value)}
+    axes.errorbar(x, y, fmt="o", ms=7.5, color=color, capsize=3, elinewidth=1.6, zorder=3, **spread)
+
+
+def _legend(figure: plt.Figure, table: pd.DataFrame, *, fronts: bool = True) -> None:
+    published, reproduced = table["published"].count(), table["reproduced"].count()
+    grey = {"color": "0.35", "marker": "o", "ls": ""}
+    front = {"color": "0.6", "lw": 1.2}
+    entries = []
+    if published:
+        entries.append(Line2D([], [], mfc="white", ms=7, mew=1.6, label="published", **grey))
+    if reproduced:
+        label = "reproduced, mean ± standard deviation over seeds"
+        entries.append(Line2D([], [], ms=7.5, label=label, **grey))
+    if fronts and published > 1:
+        entries.append(Line2D([], [], ls="--", label="Pareto front, published", **front))
+    if fronts and reproduced > 1:
+        entries.append(Line2D([], [], label="Pareto front, reproduced", **front))
+    if entries:
+        figure.legend(
+            handles=entries, loc="outside lower center", ncols=2, frameon=False, fontsize=8.5
+        )
+
+
+def _label_points(axes: Axes, table: pd.DataFrame, size: str, best: np.ndarray) -> None:
+    """Each variant's name beside its point, where it covers no other name, point or budget line."""
+    values = table["reproduced"].fillna(table["published"])
+    at = {
+        kind: axes.transData.transform(np.column_stack([table[size], table[kind]]))
+        for kind in ("published", "reproduced")
+    }
+    at["named"] = axes.transData.transform(np.column_stack([table[size], values]))
+    marks = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for where in at.values() for x, y in where]
+    taken = [mark for mark in marks if not np.isnan(mark.bounds).any()]
+    frame = axes.get_window_extent()
+    if size == "parameters":
+        line = axes.transData.transform((BUDGET, frame.y0))[0]
+        taken.append(Bbox.from_bounds(line - 1, frame.y0, 2, frame.height))
+    heights = (0, 11, -11, 22, -22, 33, -33, 44, -44)  # points up or down
+    places = [(side, up) for up in heights for side in (-1, 1)]
+    for name, x, y, bold in zip(table["variant"], table[size], values, best, strict=True):
+        for side, up in places:
+            text = axes.annotate(
+                name,
+                (x, y),
+                xytext=(side * (9 if up == 0 else 18), up),
+                textcoords="offset points",
+                ha="right" if side < 0 else "left",
+                va="center",
+                fontsize=9.5,
+                fontweight="bold" if bold else "normal",
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.7} if up else None,
+            )
+            text.get_window_extent()  # moves the name to its place
+            box = Text.get_window_extent(text)  # of the name alone, without the line to its point
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and box.y1 <= frame.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+            if (side, up) != places[-1]:
+                text.remove()
+        taken.append(box)

@@ -1,0 +1,83 @@
+"""Colours and style shared by all figures."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+
+# One colour a variant, everywhere: told apart with red-green blindness too, dark enough for a line
+# on white. Seaborn's colour-blind safe palette but for its pale pink, its yellow and its grey.
+VARIANT_COLORS = {
+    "lite": "#0173b2",  # blue
+    "improved_sgd": "#de8f05",  # orange
+    "improved_adam": "#029e73",  # green
+    "dropout": "#d55e00",  # vermilion
+    "se": "#cc78bc",  # purple
+    "adamw": "#ca9161",  # tan
+    "wide66": "#882255",  # wine
+    "resnet18": "#000000",
+    "laptop": "#332288",  # indigo
+    "laptop94": "#006633",  # dark green
+    "champion": "#56b4e9",  # sky blue
+}
+TRAIN_COLOR = "0.55"  # grey: training is the background that a test curve is read against
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titleweight": "bold",
+    "axes.titlesize": 11,
+    "figure.dpi": 100,
+    "grid.alpha": 0.3,
+    "savefig.bbox": "tight",
+}
+
+
+@contextmanager
+def figure_style(**changes: object) -> Iterator[None]:
+    """Our style, for as long as a figure is made.
+
+    Not `plt.rc_context`: that would also take back what the notebook's backend sets when the first
+    figure loads it, and no later figure would be shown.
+    """
+    style = STYLE | changes
+    before = {name: plt.rcParams[name] for name in style}
+    plt.rcParams.update(style)
+    try:
+        yield
+    finally:
+        plt.rcParams.update(before)
+
+
+def variant_color(variant: str) -> tuple[float, float, float]:
+    """The variant's colour; a variant without one gets one of these by its name."""
+    palette = list(VARIANT_COLORS.values())
+    color = VARIANT_COLORS.get(variant, palette[sum(variant.encode()) % len(palette)])
+    return to_rgb(color)
+
+
+def class_matrix(axes: Axes, values: np.ndarray, classes: Sequence[str], **settings: Any) -> None:
+    """A square for each true class (row) and predicted one (column); `sns.heatmap`'s settings."""
+    sns.heatmap(
+        values,
+        square=True,
+        linewidths=0.5,
+        xticklabels=classes,
+        yticklabels=classes,
+        annot_kws={"size": 9},
+        ax=axes,
+        **settings,
+    )
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.tick_params(axis="x", rotation=45)
+    axes.tick_params(axis="y", rotation=0)
+
+
+def color_limit(values: np.ndarray) -> float:
+    off_diagonal = values[~np.eye(len(values), dtype=bool)]
+    return max(float(2 * off_diagonal.max()), 1.0)

@@ -1,0 +1,234 @@
+"""The report of a run: one self-contained HTML file.
+
+The page fetches nothing and runs no script; what a notebook's output holds of either is left out.
+"""
+
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from matplotlib.colors import to_hex
+from nbconvert import HTMLExporter
+from nbconvert.preprocessors.sanitize import SanitizeHTML
+from nbformat import NotebookNode
+
+from .. import files, plots
+from ..errors import RunError
+from ..paths import shown
+from ..plots.style import variant_color
+from ..progress import duration
+from ..resnet import build_model
+from ..runs.run import Run
+from ..size import count_parameters
+
+TEMPLATES = Path(__file__).parent / "templates"
+# What a page without scripts shows best first: of a widget or a script its text, if there is any.
+SHOWN_FIRST = (
+    "text/html",
+    "text/markdown",
+    "image/svg+xml",
+    "image/png",
+    "image/jpeg",
+    "text/plain",
+    "text/latex",
+    "application/javascript",
+    "application/vnd.jupyter.widget-view+json",
+)
+SOFTWARE = ("python", "torch", "resnetlib")
+UNFINISHED = {
+    "running": "The run has not finished: it is still going on, or was cut off.",
+    "interrupted": "The run was interrupted; the same command goes on with it.",
+    "diverged": "The run diverged.",
+    "failed": "The run failed.",
+}
+
+
+def write_report(run: Run, notebook: Path | None = None) -> Path:
+    """Write `report.html` into the run folder, whole or not at all; its path.
+
+    `notebook` is the executed notebook, the run folder's own `notebook.ipynb` unless given.
+    Raises `RunError` where it is missing or is no notebook.
+    """
+    path = run.path / "report.html"
+    files.write_text(path, report_html(run, notebook))
+    return path
+
+
+def report_html(run: Run, notebook: Path | None = None) -> str:
+    """The page that `write_report` writes."""
+    path = notebook or run.path / "notebook.ipynb"
+    content = _read_notebook(path)
+    _describe_images(content, run.record["variant"])
+    exporter = HTMLExporter(
+        template_name="basic",
+        template_file="report.html.j2",
+        extra_template_paths=[str(TEMPLATES)],
+        extra_template_basedirs=[],  # nothing that lies in the working directory
+        filters={"clean_html": clean_html, "sections": sections},
+        sanitize_html=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
+    exporter.config.NbConvertBase.display_data_priority = list(SHOWN_FIRST)
+    exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", True)
+    html, _ = exporter.from_notebook_node(content, {"run": summary(run)})
+    return html
+
+
+def _read_notebook(path: Path) -> NotebookNode:
+    if not path.is_file():
+        raise RunError(
+            f"no notebook {shown(path)}: a report is made of an executed one, "
+            "such as papermill's output"
+        )
+    try:
+        return nbformat.read(path, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, ValueError):
+        raise RunError(f"{shown(path)} is no notebook that can be read") from None
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What the head of the page says: title, status, what was measured, size, facts.
+
+    The figures of a run that is not done are not known: `measured` is None, and `problem` says why.
+    """
+    experiment, record = run.experiment, run.record
+    name = f"{experiment.variant} on {experiment.dataset}, seed {experiment.seed}"
+    problem = UNFINISHED.get(run.status)
+    if not problem and not (run.path / "metrics.json").is_file():
+        problem = "The run folder has lost its metrics.json."
+    measured = None if problem else _measured(run)
+    outcome = f"{100 * measured['accuracy']:.2f} %" if measured else run.status
+    return {
+        "page_title": f"{name}: {outcome}",
+        "name": name,
+        "title": experiment.title,
+        "status": run.status,
+        "problem": problem,
+        "error": record.get("error"),
+        "color": to_hex(variant_color(experiment.variant)),
+        "measured": measured,
+        "size": _size(run),
+        "facts": dict(_facts(run)),
+    }
+
+
+def _measured(run: Run) -> dict[str, Any]:
+    metrics, published = run.metrics, run.experiment.published_here
+    accuracy, before = metrics["test_accuracy"], published.test_accuracy
+    low, high = metrics["test_accuracy_interval_95"]
+    points = [value for value in (low, high, before) if value is not None]
+    margin = 0.12 * (max(points) - min(points)) or 0.01
+    first, last = min(points) - margin, max(points) + margin
+    places = {"low": low, "accuracy": accuracy, "high": high, "published": before}
+    return {
+        "accuracy": accuracy,
+        "interval": (low, high),
+        "images": metrics["test_images"],
+        "epochs": metrics["epochs"],
+        "published": before,
+        "published_best": published.best_test_accuracy,
+        "difference": None if before is None else 100 * (accuracy - before),
+        "scale": {  # places on a line, in per cent of its length
+            name: 100 * (value - first) / (last - first)
+            for name, value in places.items()
+            if value is not None
+        },
+        "time": duration(metrics["train_seconds"]),
+        "images_per_second": metrics["images_per_second"],
+        "kept": run.headline.splitlines()[-1]
+        if metrics["selected_epoch"] != metrics["epochs"]
+        else None,
+    }
+
+
+def _size(run: Run) -> dict[str, Any]:
+    budget = run.experiment.budget
+    parameters = count_parameters(build_model(run.experiment.architecture))
+    return {
+        "parameters": parameters,
+        "budget": None if budget == "none" else budget,
+        "share": None if budget == "none" else parameters / budget,
+    }
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    experiment, record = run.experiment, run.record
+    yield "Data set", experiment.dataset
+    planned = "" if run.status == "done" else " planned"
+    yield "Epochs", f"{experiment.recipe.epochs}{planned}"
+    yield "Seed", f"{experiment.seed}"
+    for name in ("started", "finished"):
+        if name in record:
+            moment = datetime.fromisoformat(record[name])
+            yield name.capitalize(), f"{moment.day} {moment:%B %Y, %H:%M %Z}"
+    if "processor" in record.get("fingerprint", {}):
+        yield "Machine", run.machine
+    versions = record.get("versions", {})
+    software = [f"{name} {versions[name]}" for name in SOFTWARE if name in versions]
+    yield "Software", ", ".join(software)
+    if record.get("git"):
+        changed = " with changes" if record["git"]["modified"] else ""
+        yield "Commit", f"{record['git']['commit'][:12]}{changed}"
+    if experiment.overrides:
+        changes = [f"{key} = {value}" for key, value in experiment.overrides.items()]
+        yield "Changed", ", ".join(changes)
+    for number, resumed in enumerate(record.get("inexact_resumes", []), 1):
+        differences = "; ".join(resumed["differences"])
+        yield f"Inexact resume {number}", f"after {resumed['after']}: {differences}"
+    yield "Source", experiment.source
+
+
+def _describe_images(notebook: NotebookNode, variant: str) -> None:
+    """Give the images of each cell, where it has no `alt` yet, the words that describe them.
+
+    These are the last sentence above the cell and the first line of what its `plots` function
+    says of itself.
+    """
+    above = ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            above = re.sub(r"[#*`_]+|<[^>]*>", "", cell.source.strip().split("\n\n")[-1])
+        elif cell.cell_type == "code":
+            drawn = re.findall(r"\bplots\.([a-z]\w*)\(", cell.source)
+            docs = [getattr(plots, name).__doc__ or "" for name in drawn if hasattr(plots, name)]
+            words = [f"{variant}:", above, *(doc.partition("\n")[0] for doc in docs)]
+            cell.metadata.setdefault("alt", " ".join(" ".join(words).split()))
+
+
+# In place of nbconvert's own filter, which knows no heading, paragraph or table header.
+_INLINE = ["a", "abbr", "b", "br", "code", "del", "em", "i", "img", "span", "strong", "sub", "sup"]
+_BLOCKS = ["blockquote", "dd", "div", "dl", "dt", "hr", "li", "ol", "p", "pre", "ul"]
+_TABLES = ["caption", "table", "tbody", "td", "tfoot", "th", "thead", "tr"]
+_HEADINGS = [f"h{level}" for level in range(1, 7)]
+_EMBEDDED = "embedded-image/"  # what the sanitizer reads for data:image/, an address it refuses
+_SANITIZER = SanitizeHTML(
+    tags=[*_INLINE, *_BLOCKS, *_TABLES, *_HEADINGS],
+    attributes={
+        "*": ["class"],
+        "a": ["href"],
+        "img": lambda tag, name, value: (
+            name == "alt" or (name == "src" and value.startswith(_EMBEDDED))
+        ),
+        "span": ["id"],  # where papermill's link to the cell that failed leads
+        **{heading: ["id"] for heading in _HEADINGS},
+        **{cell: ["colspan", "rowspan"] for cell in ("td", "th")},
+    },
+    strip=True,
+)
+
+
+def clean_html(html: str) -> str:
+    """HTML without anything that runs, fetches or restyles the page; tables and text stay."""
+    html = re.sub(r"<(script|style)\b.*?</\1\s*>", "", str(html), flags=re.DOTALL | re.IGNORECASE)
+    html = html.replace('src="data:image/', f'src="{_EMBEDDED}')
+    html = _SANITIZER.sanitize_html_tags(html)
+    return html.replace(f'src="{_EMBEDDED}', 'src="data:image/')
+
+
+def sections(html: str) -> list[tuple[str, str]]:
+    """Anchor and text of every heading of the second level, both as they stand in the page."""
+    return re.findall(r'<h2 id="(.*?)">(.*?)<a class="anchor-link"', html, re.DOTALL)

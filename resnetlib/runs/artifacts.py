@@ -1,0 +1,141 @@
+"""Write what a finished training leaves: metrics, tables, predictions, weights and figures."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+from torch import Tensor, nn
+
+from .. import files
+from ..data import Dataset
+from ..evaluation import Evaluation, interval
+from ..experiment import Experiment
+from ..size import count_parameters, macs
+from .run import WEIGHTS
+
+
+def write_history(folder: Path, history: "pd.DataFrame") -> None:
+    files.write_text(folder / "history.csv", history.to_csv(index=False))
+
+
+def write_predictions(folder: Path, evaluation: Evaluation) -> None:
+    """`predictions.npz`: logits (N, C) float32, labels and predictions (N,) int64, class names."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        logits=evaluation.logits.numpy(),
+        labels=evaluation.labels.numpy(),
+        predictions=evaluation.predictions.numpy(),
+        classes=np.array(evaluation.classes),
+    )
+    files.write_bytes(folder / "predictions.npz", buffer.getvalue())
+
+
+FIGURE_DPI = 150  # 1500 pixels across: sharp in print at the width of a page
+
+
+def write_results(
+    folder: Path,
+    experiment: Experiment,
+    dataset: Dataset,
+    history: pd.DataFrame,
+    model: nn.Module,
+    evaluation: Evaluation,
+    *,
+    selected_epoch: int,
+    evaluation_seconds: float,
+) -> None:
+    """Everything but `run.json`; `model` and `evaluation` are of the selected weights."""
+    write_history(folder, history)
+    metrics = run_metrics(experiment, history, evaluation)
+    metrics |= {
+        "selected_epoch": selected_epoch,
+        "parameters": count_parameters(model),
+        "macs": macs(model),
+        **timing(experiment, dataset, history, evaluation_seconds),
+    }
+    files.write_json(folder / "metrics.json", metrics)
+    labelled = pd.DataFrame(evaluation.confusion, index=dataset.classes, columns=dataset.classes)
+    files.write_text(
+        folder / "confusion_matrix.csv", labelled.to_csv(index_label="true \\ predicted")
+    )
+    files.write_text(folder / "per_class.csv", evaluation.per_class.to_csv())
+    write_predictions(folder, evaluation)
+    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    files.write_bytes(folder / WEIGHTS, safetensors.torch.save(weights))
+    write_figures(folder / "figures", history, evaluation, dataset.test[0], experiment)
+
+
+def run_metrics(
+    experiment: Experiment, history: pd.DataFrame, evaluation: Evaluation
+) -> dict[str, Any]:
+    """What was measured; `evaluation` is of the selected weights on the test set."""
+    on_test = ["best_test_accuracy", "best_test_epoch"]
+    if experiment.recipe.select == "best_test":
+        on_test += ["selected_epoch", "selected_test_accuracy", "ece"]
+    trained = history.iloc[1:]
+    last, best = trained.iloc[-1], trained.loc[trained["test_accuracy"].idxmax()]
+    return {
+        "test_accuracy": last["test_accuracy"],
+        "test_accuracy_interval_95": list(interval(last["test_accuracy"], len(evaluation.labels))),
+        "test_images": len(evaluation.labels),
+        "test_loss": last["test_loss"],
+        "train_accuracy": last["train_accuracy"],
+        "train_loss": last["train_loss"],
+        "best_test_accuracy": best["test_accuracy"],
+        "best_test_epoch": int(best["epoch"]),
+        "selected_on_test": on_test,
+        "select": experiment.recipe.select,
+        "selected_test_accuracy": evaluation.accuracy,
+        "ece": evaluation.ece,
+        "epochs": len(trained),
+        "published_test_accuracy": experiment.published_here.test_accuracy,
+    }
+
+
+def timing(
+    experiment: Experiment, dataset: Dataset, history: pd.DataFrame, evaluation_seconds: float
+) -> dict[str, float]:
+    """`train_seconds` is the wall time of all epochs but for evaluation, compilation included.
+
+    `images_per_second` counts training images over that time.
+    """
+    trained = history.iloc[1:]
+    seconds = trained["seconds"].sum() - evaluation_seconds
+    images = len(trained) * (len(dataset.train[1]) - experiment.recipe.holdout)
+    return {
+        "train_seconds": seconds,
+        "evaluation_seconds": evaluation_seconds,
+        "images_per_second": images / seconds,
+    }
+
+
+def write_figures(
+    folder: Path,
+    history: pd.DataFrame,
+    evaluation: Evaluation,
+    images: Tensor,
+    experiment: Experiment,
+) -> None:
+    import matplotlib.pyplot as plt  # slow to import, and needed only when training is over
+
+    from ..plots.run import confusion, curves, mistakes, reliability
+
+    classes, variant = evaluation.classes, experiment.variant
+    figures = {
+        "curves": curves(history, variant),
+        "confusion_matrix": confusion(evaluation.confusion, classes, variant),
+        "reliability": reliability(evaluation.calibration, evaluation.ece, variant),
+        "mistakes": mistakes(
+            images, evaluation.labels, evaluation.predictions, evaluation.confidences, classes
+        ),
+    }
+    for name, axes in figures.items():
+        figure = axes[0].figure
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", bbox_inches="tight", dpi=FIGURE_DPI)
+        plt.close(figure)
+        files.write_bytes(folder / f"{name}.png", buffer.getvalue())

@@ -1,0 +1,148 @@
+"""run.json: status, fingerprint, versions and checksums of a run."""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import files
+from ..data import Dataset
+from ..device import Compute, choose_compute
+from ..errors import RunError
+from ..experiment import Experiment
+from ..paths import PROJECT, shown
+from .run import WEIGHTS
+
+DRAWING = ("numpy", "scipy", "scikit-learn")  # splits and shares are drawn with their help
+VERSIONS_OF = ("resnetlib", "torch", "torchvision", "numpy", "scikit-learn")
+ARTIFACTS = (
+    "experiment.yaml",
+    "summary.txt",
+    "history.csv",
+    "metrics.json",
+    "confusion_matrix.csv",
+    "per_class.csv",
+    "predictions.npz",
+    WEIGHTS,
+)
+
+
+def make_folder(folder: Path) -> None:
+    """Raises `RunError` where the folder of a run can be neither found nor made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{shown(Path(error.filename))}: {error.strerror}"
+        raise RunError(f"the run folder cannot be made ({reason})") from None
+
+
+def fingerprint(experiment: Experiment, dataset: Dataset, compute: Compute) -> dict[str, Any]:
+    """What must be equal for a resumed run to equal the uninterrupted one bit for bit."""
+    return {
+        "experiment": experiment.digest,
+        "data": files.sha256_of(repr(sorted(dataset.checksums.items())).encode()),
+        "torch": torch.__version__,
+        "libraries": ", ".join(f"{name} {version(name)}" for name in DRAWING),
+        **compute.describe(),
+    }
+
+
+def describe_environment(experiment: Experiment) -> dict[str, str]:
+    """Device, processor, how they are used, versions and commit, for reading."""
+    git = _git_state()
+    changed = " with changes" if git and git["modified"] else ""
+    used = choose_compute(experiment).describe()
+    return {
+        **{name.replace("_", " "): _said(value) for name, value in used.items()},
+        "operating system": platform.platform(),
+        **_versions(),
+        "commit": f"{git['commit'][:12]}{changed}" if git else "not in a git checkout",
+        "run folder": shown(experiment.folder),
+    }
+
+
+def _said(value: str | int | bool) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS_OF}}
+
+
+def new_record(experiment: Experiment, dataset: Dataset, compute: Compute) -> dict[str, Any]:
+    """The content of a `run.json` whose run begins now."""
+    return {
+        "status": "running",
+        "variant": experiment.variant,
+        "dataset": experiment.dataset,
+        "seed": experiment.seed,
+        "experiment": experiment.digest,
+        "overrides": experiment.model_dump(mode="json")["overrides"],
+        "started": now(),
+        "fingerprint": fingerprint(experiment, dataset, compute),
+        "versions": _versions(),
+        "platform": platform.platform(),
+        "git": _git_state(),
+        "dataset_checksums": dataset.checksums,
+        "inexact_resumes": [],
+        "keeps_checkpoints": experiment.execution.keep_checkpoints,
+        "artifacts": {},
+    }
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git_state() -> dict[str, Any] | None:
+    """The commit of the checkout and whether anything tracked differs from it; None outside git."""
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(PROJECT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = ask("status", "--porcelain", "--untracked-files=no")
+        return {"commit": ask("rev-parse", "HEAD"), "modified": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    files.write_json(folder / "run.json", record)
+
+
+def artifact_paths(folder: Path) -> list[Path]:
+    """The files that a run itself leaves, `run.json` apart (a notebook may stand beside them)."""
+    found = [folder / name for name in ARTIFACTS]
+    return [path for path in found if path.is_file()] + sorted(folder.glob("figures/*.png"))
+
+
+def artifact_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every artifact, by path relative to the run folder."""
+    return {
+        path.relative_to(folder).as_posix(): files.sha256(path) for path in artifact_paths(folder)
+    }
+
+
+def check_fingerprint(
+    experiment: Experiment, before: Mapping[str, Any], current: Mapping[str, Any]
+) -> list[str]:
+    """The differences between two fingerprints, allowed or else a `RunError` that names them."""
+    differences = [
+        f"{name} was {before.get(name)!r} and is now {current.get(name)!r}"
+        for name in sorted({*before, *current})
+        if before.get(name) != current.get(name)
+    ]
+    if differences and not experiment.execution.allow_inexact_resume:
+        raise RunError(
+            f"this run cannot be resumed exactly: {'; '.join(differences)}. "
+            "`allow_inexact_resume: true` goes on and records it; `fresh: true` starts over"
+        )
+    return differences

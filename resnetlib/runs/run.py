@@ -1,0 +1,180 @@
+"""Read a run folder."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from .. import files
+from ..config import load_experiment
+from ..errors import RunError
+from ..evaluation import Evaluation
+from ..experiment import Experiment
+from ..paths import shown
+from ..resnet import build_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WEIGHTS = "model.safetensors"
+COMPARED = (  # label, name in `published` and in metrics.json, scale
+    ("parameters", "parameters", 1),
+    ("train accuracy, last epoch", "train_accuracy", 100),
+    ("test accuracy, last epoch", "test_accuracy", 100),
+    ("test accuracy, best test epoch", "best_test_accuracy", 100),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment carried out with one seed, as its folder tells it."""
+
+    path: Path
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """`run.json`: status, fingerprint, versions, checksums."""
+        try:
+            return files.read_json(self.path / "run.json")
+        except ValueError:
+            raise RunError(f"{self.path / 'run.json'} is damaged: it is not JSON") from None
+
+    @property
+    def status(self) -> str:
+        """`running`, `done`, `failed`, `interrupted` or `diverged`."""
+        return self.record["status"]
+
+    @property
+    def machine(self) -> str:
+        """What the run was computed on and how finely."""
+        mark = self.record["fingerprint"]
+        plural = "s" if mark["threads"] > 1 else ""
+        cores = f"{mark['threads']} core{plural} of " if mark["device"] == "cpu" else ""
+        return f"{cores}{mark['processor']}, {mark['precision']}"
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        return load_experiment(str(self.path / "experiment.yaml"))
+
+    @cached_property
+    def history(self) -> "pd.DataFrame":
+        """One row an epoch; losses in nats, lr as used.
+
+        Epoch 0 is the network before training, on the first 2,000 images of each split (in older
+        runs on all held-back images).
+        """
+        import pandas as pd
+
+        return pd.read_csv(self.path / "history.csv")
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """`metrics.json`; accuracies are fractions of 1."""
+        return files.read_json(self.path / "metrics.json")
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The selected weights on the test set, from the kept logits."""
+        with np.load(self.path / "predictions.npz") as kept:
+            return Evaluation(
+                torch.from_numpy(kept["logits"]),
+                torch.from_numpy(kept["labels"]),
+                tuple(kept["classes"].tolist()),
+            )
+
+    @property
+    def summary(self) -> str:
+        return (self.path / "summary.txt").read_text(encoding="utf-8")
+
+    @property
+    def headline(self) -> str:
+        """The test accuracy with its 95 % interval, in a sentence."""
+        metrics = self.metrics
+        low, high = metrics["test_accuracy_interval_95"]
+        return (
+            f"Test accuracy {metrics['test_accuracy']:.2%} after epoch {metrics['epochs']} "
+            f"(95 % interval {low:.2%} to {high:.2%} over {metrics['test_images']:,} images; "
+            f"seed {self.record['seed']}), cross-entropy {metrics['test_loss']:.4f}."
+            f"\n{self._selection}, calibration error {metrics['ece']:.2%}."
+        )
+
+    @property
+    def _selection(self) -> str:
+        """Which weights were kept, and so which the figures are of."""
+        metrics = self.metrics
+        how = {
+            "last": "the last",
+            "best_holdout": "the best on the held-out images",
+            "best_test": "the best on the test set, and so selected on it",
+        }[metrics["select"]]
+        return (
+            f"Kept weights and figures: epoch {metrics['selected_epoch']} ({how}), "
+            f"test accuracy {metrics['selected_test_accuracy']:.2%}"
+        )
+
+    @property
+    def comparison(self) -> "pd.DataFrame":
+        """What was published beside what this run measured; accuracies in per cent.
+
+        The published figures hold for the variant's own recipe on CIFAR-10; for another data
+        set that column is empty.
+        """
+        import pandas as pd
+
+        metrics, published = self.metrics, self.experiment.published_here
+        rows = {}
+        for label, name, scale in COMPARED:
+            before, measured = getattr(published, name), scale * metrics[name]
+            before = None if before is None else scale * before
+            rows[label] = [before, measured, None if before is None else measured - before]
+        columns = ["published", "reproduced", "difference"]
+        # object: whole numbers beside fractions
+        return pd.DataFrame(rows, index=columns, dtype=object).T
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Every file of the run folder, with its size; the folder first."""
+        listed = {name: self.path / name for name in (*self.record["artifacts"], "run.json")}
+        sizes = {
+            name: f"{path.stat().st_size / 1024:,.1f} KiB"
+            for name, path in listed.items()
+            if path.is_file()  # weights are not kept for every recorded run
+        }
+        return {"run folder": shown(self.path)} | sizes
+
+    def model(self) -> nn.Module:
+        """The network with the selected weights: float32, on the CPU, in evaluation mode."""
+        if not self.has_weights:
+            raise RunError(
+                f"{shown(self.path)} has no weights; they are kept for one seed of a variant"
+            )
+        return _with_weights(self.experiment, self.path / WEIGHTS)
+
+    @property
+    def has_weights(self) -> bool:
+        return (self.path / WEIGHTS).is_file()
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run folder. Raises `RunError` when it is none."""
+    path = Path(path)
+    if not (path / "run.json").is_file():
+        raise RunError(f"{path} is no run folder: it has no run.json")
+    return Run(path)
+
+
+def _with_weights(experiment: Experiment, path: Path) -> nn.Module:
+    model = build_model(experiment.architecture)
+    weights = safetensors.torch.load(path.read_bytes())
+    model.load_state_dict(
+        {
+            name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in weights.items()
+        }
+    )
+    return model.eval()
