@@ -44,7 +44,7 @@ PAIRS = {
     "cutout": ([], [v1.RandomErasing(**SQUARE)], v2.RandomErasing(**SQUARE)),
     "random_erasing": ([], [v1.RandomErasing()], v2.RandomErasing()),
 }
-MIXES = {"mixup": v2.MixUp(num_classes=10), "cutmix": v2.CutMix(num_classes=10)}
+BATCH_MIXES = {"mixup": v2.MixUp(num_classes=10), "cutmix": v2.CutMix(num_classes=10)}
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
         f"{options.device}, torch {torch.__version__}; images/s, median of {options.turns} turns"
     )
     print(f"{'':16}{'ours':>11}{'PIL':>9}{'ratio':>22}{'v2 tensor':>11}{'ratio':>22}")
-    for name in (*PAIRS, *MIXES):
+    for name in (*PAIRS, *BATCH_MIXES):
         ways = _ways(name, images, labels)
         times = [[_seconds(way, options.device) for way in ways] for _ in range(options.turns + 1)]
         print(_row(name, len(images), times[1:]))  # the first turn warms up
@@ -83,9 +83,9 @@ def _ways(name: str, images: Tensor, labels: Tensor) -> list[Callable[[int], obj
     def whole_batch(turn: int) -> object:
         return ours(images, labels, rng.generator(0, "augment", 0, turn))
 
-    if name in MIXES:
+    if name in BATCH_MIXES:
         floats = images.float()
-        return [whole_batch] + 2 * [lambda turn: MIXES[name](floats, labels)]
+        return [whole_batch] + 2 * [lambda turn: BATCH_MIXES[name](floats, labels)]
     on_pictures, on_tensors, v2_transform = PAIRS[name]
     v1_transform = v1.Compose([*on_pictures, v1.PILToTensor(), *on_tensors])
     arrays = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()

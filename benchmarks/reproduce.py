@@ -235,7 +235,7 @@ def tell(planned: list[Planned]) -> bool:
             keep_weights(run, wanted=number == 0)
         last = _spread([run.metrics["test_accuracy"] for run in done])
         best = _spread([run.metrics["best_test_accuracy"] for run in done])
-        published = done[0].experiment.published_here.test_accuracy
+        published = done[0].experiment.published_for_dataset.test_accuracy
         told = "–" if published is None else f"{100 * published:.2f}"
         again, recorded = evaluated_again(done[0]), done[0].metrics["selected_test_accuracy"]
         same = "no weights kept"

@@ -29,11 +29,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from resnetlib import build_model, list_variants, load_dataset, load_experiment
 from resnetlib.data import normalization
-from resnetlib.device import choose_compute, memory_kept
+from resnetlib.device import resolve_device_settings, retain_freed_memory
 from resnetlib.experiment import Experiment
 from resnetlib.optim import build_optimizer
 from resnetlib.size import macs
-from resnetlib.training import Training, turned_images
+from resnetlib.training import Trainer, epoch_flip_mask
 
 WORKERS = 2  # of the ordinary loop
 SECONDS = 6  # of each measurement, about
@@ -88,7 +88,7 @@ def torchvision_transforms(experiment: Experiment, mean, std):
 class OrdinaryLoop:
     def __init__(self, experiment: Experiment, dataset):
         self.recipe = experiment.recipe
-        self.device = choose_compute(experiment).device
+        self.device = resolve_device_settings(experiment).device
         transform = torchvision_transforms(experiment, *normalization(self.recipe, dataset))
         self.images = Images(dataset.train, transform)
         self.model = build_model(experiment.architecture).to(self.device)
@@ -128,10 +128,10 @@ class OrdinaryLoop:
 
 
 class OurLoop:
-    """The steps of `Training.epoch` on whole batches, without the evaluation that ends it."""
+    """The steps of `Trainer.epoch` on whole batches, without the evaluation that ends it."""
 
     def __init__(self, experiment: Experiment, dataset):
-        self.training = Training(experiment, dataset)
+        self.training = Trainer(experiment, dataset)
         self.training.model.train()
         self.done = 0
 
@@ -142,16 +142,16 @@ class OurLoop:
         training.model.train()
         images, labels = training.train_split
         order = torch.randperm(len(labels))
-        turned = turned_images(len(labels), training.seed, 1).split(training.recipe.batch_size)
-        batches = order.to(training.compute.device).split(training.recipe.batch_size)
+        flip_mask = epoch_flip_mask(len(labels), training.seed, 1).split(training.recipe.batch_size)
+        batches = order.to(training.device_settings.device).split(training.recipe.batch_size)
         for step in range(steps):
             place = step % (len(batches) - 1)
             batch = batches[place]
-            training.sums += training.step(
-                images[batch], labels[batch], turned[place], 1, self.done
+            training.running_totals += training.train_step(
+                images[batch], labels[batch], flip_mask[place], 1, self.done
             )
             self.done += 1
-        training.sums.tolist()  # waits for the device
+        training.running_totals.tolist()  # waits for the device
         return time.perf_counter() - began
 
 
@@ -165,7 +165,7 @@ def worker(loop: str, variant: str, overrides: dict, keep_memory: bool) -> None:
     experiment = load_experiment(variant, **overrides)
     dataset = load_dataset("cifar10")
     runner = LOOPS[loop](experiment, dataset)
-    with memory_kept() if keep_memory else nullcontext():
+    with retain_freed_memory() if keep_memory else nullcontext():
         built = time.perf_counter()
         runner.run(1)
         print(time.perf_counter() - built, peak_memory(), flush=True)
@@ -251,7 +251,7 @@ def main() -> None:
     if unknown := set(variants) - set(known):
         parser.error(f"{', '.join(unknown)}: not a variant that torchvision can augment for")
     overrides = {name: getattr(given, name) for name in ("precision", "compile", "device")}
-    used = choose_compute(load_experiment(variants[0], **overrides))
+    used = resolve_device_settings(load_experiment(variants[0], **overrides))
     rate = product_rate(used.device, used.precision)
     print(", ".join(f"{name} {value}" for name, value in used.describe().items()))
     print(f"torch {torch.__version__}; product of large matrices: {rate / 1e9:,.0f} GFLOP/s")

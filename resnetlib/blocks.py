@@ -118,7 +118,7 @@ class BasicBlock(nn.Module):
         self.tail = tail
         self.shortcut = projection(in_channels, out_channels, stride, bias)
 
-    def begin_as_shortcut(self) -> None:
+    def zero_init_last(self) -> None:
         nn.init.zeros_(self.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class DropoutBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.tail = tail
 
-    def begin_as_shortcut(self) -> None:
+    def zero_init_last(self) -> None:
         nn.init.zeros_(self.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class PreActBlock(nn.Module):
         self.conv2 = conv3x3(out_channels, out_channels, bias=bias)
         self.tail = tail
 
-    def begin_as_shortcut(self) -> None:
+    def zero_init_last(self) -> None:
         # Not the last BN: a ReLU of zeros would pass no gradient back to it.
         nn.init.zeros_(self.conv2.weight)
 
@@ -221,7 +221,7 @@ class PooledBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.tail = tail
 
-    def begin_as_shortcut(self) -> None:
+    def zero_init_last(self) -> None:
         nn.init.zeros_(self.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from .errors import ConfigError, Told
-from .paths import notebooks_folder, output_folder, shown
+from .errors import ConfigError, UserError
+from .paths import display_path, notebooks_folder, output_folder
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -26,12 +26,12 @@ class Program(click.Group):
             return super().invoke(ctx)
         except ConfigError as error:
             raise Mistake(str(error), 2) from None
-        except (Told, BlockingIOError) as error:
+        except (UserError, BlockingIOError) as error:
             raise Mistake(str(error), 1) from None
         except OSError as error:
             if error.filename is None:  # no file's fault, such as a reader of the output that left
                 raise
-            raise Mistake(f"{shown(Path(error.filename))}: {error.strerror}", 1) from None
+            raise Mistake(f"{display_path(Path(error.filename))}: {error.strerror}", 1) from None
 
 
 class Mistake(click.ClickException):
@@ -90,7 +90,7 @@ def run_command(variant: str, parameters: Sequence[tuple[str, str]], quiet: bool
     done = finished.status == "done"
     told = f"{finished.status}: {finished.record.get('error', 'no result')}"
     click.echo(finished.headline if done else told, err=not done)
-    click.echo(f"report: {shown(report)}")
+    click.echo(f"report: {display_path(report)}")
     sys.exit(128 + signal if signal and not done else int(not done))
 
 
@@ -120,10 +120,10 @@ def parse(text: str) -> Any:
 @main.command("list", short_help="Show every variant: size, origin, accuracy.")
 def list_() -> None:
     """Show every variant: size, origin, published and reproduced accuracy."""
-    from .reports.leaderboard import results, text_table
+    from .reports.leaderboard import results_table, text_table
     from .runs.find import find_runs
 
-    click.echo(text_table(results(find_runs(output_folder()))))
+    click.echo(text_table(results_table(find_runs(output_folder()))))
 
 
 @main.command("report", short_help="Write index.html: all runs on one page.")
@@ -137,14 +137,14 @@ def report_command(folder: Path | None) -> None:
     """
     from .reports.page import write_index
     from .reports.run_report import write_report
-    from .runs.find import find_runs, sort_out
+    from .runs.find import find_runs, split_unreadable
 
     folder = output_folder(folder)
-    readable, _ = sort_out(find_runs(folder))  # the page names the others
+    readable, _ = split_unreadable(find_runs(folder))  # the page names the others
     for found in readable:
         if (found.path / "notebook.ipynb").is_file() and not (found.path / "report.html").is_file():
             write_report(found)
-    click.echo(shown(write_index(folder)))
+    click.echo(display_path(write_index(folder)))
 
 
 @main.command(short_help="Write a competition's CSV from a run's weights.")
@@ -165,7 +165,7 @@ def submit(run: Path, file: Path, output: Path | None, tta: str) -> None:
     """
     from .kaggle import submit
 
-    click.echo(shown(submit(run, file, output, tta=tta)))
+    click.echo(display_path(submit(run, file, output, tta=tta)))
 
 
 @main.command(

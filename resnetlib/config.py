@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from . import schema
-from .errors import ConfigError, nearest
+from .errors import ConfigError, closest_match
 from .experiment import Experiment, Variant, dotted_paths, matching_paths
 from .paths import params_folder
 from .schema import Model
@@ -91,7 +91,8 @@ def resolve_override(experiment: Experiment, name: str) -> str:
     flat = sorted({path.rsplit(".", 1)[-1] for path in paths} | paths)
     short = sorted(path.rsplit(".", 1)[-1] for path in paths if not path.startswith("execution."))
     raise ConfigError(
-        f"unknown parameter {name!r}{nearest(name, flat)} One of: {', '.join(dict.fromkeys(short))}"
+        f"unknown parameter {name!r}{closest_match(name, flat)} "
+        f"One of: {', '.join(dict.fromkeys(short))}"
     )
 
 
@@ -124,7 +125,7 @@ def _find_variant(variant: str) -> Path:
     names = list_variants()
     if variant not in names:
         raise ConfigError(
-            f"unknown variant {variant!r}{nearest(variant, names)} One of: {', '.join(names)}"
+            f"unknown variant {variant!r}{closest_match(variant, names)} One of: {', '.join(names)}"
         )
     return params_folder() / f"{variant}.yaml"
 
@@ -167,7 +168,9 @@ def _explain(problem: Mapping[str, Any]) -> str:
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         fields = list(model.model_fields) if model else []
-        return f"unknown key {key!r}{nearest(location[-1], fields)} One of: {', '.join(fields)}"
+        return (
+            f"unknown key {key!r}{closest_match(location[-1], fields)} One of: {', '.join(fields)}"
+        )
     if problem["type"] == "missing":
         return f"{key!r} is missing"
     message = re.sub(r"^(Value error, |Input )", "", problem["msg"])
@@ -175,10 +178,10 @@ def _explain(problem: Mapping[str, Any]) -> str:
         message = "give a mapping of its settings, its name among them"
     if problem["type"] == "union_tag_invalid":
         allowed = problem["ctx"]["expected_tags"]
-        close = nearest(str(problem["ctx"]["tag"]), re.findall(r"'([^']+)'", allowed))
+        close = closest_match(str(problem["ctx"]["tag"]), re.findall(r"'([^']+)'", allowed))
         return f"{key}.name = {problem['ctx']['tag']!r}: should be one of {allowed}{close}"
     if problem["type"] == "literal_error":
-        message += nearest(str(problem["input"]), re.findall(r"'([^']+)'", message))
+        message += closest_match(str(problem["input"]), re.findall(r"'([^']+)'", message))
     if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
         return f"{key}: {message}" if key else message
     return f"{key} = {problem['input']!r}: {message}"

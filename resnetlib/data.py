@@ -17,8 +17,8 @@ from torch import Tensor
 
 from . import files
 from .download import CIFAR10_MD5, find_cifar10, obtain_cifar10
-from .errors import ConfigError, DataError, nearest
-from .paths import shown
+from .errors import ConfigError, DataError, closest_match
+from .paths import display_path
 from .rng import derive_seed
 from .schema import Recipe
 
@@ -96,7 +96,7 @@ def load_dataset(name: str, root: str | os.PathLike | None = None) -> Dataset:
     """
     if name not in DATASETS:
         raise ConfigError(
-            f"unknown dataset {name!r}{nearest(name, DATASETS)} One of: {', '.join(DATASETS)}"
+            f"unknown dataset {name!r}{closest_match(name, DATASETS)} One of: {', '.join(DATASETS)}"
         )
     return DATASETS[name](root)
 
@@ -148,7 +148,7 @@ def _load_cifar10(root: str | os.PathLike | None) -> Dataset:
         test=(images[5], labels[5]),
         classes=tuple(label.decode() for label in classes),
         checksums=dict(CIFAR10_MD5),
-        source=shown(folder),
+        source=display_path(folder),
     )
 
 

@@ -47,7 +47,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc
 
 
 @dataclass(frozen=True)
-class Compute:
+class DeviceSettings:
     """How a run computes. `compiled`: the whole forward and backward pass, as one graph."""
 
     device: torch.device
@@ -75,7 +75,7 @@ class Compute:
         }
 
 
-def choose_compute(experiment: Experiment) -> Compute:
+def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
     """The experiment's own choice where it makes one, else what is best on this machine.
 
     Raises `ConfigError` for what this machine cannot do.
@@ -104,7 +104,7 @@ def choose_compute(experiment: Experiment) -> Compute:
             "compile = true: torch cannot compile here; on a CPU that takes a C++ compiler and "
             "Python's header files (python3-dev)"
         )
-    return Compute(
+    return DeviceSettings(
         device,
         getattr(torch, precision),
         torch.contiguous_format if layout == "contiguous" else torch.channels_last,
@@ -180,14 +180,14 @@ def compile_step(function: Callable, device: torch.device) -> Callable:
     return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
 
-def repeatable() -> AbstractContextManager:
+def deterministic_cudnn() -> AbstractContextManager:
     """Where cuDNN takes only algorithms that give the same bits each time."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(enabled=True, deterministic=True, allow_tf32=cudnn.allow_tf32)
 
 
 @contextmanager
-def memory_kept() -> Iterator[None]:
+def retain_freed_memory() -> Iterator[None]:
     """Where glibc keeps what the main thread's tensors free for its next ones.
 
     Otherwise tensors above 32 MiB, and smaller ones until its thresholds have grown, are mapped
@@ -214,7 +214,7 @@ def memory_kept() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def exact_float32() -> AbstractContextManager:
+def no_tf32() -> AbstractContextManager:
     """Where, besides, convolutions of float32 are not rounded to tf32, as cuDNN does by itself."""
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 

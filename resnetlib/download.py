@@ -98,7 +98,7 @@ def _fetch_cifar10(place: Path, searched: list[Path]) -> Path:
         print(f"CIFAR-10 (170 MB) comes from {address}", flush=True)
         try:
             fetch(address, archive, CIFAR10_ARCHIVE_MD5)
-        except (requests.RequestException, files.FileDamaged, OSError) as error:
+        except (requests.RequestException, files.CorruptFile, OSError) as error:
             failures.append(f"  {address}: {_reason(error)}")
         else:
             folder = _unpack(archive, place)
@@ -128,7 +128,7 @@ def fetch(address: str, path: Path, md5: str) -> None:
     """Fetch a file, going on where an earlier try stopped; it appears only once its MD5 is right.
 
     The part fetched so far stays as `<path>.part`, and is continued from any address, since all
-    serve the same bytes. Raises `requests.RequestException`, or `FileDamaged` (and forgets the
+    serve the same bytes. Raises `requests.RequestException`, or `CorruptFile` (and forgets the
     part) when the whole file has another MD5.
     """
     import requests
@@ -161,5 +161,5 @@ def fetch(address: str, path: Path, md5: str) -> None:
                     shown.update(len(piece))
     if files.md5(part) != md5:
         part.unlink()
-        raise files.FileDamaged(f"what came is not the file (its MD5 is not {md5})")
+        raise files.CorruptFile(f"what came is not the file (its MD5 is not {md5})")
     os.replace(part, path)

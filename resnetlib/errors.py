@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 
-class Told(Exception):
+class UserError(Exception):
     """An error whose message says all that its reader needs."""
 
     def _render_traceback_(self) -> list[str]:
@@ -12,11 +12,11 @@ class Told(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
-class ConfigError(Told, ValueError):
+class ConfigError(UserError, ValueError):
     """A person's mistake, told in one or two lines: what, where, what is allowed."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def closest_match(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` where something known is close to the name, else nothing."""
     known = list(known)
     folded = {k.lower(): k for k in known}
@@ -26,11 +26,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {folded[close[0]]!r}?" if close else ""
 
 
-class DataError(Told, RuntimeError):
+class DataError(UserError, RuntimeError):
     """Data that cannot be had or are not what they should be; the message says what to do."""
 
 
-class RunError(Told, RuntimeError):
+class RunError(UserError, RuntimeError):
     """A run that cannot go on, for a reason that a person can mend; the message names it."""
 
 

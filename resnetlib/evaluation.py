@@ -22,7 +22,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return images * (1 / (255 * std)) - mean / std
 
 
-def interval(accuracy: float, images: int) -> tuple[float, float]:
+def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
     """Wilson's 95 % interval of an accuracy measured on so many images; not over seeds."""
     from scipy.stats import binomtest  # slow to import, and needed once a run
 

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from .paths import output_folder
-from .schema import Architecture, Count, Model, NotBool, NotNegative, Recipe, Share
+from .schema import Architecture, Count, Model, NotBool, NotNegative, Recipe, UnitInterval
 
 DEFAULT_BUDGET = 5_000_000  # trainable parameters; the rule every team works under
 
@@ -23,9 +23,9 @@ class Published(Model):
     """What the authors reported; accuracies are fractions of 1, null where nothing was."""
 
     parameters: Count | None = None
-    train_accuracy: Share | None = None
-    test_accuracy: Share | None = None
-    best_test_accuracy: Share | None = None  # selected on the test set
+    train_accuracy: UnitInterval | None = None
+    test_accuracy: UnitInterval | None = None
+    best_test_accuracy: UnitInterval | None = None  # selected on the test set
     train_loss: NotNegative | None = None
     test_loss: NotNegative | None = None
 
@@ -94,7 +94,7 @@ class Experiment(Variant):
         return output_folder(self.execution.output_root) / self.variant / name
 
     @property
-    def published_here(self) -> Published:
+    def published_for_dataset(self) -> Published:
         """What was published for this data set: every source reports on CIFAR-10 alone."""
         return self.published if self.dataset == "cifar10" else Published()
 

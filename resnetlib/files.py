@@ -15,14 +15,14 @@ import filelock
 import numpy as np
 
 
-class InUse(BlockingIOError):
+class RunLocked(BlockingIOError):
     """Another process holds what is asked for."""
 
     def _render_traceback_(self) -> list[str]:
-        return [f"InUse: {self}"]
+        return [f"RunLocked: {self}"]
 
 
-class FileDamaged(RuntimeError):
+class CorruptFile(RuntimeError):
     """A file whose content is not what its checksum says."""
 
 
@@ -94,28 +94,28 @@ def _hexdigest(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def write_sealed(path: Path, content: bytes) -> None:
-    """Write content behind a line that holds its SHA-256; `read_sealed` checks it."""
+def write_checksummed(path: Path, content: bytes) -> None:
+    """Write content behind a line that holds its SHA-256; `read_checksummed` checks it."""
     write_bytes(path, sha256_of(content).encode() + b"\n" + content)
 
 
-def read_sealed(path: Path) -> bytes:
-    """Content written by `write_sealed`; `FileDamaged` if a single bit changed."""
+def read_checksummed(path: Path) -> bytes:
+    """Content written by `write_checksummed`; `CorruptFile` if a single bit changed."""
     seal, _, content = path.read_bytes().partition(b"\n")
     if sha256_of(content).encode() != seal:
-        raise FileDamaged(f"{path} is damaged: its content does not match its checksum")
+        raise CorruptFile(f"{path} is damaged: its content does not match its checksum")
     return content
 
 
 @contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file; while another process does, wait, or raise `InUse` at once."""
+    """Hold a lock file; while another process does, wait, or raise `RunLocked` at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     held = filelock.FileLock(path, timeout=-1 if wait else 0)
     try:
         held.acquire()
     except filelock.Timeout:
-        raise InUse(f"{path.parent} is in use by another process") from None
+        raise RunLocked(f"{path.parent} is in use by another process") from None
     try:
         yield
     finally:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from . import files
 from .data import Dataset, load_dataset, normalization
-from .device import EVALUATION_BATCH, choose_compute, exact_float32
-from .errors import ConfigError, DataError, nearest
+from .device import EVALUATION_BATCH, no_tf32, resolve_device_settings
+from .errors import ConfigError, DataError, closest_match
 from .evaluation import Evaluation, evaluate
-from .paths import output_folder, shown
+from .paths import display_path, output_folder
 from .resnet import NUM_CLASSES
 from .runs.find import find_run
 from .runs.run import Run
@@ -29,7 +29,7 @@ SHAPE = (32, 32, 3)  # height, width, channels: unlike the rows of CIFAR-10's ow
 CLASS_COMPETITION = 10_000  # images
 EXPECTED = "expected a pickle of {'data': uint8 (N, 32, 32, 3), 'ids': N different ids}"
 PACKED = {b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip"}  # how downloads of a competition begin
-VIEWS = {  # of each image, whose logits are averaged; mirror and translations as in airbench
+TTA_MODES = {  # of each image, whose logits are averaged; mirror and translations as in airbench
     "none": "1 (the image itself)",
     "flip": "2 (itself and mirrored), logits averaged",
     "flip_and_shift": "6 (three positions, each also mirrored), logits averaged",
@@ -37,7 +37,7 @@ VIEWS = {  # of each image, whose logits are averaged; mirror and translations a
 
 
 @dataclass(frozen=True)
-class Competition:
+class CompetitionTestSet:
     """Images uint8 (N, 3, 32, 32) and their ids, in the order of the file.
 
     `labels`, int64 (N,), are there only in a rehearsal.
@@ -57,7 +57,7 @@ class Competition:
         per_channel = "{:.3f}, {:.3f}, {:.3f}".format
         own_mean = (self.images.double().mean((0, 2, 3)) / 255).tolist()
         return {
-            "file": shown(self.path) if self.labels is None else rehearsal,
+            "file": display_path(self.path) if self.labels is None else rehearsal,
             "images": count,
             "ids": ", ".join(self.ids[:3]) + f", … {self.ids[-1]}",
             "mean (R, G, B) of these images": per_channel(*own_mean),
@@ -65,7 +65,7 @@ class Competition:
         }
 
 
-def read_competition(path: str | Path) -> Competition:
+def read_competition(path: str | Path) -> CompetitionTestSet:
     """Read the pickle that a competition gives, never running code from it.
 
     It holds `data`, uint8 (N, 32, 32, 3), and `ids`, a list or array of N whole numbers or texts;
@@ -82,7 +82,7 @@ def read_competition(path: str | Path) -> Competition:
             found = ", ".join(map(repr, content)) or "none"
             raise DataError(f"{path} has no key {key!r}; its keys: {found}; {EXPECTED}")
     images = _images(path, content["data"])
-    return Competition(path, images, _ids(path, content["ids"], len(images)))
+    return CompetitionTestSet(path, images, _ids(path, content["ids"], len(images)))
 
 
 def _unpickle(path: Path) -> Any:
@@ -153,7 +153,7 @@ def _kind(value: Any) -> str:
     return f"of type {type(value).__name__}"
 
 
-def rehearse(dataset: Dataset) -> Competition:
+def dry_run(dataset: Dataset) -> CompetitionTestSet:
     """The labelled test set, written as a competition's pickle and read back from it."""
     images, labels = dataset.test
     data = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
@@ -167,15 +167,15 @@ def predict(run: Run, images: Tensor, dataset: Dataset, *, tta: str = "none") ->
     """Logits (N, 10) float32 of uint8 images (N, 3, H, W), computed as in the run's own evaluation.
 
     `dataset` is the run's own: the normalisation comes from its training images. `tta` other than
-    "none" averages logits over views of each image (`VIEWS`); accuracies with and without it are
-    not comparable.
+    "none" averages logits over views of each image (`TTA_MODES`); accuracies with and without it
+    are not comparable.
     """
     check_tta(tta)
-    compute = choose_compute(run.experiment)
+    compute = resolve_device_settings(run.experiment)
     model = run.model().to(compute.device, memory_format=compute.memory_format)
     mean, std = normalization(run.experiment.recipe, dataset)
     unlabelled = torch.full((len(images),), -1)
-    with exact_float32():
+    with no_tf32():
         return sum(
             weight
             * evaluate(
@@ -191,10 +191,10 @@ def predict(run: Run, images: Tensor, dataset: Dataset, *, tta: str = "none") ->
 
 
 def check_tta(tta: str) -> None:
-    """Raises `ConfigError` for a name that is not in `VIEWS`."""
-    if tta not in VIEWS:
-        close = nearest(str(tta), VIEWS)
-        raise ConfigError(f"unknown tta {tta!r}{close} One of: {', '.join(VIEWS)}")
+    """Raises `ConfigError` for a name that is not in `TTA_MODES`."""
+    if tta not in TTA_MODES:
+        close = closest_match(str(tta), TTA_MODES)
+        raise ConfigError(f"unknown tta {tta!r}{close} One of: {', '.join(TTA_MODES)}")
 
 
 def _views(images: Tensor, tta: str) -> Iterator[tuple[float, Tensor]]:
@@ -224,14 +224,14 @@ def _shift(images: Tensor, by: int) -> Tensor:
 
 
 def describe_prediction(
-    run: Run, competition: Competition, logits: Tensor, tta: str
+    run: Run, competition: CompetitionTestSet, logits: Tensor, tta: str
 ) -> dict[str, str]:
     """How sure the network is beside how sure it is of its test set; accuracy in a rehearsal."""
     own = run.evaluation
     confidence = logits.double().softmax(1).amax(1).mean()
     told = {
         "images": f"{len(logits):,}",
-        "views of each": VIEWS[tta],
+        "views of each": TTA_MODES[tta],
         "mean confidence": f"{confidence:.1%}",
         "mean confidence on the labelled test set, one view": f"{own.confidences.mean():.1%}",
     }
@@ -251,7 +251,7 @@ def describe_prediction(
     return told
 
 
-def most_uncertain(logits: Tensor, classes: Sequence[str], count: int = 24) -> pd.DataFrame:
+def least_certain(logits: Tensor, classes: Sequence[str], count: int = 24) -> pd.DataFrame:
     """The images whose two likeliest classes are closest, closest first.
 
     A row each: index of the image, `first` and `second` class, and their probabilities.
@@ -291,12 +291,13 @@ def submission_path(
     root = output_folder(output_root)
     path = Path(output).expanduser() if output else root / "submissions" / f"{'-'.join(parts)}.csv"
     if path.is_dir():
-        raise ConfigError(f"output = {shown(path)} is a folder; name a file in it")
+        raise ConfigError(f"output = {display_path(path)} is a folder; name a file in it")
     if path.exists():
         with path.open("rb") as there:
             if there.readline().strip() != ",".join(HEADER).encode():
                 raise ConfigError(
-                    f"output = {shown(path)} is there and is no submission; name another file"
+                    f"output = {display_path(path)} exists and is not a submission; "
+                    "name another file"
                 )
     return path
 
@@ -310,7 +311,9 @@ def write_submission(path: Path, ids: Sequence[str], labels: Tensor) -> None:
     try:
         files.write_text(path, buffer.getvalue())
     except OSError as error:
-        raise ConfigError(f"output = {shown(path)} cannot be written: {error.strerror}") from None
+        raise ConfigError(
+            f"output = {display_path(path)} cannot be written: {error.strerror}"
+        ) from None
 
 
 def check_submission(path: str | Path, ids: Sequence[str]) -> pd.DataFrame:
@@ -350,14 +353,16 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         raise DataError(f"{path} is no CSV: {error}") from None
 
 
-def describe_submission(path: Path, run: Run, competition: Competition, tta: str) -> dict[str, str]:
+def describe_submission(
+    path: Path, run: Run, competition: CompetitionTestSet, tta: str
+) -> dict[str, str]:
     """Where a checked submission stands and how it is uploaded."""
     views = "" if tta == "none" else f", tta {tta}"
     message = f"{run.record['variant']}, seed {run.record['seed']}{views}"
-    command = f'kaggle competitions submit -c COMPETITION -f "{shown(path)}" -m "{message}"'
+    command = f'kaggle competitions submit -c COMPETITION -f "{display_path(path)}" -m "{message}"'
     rehearsal = "not this one: a rehearsal has the ids and images of the labelled test set"
     return {
-        "submission": shown(path),
+        "submission": display_path(path),
         "rows": f"{len(competition.ids):,}, all checked",
         "upload": command if competition.labels is None else rehearsal,
     }

@@ -4,7 +4,7 @@ import ast
 from typing import Any
 
 from .config import apply_overrides, load_experiment
-from .errors import ConfigError, nearest
+from .errors import ConfigError, closest_match
 from .experiment import Experiment
 from .runs.lifecycle import check_experiment
 
@@ -29,7 +29,7 @@ def check_injected(cells: list[str]) -> None:
     for name in _assignments(injected[-1]) if injected and known else ():
         if name not in known:
             raise ConfigError(
-                f"unknown parameter {name!r}{nearest(name, known)} One of: {', '.join(known)}"
+                f"unknown parameter {name!r}{closest_match(name, known)} One of: {', '.join(known)}"
             )
 
 

@@ -31,7 +31,7 @@ def output_folder(output_root: str | Path | None = None) -> Path:
     return (PROJECT if (PROJECT / "params").is_dir() else Path.cwd()) / "outputs"
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """The path as a person would say it: from the project, the working directory or home."""
     path = path.resolve()
     for base, prefix in ((PROJECT, ""), (Path.cwd(), ""), (Path.home(), "~/")):

@@ -19,7 +19,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def someone_watches() -> bool:
+def is_interactive() -> bool:
     """Whether output goes to a terminal or to a notebook that is open before a person.
 
     Jupyter's server tells its kernels the notebook's name, VS Code the file's, Colab loads its
@@ -36,7 +36,7 @@ def someone_watches() -> bool:
 
 def bar(**settings: Any) -> tqdm:
     """A tqdm bar that draws itself only where somebody watches."""
-    return tqdm(disable=not someone_watches(), **settings)
+    return tqdm(disable=not is_interactive(), **settings)
 
 
 class EpochProgress:
@@ -47,7 +47,7 @@ class EpochProgress:
         self.first_epoch = first_epoch
         self.steps_per_epoch = steps_per_epoch
         self.steps_done = steps_done  # of the first epoch
-        self.watched = someone_watches()
+        self.watched = is_interactive()
         self.seconds = 0.0
 
     def __enter__(self) -> Self:

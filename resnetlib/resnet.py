@@ -65,7 +65,7 @@ class ResNet(nn.Module):
         if architecture.zero_init_residual:
             for block in self.stages.modules():
                 if isinstance(block, tuple(BLOCKS.values())):
-                    block.begin_as_shortcut()
+                    block.zero_init_last()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.stem(x)  # (N, stem width, 32, 32)

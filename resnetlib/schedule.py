@@ -2,7 +2,7 @@
 
 import math
 
-from .schema import Constant, Cosine, OneCycle, Recipe, Step
+from .schema import Constant, Cosine, OneCycle, Recipe, StepDecay
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -23,11 +23,11 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
 
 def _after_warmup(
-    schedule: Constant | Cosine | Step, peak: float, epoch: float, epochs: int
+    schedule: Constant | Cosine | StepDecay, peak: float, epoch: float, epochs: int
 ) -> float:
     if isinstance(schedule, Constant):
         return peak
-    if isinstance(schedule, Step):
+    if isinstance(schedule, StepDecay):
         return peak * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
     start = schedule.warmup_epochs + schedule.hold_epochs
     period = schedule.period_epochs or max(epochs - start, 1)

@@ -43,8 +43,8 @@ OrNone = BeforeValidator(_null)
 Count = Annotated[PositiveInt, NotBool]
 Positive = Annotated[PositiveFloat, NotBool]
 NotNegative = Annotated[NonNegativeFloat, NotBool]
-Fraction = Annotated[float, Field(ge=0, lt=1), NotBool]
-Share = Annotated[float, Field(ge=0, le=1), NotBool]
+Rate = Annotated[float, Field(ge=0, lt=1), NotBool]
+UnitInterval = Annotated[float, Field(ge=0, le=1), NotBool]
 
 
 class Model(BaseModel):
@@ -53,7 +53,7 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class SqueezeExcitation(Model):
+class SqueezeExcitationConfig(Model):
     """Where channel attention stands: nowhere, once after the stem, or at the end of each block."""
 
     placement: Literal["none", "stem", "block"] = "none"
@@ -85,11 +85,9 @@ class Architecture(Model):
     conv_bias: bool = False
     batch_norm_scale: bool = True  # BatchNorm's weight is trained; else it stays 1
     zero_init_residual: bool = False  # each block begins as its shortcut (Goyal et al. 2017, 5.1)
-    dropout: Fraction = 0.0
-    squeeze_excitation: SqueezeExcitation = SqueezeExcitation()
-    stochastic_depth: Fraction = (
-        0.0  # how often the last block is passed over; rises from the first
-    )
+    dropout: Rate = 0.0
+    squeeze_excitation: SqueezeExcitationConfig = SqueezeExcitationConfig()
+    stochastic_depth: Rate = 0.0  # how often the last block is passed over; rises from the first
     listed_layers: Annotated[tuple[Literal["stem_relu", "pool"], ...], BeforeValidator(_split)] = (
         "pool",
     )  # parameterless layers that are modules, and so rows of the summary
@@ -155,7 +153,7 @@ DecayOn = Literal["all", "weights"]
 class Sgd(Model):
     name: Literal["sgd"]
     lr: Positive
-    momentum: Fraction = 0.0
+    momentum: Rate = 0.0
     nesterov: bool = False
     weight_decay: NotNegative = 0.0
     decay_on: DecayOn = "all"
@@ -173,7 +171,7 @@ class Adam(Model):
 
     name: Literal["adam", "adamw"]
     lr: Positive
-    betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(_split)] = (0.9, 0.999)
+    betas: Annotated[tuple[Rate, Rate], BeforeValidator(_split)] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
     decay_on: DecayOn = "all"
@@ -184,7 +182,7 @@ class Constant(Model):
     name: Literal["constant"]
     interval: Literal["epoch", "step"] = "epoch"
     warmup_epochs: NotNegative = 0.0
-    warmup_start: Share = 0.1
+    warmup_start: UnitInterval = 0.1
 
 
 class Cosine(Model):
@@ -193,19 +191,19 @@ class Cosine(Model):
     name: Literal["cosine"]
     interval: Literal["epoch", "step"] = "epoch"
     warmup_epochs: NotNegative = 0.0
-    warmup_start: Share = 0.1
+    warmup_start: UnitInterval = 0.1
     hold_epochs: NotNegative = 0.0
     period_epochs: Annotated[Positive | None, OrNone] = None
     min_lr: NotNegative = 0.0
 
 
-class Step(Model):
+class StepDecay(Model):
     name: Literal["step"]
     milestones: Annotated[tuple[Count, ...], BeforeValidator(_split)]
     gamma: Annotated[float, Field(gt=0, le=1), NotBool] = 0.1
     interval: Literal["epoch", "step"] = "epoch"
     warmup_epochs: NotNegative = 0.0
-    warmup_start: Share = 0.1
+    warmup_start: UnitInterval = 0.1
 
 
 class OneCycle(Model):
@@ -218,7 +216,7 @@ class OneCycle(Model):
 
 
 Optimizer = Annotated[Sgd | Adam, Field(discriminator="name")]
-Schedule = Annotated[Constant | Cosine | Step | OneCycle, Field(discriminator="name")]
+Schedule = Annotated[Constant | Cosine | StepDecay | OneCycle, Field(discriminator="name")]
 
 
 class Lookahead(Model):
@@ -264,7 +262,7 @@ class Flip(Model):
     """
 
     name: Literal["flip"]
-    probability: Share = 0.5
+    probability: UnitInterval = 0.5
     alternate: bool = False
 
     @model_validator(mode="after")
@@ -322,15 +320,15 @@ class Cutout(Model):
 
     name: Literal["cutout"]
     size: Count = 16  # pixels; the paper's for CIFAR-10
-    probability: Share = 1.0
+    probability: UnitInterval = 1.0
 
 
 class RandomErasing(Model):
     """A black rectangle of random area and shape (Zhong et al. 2017; `RandomErasing`)."""
 
     name: Literal["random_erasing"]
-    probability: Share = 0.5
-    scale: Annotated[tuple[Share, Share], BeforeValidator(_split)] = (0.02, 0.33)
+    probability: UnitInterval = 0.5
+    scale: Annotated[tuple[UnitInterval, UnitInterval], BeforeValidator(_split)] = (0.02, 0.33)
     ratio: Annotated[tuple[Positive, Positive], BeforeValidator(_split)] = (0.3, 3.3)
 
     @model_validator(mode="after")
@@ -347,7 +345,7 @@ class MixUp(Model):
 
     name: Literal["mixup"]
     alpha: Positive = 1.0
-    probability: Share = 1.0
+    probability: UnitInterval = 1.0
 
 
 class CutMix(Model):
@@ -355,7 +353,7 @@ class CutMix(Model):
 
     name: Literal["cutmix"]
     alpha: Positive = 1.0
-    probability: Share = 1.0
+    probability: UnitInterval = 1.0
 
 
 def _named(value: Any) -> Any:
@@ -413,7 +411,7 @@ class Recipe(Model):
     clip: Annotated[Clip | None, OrNone] = None
     sam: Annotated[Sam | None, OrNone] = None
     ema: Annotated[Ema | None, OrNone] = None
-    label_smoothing: Fraction = 0.0
+    label_smoothing: Rate = 0.0
     augment: Augments = ()
     normalize: Literal["dataset", "per_image_std", "none"] = "dataset"
     holdout: Annotated[NonNegativeInt, NotBool] = 0

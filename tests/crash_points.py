@@ -66,8 +66,8 @@ class Points:
             setattr(os, name, self.around(getattr(os, name)))
         tempfile.mkstemp = self.around(tempfile.mkstemp)
         os.fdopen = self.halting(os.fdopen)
-        training.Training.step = self.around(training.Training.step)
-        training.Training.evaluate = self.around(training.Training.evaluate)
+        training.Trainer.train_step = self.around(training.Trainer.train_step)
+        training.Trainer.evaluate = self.around(training.Trainer.evaluate)
 
     def halting(self, fdopen):
         """Files whose `write` has points before, in the middle and after."""

@@ -230,8 +230,8 @@ def test_augmentations_act_in_the_order_given(batch):
     images, labels = compose([model("rotation"), model("crop")])(*batch, generator(0, "augment"))
     assert torch.equal(images, expected)
     assert labels is batch[1]
-    turned, _ = compose([model("crop"), model("rotation")])(*batch, generator(0, "augment"))
-    assert not torch.equal(images, turned)
+    flip_mask, _ = compose([model("crop"), model("rotation")])(*batch, generator(0, "augment"))
+    assert not torch.equal(images, flip_mask)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -274,20 +274,20 @@ def test_flip_turns_each_image_or_leaves_it():
     for probability in (0.5, 0.2):
         settings = model("flip", probability=probability)
         flipped = only(settings, images, generator(0, "augment"))
-        turned = (flipped == images.flip(3)).all((1, 2, 3))
+        flip_mask = (flipped == images.flip(3)).all((1, 2, 3))
         kept = (flipped == images).all((1, 2, 3))
-        assert (turned ^ kept).all()
-        assert_frequencies([turned.sum(), kept.sum()], [probability, 1 - probability])
+        assert (flip_mask ^ kept).all()
+        assert_frequencies([flip_mask.sum(), kept.sum()], [probability, 1 - probability])
 
 
 def test_an_alternating_flip_turns_the_images_it_is_told_to_and_draws_without(batch):
-    turned = torch.arange(len(batch[0])) % 3 == 0
+    flip_mask = torch.arange(len(batch[0])) % 3 == 0
     alternating = model("flip", alternate=True)
     for settings in (alternating, schema.OneOf(name="one_of", choices=[alternating, alternating])):
-        images, _ = compose([settings])(*batch, generator(0, "augment"), turned)
-        assert torch.equal(images[turned], batch[0][turned].flip(3))
-        assert torch.equal(images[~turned], batch[0][~turned])
-    usual = compose([model("flip")])(*batch, generator(0, "augment"), turned)[0]
+        images, _ = compose([settings])(*batch, generator(0, "augment"), flip_mask)
+        assert torch.equal(images[flip_mask], batch[0][flip_mask].flip(3))
+        assert torch.equal(images[~flip_mask], batch[0][~flip_mask])
+    usual = compose([model("flip")])(*batch, generator(0, "augment"), flip_mask)[0]
     assert torch.equal(usual, only(model("flip"), batch[0], generator(0, "augment")))
     assert torch.equal(usual, only(alternating, batch[0], generator(0, "augment")))
     with pytest.raises(ValueError, match="leave out probability"):
@@ -373,7 +373,7 @@ def test_random_erasing_blackens_the_share_of_images_asked_for():
 )
 def test_a_batch_is_what_torchvision_makes_of_each_image_with_its_draws(name, options, batch):
     settings = model(name, **options)
-    draw = augment.PICTURES[type(settings)][0]
+    draw = augment.IMAGE_AUGMENTATIONS[type(settings)][0]
     for step in range(3):
         draws = draw(settings, Shape(128, 32, 32), generator(0, "augment", 0, step))
         result = only(settings, batch[0], generator(0, "augment", 0, step))
@@ -455,7 +455,7 @@ def test_the_two_operations_of_a_pair_act_independently():
     )
     sharp, bright = NAMES.index("sharpness"), NAMES.index("brightness")
     first, second = drawn.chosen
-    # Pair 8, sharpness 0.3 then brightness 0.7, and pair 7 with its other first operation.
+    # RunPair 8, sharpness 0.3 then brightness 0.7, and pair 7 with its other first operation.
     seen = ((first == sharp) & (second == bright)).sum()
     assert_frequencies([seen, 100_000 - seen], [0.3 * 0.7 / 25, 1 - 0.3 * 0.7 / 25])
 
@@ -478,8 +478,8 @@ def test_rand_augment_takes_all_operations_equally_often_with_either_sign():
     shares = [name in PUBLISHED and name != "invert" for name in NAMES]
     for chosen, values in zip(drawn.chosen, drawn.values, strict=True):
         assert_frequencies(chosen.bincount(minlength=len(NAMES)), torch.tensor(shares))
-        turned = values[chosen == NAMES.index("rotate")]
-        assert_frequencies([(turned > 0).sum(), (turned < 0).sum()])
+        flip_mask = values[chosen == NAMES.index("rotate")]
+        assert_frequencies([(flip_mask > 0).sum(), (flip_mask < 0).sum()])
     pairs = drawn.chosen[0] * len(NAMES) + drawn.chosen[1]
     both = torch.outer(torch.tensor(shares).double(), torch.tensor(shares).double())
     assert_frequencies(pairs.bincount(minlength=len(NAMES) ** 2), both.flatten())
@@ -498,8 +498,8 @@ def test_trivial_augment_has_torchvisions_wide_magnitudes_all_equally_often():
         drawn.chosen[0].bincount(minlength=len(NAMES)),
         torch.tensor([name in PUBLISHED and name != "invert" for name in NAMES]),
     )
-    turned = drawn.values[0, drawn.chosen[0] == NAMES.index("rotate")]
-    steps = (turned / 4.5).round().long() + 30  # 135 degrees in 30 steps, zero with both signs
+    flip_mask = drawn.values[0, drawn.chosen[0] == NAMES.index("rotate")]
+    steps = (flip_mask / 4.5).round().long() + 30  # 135 degrees in 30 steps, zero with both signs
     assert_frequencies(steps.bincount(minlength=61), [1 + (step == 30) for step in range(61)])
 
 

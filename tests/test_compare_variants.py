@@ -116,7 +116,7 @@ def test_images_that_one_alone_gets_right_come_with_both_predictions(outputs, di
     pair = analysis.select("lite", "se", output_root=outputs).pair
     found = 0
     for name, other in (pair.names, pair.names[::-1]):
-        images, captions, title = pair.right_alone(name)
+        images, captions, title = pair.only_correct(name)
         right, wrong = (pair.runs[label].evaluation for label in (name, other))
         alone = np.flatnonzero(right.correct & ~wrong.correct)
         assert len(images) == len(captions) == min(16, len(alone))

@@ -20,7 +20,7 @@ from resnetlib import (
     training,
 )
 from resnetlib.data import TRAINING_IMAGES
-from resnetlib.device import choose_compute, has_native_bfloat16
+from resnetlib.device import has_native_bfloat16, resolve_device_settings
 from resnetlib.errors import ConfigError, RunError
 from resnetlib.runs import checkpoint
 
@@ -29,9 +29,9 @@ CPU = torch.device("cpu")
 
 def test_precision_is_bfloat16_where_the_processor_has_it_and_settable(tiny):
     best = torch.bfloat16 if has_native_bfloat16(CPU) else torch.float32
-    assert choose_compute(tiny()).precision == best
+    assert resolve_device_settings(tiny()).precision == best
     for name in ("float32", "bfloat16"):
-        assert choose_compute(tiny(precision=name)).precision == getattr(torch, name)
+        assert resolve_device_settings(tiny(precision=name)).precision == getattr(torch, name)
 
 
 @pytest.mark.parametrize(
@@ -44,19 +44,23 @@ def test_native_bfloat16_is_read_from_the_processors_flags(monkeypatch, flags, n
 
 
 def test_channels_last_from_sixteen_channels_on(tiny):
-    layouts = {width: choose_compute(tiny(widths=[width])).memory_format for width in (15, 16)}
+    layouts = {
+        width: resolve_device_settings(tiny(widths=[width])).memory_format for width in (15, 16)
+    }
     assert layouts == {15: torch.contiguous_format, 16: torch.channels_last}
     forced = tiny(widths=[8], memory_format="channels_last")
-    assert choose_compute(forced).memory_format == torch.channels_last
+    assert resolve_device_settings(forced).memory_format == torch.channels_last
     with pytest.raises(ConfigError, match="not with 7 channels"):
-        choose_compute(tiny(widths=[7], memory_format="channels_last"))
+        resolve_device_settings(tiny(widths=[7], memory_format="channels_last"))
 
 
 def test_long_runs_compile_and_short_ones_do_not(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: name)
     chosen = {epochs: load_experiment("lite", epochs=epochs, device="cpu") for epochs in (2, 40)}
-    assert [choose_compute(chosen[epochs]).compiled for epochs in (2, 40)] == [False, True]
-    assert not choose_compute(load_experiment("lite", dataset="digits", device="cpu")).compiled
+    assert [resolve_device_settings(chosen[epochs]).compiled for epochs in (2, 40)] == [False, True]
+    assert not resolve_device_settings(
+        load_experiment("lite", dataset="digits", device="cpu")
+    ).compiled
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
@@ -75,7 +79,7 @@ def test_memory_is_used_again_within_the_context_and_given_back_after_it():
 
 def test_training_keeps_its_memory(tiny, monkeypatch):
     happened = []
-    step = training.Training.step
+    step = training.Trainer.train_step
 
     @contextmanager
     def noted():
@@ -87,8 +91,8 @@ def test_training_keeps_its_memory(tiny, monkeypatch):
         happened.append("step")
         return step(*arguments)
 
-    monkeypatch.setattr(training, "memory_kept", noted)
-    monkeypatch.setattr(training.Training, "step", noted_step)
+    monkeypatch.setattr(training, "retain_freed_memory", noted)
+    monkeypatch.setattr(training.Trainer, "train_step", noted_step)
     train(tiny(batch_size=1347))
     assert happened == ["kept", "step", "returned"]
 
@@ -98,7 +102,7 @@ def test_training_keeps_its_memory(tiny, monkeypatch):
 # besides glibc's on some machines.
 FAULTS = """
 import os, resource
-from resnetlib.compute import memory_kept
+from resnetlib.compute import retain_freed_memory
 
 def faults(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -113,7 +117,7 @@ def report():
     print(faults(100 << 20), faults(4 << 20), held, flush=True)
 
 report()
-with memory_kept():
+with retain_freed_memory():
     report()
 report()
 """
@@ -132,9 +136,9 @@ def test_one_process_compiles_any_number_of_networks(monkeypatch):
 
 def test_without_a_compiler_auto_stays_eager_and_true_is_refused(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
-    assert not choose_compute(load_experiment("lite", device="cpu")).compiled
+    assert not resolve_device_settings(load_experiment("lite", device="cpu")).compiled
     with pytest.raises(ConfigError, match="takes a C\\+\\+ compiler"):
-        choose_compute(load_experiment("lite", device="cpu", compile=True))
+        resolve_device_settings(load_experiment("lite", device="cpu", compile=True))
 
 
 @pytest.mark.parametrize("name", TRAINING_IMAGES)
@@ -203,14 +207,14 @@ def test_a_compiled_run_goes_on_to_the_same_bits_also_from_a_partial_batch(tmp_p
 ONE_STEP = """
 import sys
 from resnetlib import load_dataset, load_experiment
-from resnetlib.training import Training
+from resnetlib.training import Trainer
 dataset = load_dataset("digits")
 for variant in sys.argv[2:]:
-    training = Training(load_experiment(variant, dataset="digits", device="cpu", batch_size=16,
+    training = Trainer(load_experiment(variant, dataset="digits", device="cpu", batch_size=16,
                                         precision=sys.argv[1], holdout=0, compile=False), dataset)
     training.model.train()
     images, labels = (part[:16] for part in dataset.train)
-    training.step(images, labels, labels > 4, 1, 0)
+    training.train_step(images, labels, labels > 4, 1, 0)
 """
 
 

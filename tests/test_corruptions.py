@@ -10,7 +10,7 @@ from PIL import Image
 
 from resnetlib import schema, train
 from resnetlib.analysis import corruptions
-from resnetlib.analysis.corruptions import CORRUPTIONS, corrupt, drops, robustness, verdict
+from resnetlib.analysis.corruptions import CORRUPTIONS, accuracy_drops, corrupt, robustness, verdict
 from resnetlib.analysis.errors import evaluation_settings
 
 NAMES = list(CORRUPTIONS)
@@ -35,7 +35,7 @@ def as_pillow(image):
 @pytest.mark.parametrize("name", NAMES)
 def test_damage_grows_with_strength_and_leaves_the_given_images_alone(name, photographs):
     before = photographs.clone()
-    damaged = [corrupt(photographs, name, strength) for strength in range(6)]
+    damaged = [corrupt(photographs, name, severity) for severity in range(6)]
     assert all((d.dtype, d.shape) == (torch.uint8, photographs.shape) for d in damaged)
     assert torch.equal(damaged[0], photographs)
     distances = [distance(d, photographs) for d in damaged]
@@ -56,8 +56,8 @@ def test_damage_is_a_function_of_the_seed_and_moves_no_global_state(name, photog
 
 def test_noise_has_the_deviation_that_it_says():
     grey = torch.full((50, 3, 32, 32), 128, dtype=torch.uint8)
-    for strength, sigma in enumerate((0.04, 0.06, 0.08, 0.09, 0.10), start=1):
-        deviation = corrupt(grey, "noise", strength).float().std() / 255
+    for severity, sigma in enumerate((0.04, 0.06, 0.08, 0.09, 0.10), start=1):
+        deviation = corrupt(grey, "noise", severity).float().std() / 255
         assert deviation == pytest.approx(sigma, rel=0.03)
 
 
@@ -77,11 +77,11 @@ def test_brightness_and_contrast_are_the_factors_they_say():
 
 
 def test_jpeg_is_that_of_pillow(photographs):
-    for strength, quality in enumerate((80, 65, 58, 50, 40), start=1):
+    for severity, quality in enumerate((80, 65, 58, 50, 40), start=1):
         buffer = io.BytesIO()
         as_pillow(photographs[0]).save(buffer, "JPEG", quality=quality)
         expected = np.moveaxis(np.asarray(Image.open(buffer)), -1, 0)
-        assert (corrupt(photographs[:1], "jpeg", strength)[0].numpy() == expected).all()
+        assert (corrupt(photographs[:1], "jpeg", severity)[0].numpy() == expected).all()
 
 
 def test_pixelation_is_that_of_cifar10_c(photographs):
@@ -102,16 +102,16 @@ def test_neighbours_are_turned_opposite_ways():
 
 
 @pytest.mark.parametrize(
-    ("name", "strength", "images", "told"),
+    ("name", "severity", "images", "told"),
     [
         ("nois", 1, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "did you mean 'noise'"),
-        ("noise", 6, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "strength = 6: give 0"),
+        ("noise", 6, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "severity = 6: give 0"),
         ("noise", 1, torch.zeros(1, 3, 32, 32), "takes uint8"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(name, strength, images, told):
+def test_a_mistake_is_told_in_one_line(name, severity, images, told):
     with pytest.raises(ValueError, match=told):
-        corrupt(images, name, strength)
+        corrupt(images, name, severity)
 
 
 def test_a_trained_network_loses_accuracy_to_damage(tiny, few_digits):
@@ -142,7 +142,7 @@ def accuracies():
 
 
 def test_drops_are_in_points_costliest_first(accuracies):
-    table = drops(accuracies)
+    table = accuracy_drops(accuracies)
     assert list(table.index) == ["noise", "blur", "rotation"]
     assert table["mean drop"].tolist() == pytest.approx([30, 7, 6])
     assert table["strongest"].tolist() == pytest.approx([50, 20, 10])

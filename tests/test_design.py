@@ -112,7 +112,7 @@ def test_the_yaml_is_the_architecture():
 
 
 def test_comparing_puts_the_design_among_all_variants():
-    table = explore.compare(architecture_of("lite", widths=[24, 48, 96]), "mine")
+    table = explore.rank_by_size(architecture_of("lite", widths=[24, 48, 96]), "mine")
     assert set(table.index) == {*list_variants(), "mine"}
     assert table["parameters"].is_monotonic_increasing
     assert list(table.index[:2]) == ["lite", "mine"]

@@ -142,7 +142,7 @@ def test_the_networks_are_told_in_a_line():
 
 
 def test_sizes_name_every_variant_the_design_and_the_budget():
-    table = explore.compare(architecture_of(widths=[24, 48, 96]), "mine")
+    table = explore.rank_by_size(architecture_of(widths=[24, 48, 96]), "mine")
     both = plots.sizes(explore.published(), 5_000_000, table.loc["mine"], table)
     named = "\n".join(text for axes in both for text in texts_of(axes)).split("\n")
     assert {*list_variants(), "mine", "budget of 5,000,000"} <= set(named)

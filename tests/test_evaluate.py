@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
 from resnetlib import build_model, evaluate, load_experiment
-from resnetlib.evaluation import Evaluation, interval, normalize
+from resnetlib.evaluation import Evaluation, normalize, wilson_interval
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_wilsons_interval_at_a_known_point():
     z = 1.959964
     center = (0.8 + z**2 / 200) / (1 + z**2 / 100)
     half = z * math.sqrt(0.8 * 0.2 / 100 + z**2 / 40000) / (1 + z**2 / 100)
-    assert interval(0.8, 100) == pytest.approx((center - half, center + half), abs=1e-6)
+    assert wilson_interval(0.8, 100) == pytest.approx((center - half, center + half), abs=1e-6)
 
 
 def test_normalize_is_torchvisions():

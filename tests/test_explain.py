@@ -10,8 +10,8 @@ from torch import nn
 from resnetlib import build_model, load_experiment, load_run, train
 from resnetlib.analysis.attribution import embeddings, grad_cam, tsne
 from resnetlib.analysis.calibration import calibrated, fit_temperature, held_out
-from resnetlib.analysis.corruptions import images_to_damage
-from resnetlib.analysis.errors import confused_pairs, surest_mistakes, taken_for
+from resnetlib.analysis.corruptions import corruption_sample_size
+from resnetlib.analysis.errors import confused_pairs, misclassified_as, most_confident_errors
 from resnetlib.errors import ConfigError
 from resnetlib.evaluation import Evaluation, evaluate, normalize
 
@@ -127,17 +127,17 @@ def test_confused_pairs_are_counted_the_most_frequent_first(evaluation):
 
 
 def test_examples_and_mistakes_come_surest_first(evaluation):
-    assert taken_for(evaluation, "cat", "dog").tolist() == [3, 2]
-    assert taken_for(evaluation, "frog", "cat").tolist() == []
-    assert surest_mistakes(evaluation, 3).tolist() == [5, 6, 3]
+    assert misclassified_as(evaluation, "cat", "dog").tolist() == [3, 2]
+    assert misclassified_as(evaluation, "frog", "cat").tolist() == []
+    assert most_confident_errors(evaluation, 3).tolist() == [5, 6, 3]
     with pytest.raises(ValueError, match="no class 'horse'; one of cat, dog, frog"):
-        taken_for(evaluation, "cat", "horse")
+        misclassified_as(evaluation, "cat", "horse")
 
 
 def test_a_perfect_network_confuses_nothing():
     perfect = Evaluation(5 * torch.eye(3), torch.arange(3), ("cat", "dog", "frog"))
     assert confused_pairs(perfect).empty
-    assert surest_mistakes(perfect, 8).tolist() == []
+    assert most_confident_errors(perfect, 8).tolist() == []
 
 
 # Temperature -------------------------------------------------------------------------------------
@@ -212,13 +212,13 @@ def test_held_out_images_are_those_that_training_held_out(run, digits):
 @pytest.mark.parametrize("wanted", [0, 451, True, 2.5])
 def test_a_number_of_images_that_cannot_be_is_refused(wanted, model):
     with pytest.raises(ConfigError, match=r"images = .*: give a whole number from 1 to 450"):
-        images_to_damage(wanted, model, 450)
+        corruption_sample_size(wanted, model, 450)
 
 
 def test_large_networks_are_measured_on_fewer_images():
     counts = [
-        images_to_damage(None, build_model(load_experiment(name).architecture), 10_000)
+        corruption_sample_size(None, build_model(load_experiment(name).architecture), 10_000)
         for name in ("lite", "improved_sgd", "resnet18")
     ]
     assert counts == [5_700, 1_000, 1_000]
-    assert images_to_damage(7, nn.Identity(), 450) == 7
+    assert corruption_sample_size(7, nn.Identity(), 450) == 7

@@ -11,7 +11,7 @@ from conftest import NOTEBOOKS, run_papermill
 
 from resnetlib import augment, explore, list_variants, load_experiment, plots, schema, size
 from resnetlib.errors import ConfigError
-from resnetlib.explore.widget import Bench, budget_bar
+from resnetlib.explore.widget import ArchitectureExplorer, budget_bar
 from resnetlib.schema import Architecture
 
 NOTEBOOK = NOTEBOOKS / "explore_architecture.ipynb"
@@ -19,7 +19,7 @@ NOTEBOOK = NOTEBOOKS / "explore_architecture.ipynb"
 
 @pytest.fixture
 def bench():
-    return Bench("lite")
+    return ArchitectureExplorer("lite")
 
 
 def html_of(widget):
@@ -126,14 +126,14 @@ def test_being_over_the_budget_is_said_in_words(bench):
     assert "OVER THE BUDGET by 6,173,962" in html_of(bench)
     assert "within the budget" in budget_bar(500, 500) and "width: 100.00%" in budget_bar(500, 500)
     assert "OVER" in budget_bar(501, 500)
-    assert "OVER THE BUDGET by 77,042" in html_of(Bench("lite", 1_000))
+    assert "OVER THE BUDGET by 77,042" in html_of(ArchitectureExplorer("lite", 1_000))
 
 
 def test_a_mistake_in_the_call_is_refused_at_once():
     with pytest.raises(ConfigError, match="did you mean 'lite'"):
-        Bench("liet")
+        ArchitectureExplorer("liet")
     with pytest.raises(ConfigError, match=r"budget = 0: give whole numbers from 1 up"):
-        Bench("lite", 0)
+        ArchitectureExplorer("lite", 0)
 
 
 def test_what_is_unfolded_follows_the_network(bench):
@@ -164,7 +164,7 @@ def test_what_is_unfolded_follows_the_network(bench):
 
 
 def test_all_designs_within_the_budget_are_found_from_the_bench():
-    bench = Bench("lite", budget=30_000)
+    bench = ArchitectureExplorer("lite", budget=30_000)
     folds = bench.children[-1]
     folds.selected_index = folds.titles.index("All designs of this family within the budget")
     found = explore.search(bench.architecture, budget=30_000)
@@ -174,7 +174,10 @@ def test_all_designs_within_the_budget_are_found_from_the_bench():
 
 
 def test_where_widgets_are_not_drawn_the_bench_is_a_sentence(bench):
-    assert repr(bench) == "Bench: 3 basic blocks (1-1-1), 16-32-64 channels (live in JupyterLab)"
+    assert (
+        repr(bench)
+        == "ArchitectureExplorer: 3 basic blocks (1-1-1), 16-32-64 channels (live in JupyterLab)"
+    )
 
 
 # The notebook ------------------------------------------------------------------------------------

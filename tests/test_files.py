@@ -43,8 +43,8 @@ def test_json_with_a_nan_is_refused(tmp_path):
 @pytest.mark.parametrize("damage", ["flip", "truncate", "zero", "empty"])
 def test_a_sealed_file_tells_every_damage(tmp_path, damage):
     path = tmp_path / "sealed"
-    files.write_sealed(path, b"\n".join([b"content"] * 100))
-    assert files.read_sealed(path) == b"\n".join([b"content"] * 100)
+    files.write_checksummed(path, b"\n".join([b"content"] * 100))
+    assert files.read_checksummed(path) == b"\n".join([b"content"] * 100)
     content = bytearray(path.read_bytes())
     if damage == "flip":
         content[300] ^= 1
@@ -55,8 +55,8 @@ def test_a_sealed_file_tells_every_damage(tmp_path, damage):
     else:
         content = b""
     path.write_bytes(content)
-    with pytest.raises(files.FileDamaged, match="sealed"):
-        files.read_sealed(path)
+    with pytest.raises(files.CorruptFile, match="sealed"):
+        files.read_checksummed(path)
 
 
 def test_a_lock_is_refused_to_a_second_process(tmp_path):

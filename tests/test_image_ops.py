@@ -31,7 +31,7 @@ def sheared(image, x=0.0, y=0.0):
     return tv.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=shear, center=[0, 0])
 
 
-def moved(image, x=0, y=0):
+def to_device(image, x=0, y=0):
     return tv.affine(image, angle=0.0, translate=[int(x), int(y)], scale=1.0, shear=[0.0, 0.0])
 
 
@@ -89,8 +89,8 @@ CASES = {
         lambda i, v: sheared(i, y=v),
         magnitudes(torch.linspace(0, 0.99, 31)),
     ),
-    "translate_x": (image_ops.translate_x, lambda i, v: moved(i, x=v), whole(-33, 33)),
-    "translate_y": (image_ops.translate_y, lambda i, v: moved(i, y=v), whole(-33, 33)),
+    "translate_x": (image_ops.translate_x, lambda i, v: to_device(i, x=v), whole(-33, 33)),
+    "translate_y": (image_ops.translate_y, lambda i, v: to_device(i, y=v), whole(-33, 33)),
     "flip": (
         lambda images, v: image_ops.flip(images, v > 0),
         lambda image, v: tv.horizontal_flip(image) if v > 0 else image,

@@ -15,17 +15,17 @@ from resnetlib.progress import duration
 from resnetlib.reports.leaderboard import (
     BEGIN,
     END,
-    answer,
     best_for_size,
     experiments,
+    headline,
     markdown_table,
-    results,
+    results_table,
     significantly_best,
     text_table,
     with_table,
 )
 from resnetlib.reports.page import write_index
-from resnetlib.runs.find import find_runs, reference_runs, sort_out
+from resnetlib.runs.find import find_runs, reference_runs, split_unreadable
 from resnetlib.runs.run import load_run
 
 LITE = PROJECT / "outputs" / "reference" / "lite"
@@ -92,7 +92,7 @@ def runs_of(lite, tmp_path):
 
 def test_the_readme_holds_the_table_that_the_recorded_runs_make():
     readme = (PROJECT / "README.md").read_text()
-    assert readme == with_table(readme, markdown_table(results(reference_runs())))
+    assert readme == with_table(readme, markdown_table(results_table(reference_runs())))
     assert all(f"| `{variant}` |" in readme for variant in list_variants())
 
 
@@ -103,7 +103,7 @@ def test_mean_and_spread_are_over_finished_seeds_of_the_variants_own_recipe(runs
     files.write_json(unfinished.path / "run.json", unfinished.record | {"status": "interrupted"})
     (damaged,) = runs_of("lite", 0.1, seed=4)
     (damaged.path / "metrics.json").write_text("{")
-    table = results([*runs, load_run(unfinished.path), load_run(damaged.path)])
+    table = results_table([*runs, load_run(unfinished.path), load_run(damaged.path)])
     row = table.set_index("variant").loc["lite"]
     assert row["runs"] == 2
     assert row["reproduced"] == pytest.approx(80)
@@ -115,7 +115,7 @@ def test_mean_and_spread_are_over_finished_seeds_of_the_variants_own_recipe(runs
 
 
 def test_one_run_has_no_spread_and_none_has_no_figure(runs_of):
-    table = markdown_table(results(runs_of("lite", 0.8)))
+    table = markdown_table(results_table(runs_of("lite", 0.8)))
     assert "| 79.87 | 80.00 | 1 |" in table
     assert "| `dropout` | 4,700,682 | 798.7 M | 100 | – | – | – | – |" in table
 
@@ -189,7 +189,7 @@ def _unknown_key(folder):
 def test_a_damaged_run_is_named_with_its_fault_and_hides_no_other(damage, told, lite, tmp_path):
     good, bad = copied(lite, tmp_path / "good"), copied(lite, tmp_path / "bad", seed=1)
     damage(bad.path)
-    readable, damaged = sort_out(find_runs(tmp_path))
+    readable, damaged = split_unreadable(find_runs(tmp_path))
     assert [run.path for run in readable] == [good.path]
     assert list(damaged) == [bad.path]
     assert told in damaged[bad.path]
@@ -222,7 +222,7 @@ def test_a_part_that_is_switched_off_is_a_change_of_the_recipe(runs_of, override
     changed = runs_of("se", 0.9, **overrides)
     of_se = experiments(changed).set_index("variant").loc[["se"]]
     assert of_se.set_index("changes")["runs"].to_dict() == {"": 0, told: 1}
-    assert results(changed).set_index("variant").loc["se", "runs"] == 0
+    assert results_table(changed).set_index("variant").loc["se", "runs"] == 0
 
 
 def test_data_sets_are_never_mixed(runs_of):
@@ -231,8 +231,8 @@ def test_data_sets_are_never_mixed(runs_of):
     lite = table[table["variant"] == "lite"].set_index("dataset")
     assert lite["reproduced"].to_dict() == pytest.approx({"cifar10": 81, "digits": 98.5})
     assert lite["published"].notna().to_dict() == {"cifar10": True, "digits": False}
-    assert results(cifar10 + digits).equals(results(cifar10))
-    assert answer(table) == answer(experiments(cifar10))
+    assert results_table(cifar10 + digits).equals(results_table(cifar10))
+    assert headline(table) == headline(experiments(cifar10))
 
 
 def test_a_seed_that_was_run_twice_counts_as_one(runs_of):
@@ -262,21 +262,21 @@ def test_only_the_significantly_best_is_bold(runs_of):
 
 def test_the_answer_names_the_best_and_says_whether_its_lead_is_real(runs_of):
     lite, se = runs_of("lite", 0.80, 0.81, 0.82), runs_of("se", 0.90, 0.91, 0.92)
-    told = answer(experiments(lite + se))
+    told = headline(experiments(lite + se))
     assert told.startswith("`se` is the most accurate of 2 networks measured within 5,000,000")
     assert "91.00 ± 1.00 % (n = 3), and its lead of 10.00 points over `lite` is real" in told
     assert told.endswith("for less size the best is `lite`.")
 
     close = runs_of("wide66", 0.905, 0.915, 0.93)
-    told = answer(experiments(lite + se + close))
+    told = headline(experiments(lite + se + close))
     assert "`wide66` is the most accurate of 3" in told
     assert "0.67 points over `se` may be chance" in told
     assert told.endswith("the best are `se` and `lite`.")
 
     single = runs_of("adamw", 0.95)
-    assert "cannot be told from chance" in answer(experiments(se + single))
+    assert "cannot be told from chance" in headline(experiments(se + single))
     over_budget = runs_of("resnet18", 0.99, 0.99)
-    assert answer(experiments(se + lite)) == answer(experiments(se + lite + over_budget))
+    assert headline(experiments(se + lite)) == headline(experiments(se + lite + over_budget))
 
 
 def test_each_network_on_the_front_is_held_against_the_next_best_up_to_the_next_size(runs_of):
@@ -289,11 +289,11 @@ def test_each_network_on_the_front_is_held_against_the_next_best_up_to_the_next_
 
 
 def test_with_little_measured_the_answer_says_so(lite):
-    told = answer(experiments([lite]))
+    told = headline(experiments([lite]))
     assert told.startswith("Only `lite` has been measured so far, 81.95 % (n = 1) with 78,042")
     assert "+2.08 points against the published" in told
     assert "`wide66` (94.16 %) leads `adamw` by 0.24 points" in told
-    assert answer(experiments([])).startswith("No network has been measured on CIFAR-10 yet;")
+    assert headline(experiments([])).startswith("No network has been measured on CIFAR-10 yet;")
 
 
 # The page ---------------------------------------------------------------------------------------
@@ -344,7 +344,9 @@ def sideways(page):
 
 
 def test_the_page_answers_first_and_then_shows_every_experiment(page, root):
-    assert page.locator("p.answer").inner_text() == answer(experiments(find(root))).replace("`", "")
+    assert page.locator("p.answer").inner_text() == headline(experiments(find(root))).replace(
+        "`", ""
+    )
     names = page.locator("#experiments tbody th code").all_inner_texts()
     assert set(names) == set(list_variants())
     row = page.locator("#experiments tr", has_text=LITE_TOLD).inner_text()
@@ -363,7 +365,7 @@ def test_the_page_answers_first_and_then_shows_every_experiment(page, root):
 
 
 def find(root):
-    return sort_out(find_runs(root))[0]
+    return split_unreadable(find_runs(root))[0]
 
 
 def test_a_click_sorts_by_number_and_what_is_missing_stands_last(page):

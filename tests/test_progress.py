@@ -65,6 +65,6 @@ def test_a_notebook_is_watched_when_a_server_opened_it(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "ipykernel", object())
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    assert not progress.someone_watches()
+    assert not progress.is_interactive()
     monkeypatch.setenv("JPY_SESSION_NAME", "run_experiment.ipynb")
-    assert progress.someone_watches()
+    assert progress.is_interactive()

@@ -7,7 +7,13 @@ import pytest
 import torch
 from scipy.stats import t as student
 
-from resnetlib.analysis.significance import Comparison, against, compare, compare_seeds, holm
+from resnetlib.analysis.significance import (
+    Comparison,
+    compare_predictions,
+    compare_seeds,
+    compare_to_reference,
+    holm,
+)
 from resnetlib.evaluation import Evaluation
 
 
@@ -67,7 +73,7 @@ def test_networks_that_no_image_separates_are_not_distinguishable():
 
 def test_images_are_counted_by_who_is_right():
     labels = [0, 0, 1, 1, 2]
-    told = compare(
+    told = compare_predictions(
         evaluation([0, 0, 1, 0, 1], labels), evaluation([0, 1, 0, 1, 0], labels), ("A", "B")
     )
     assert (told.both, told.only_first, told.only_second, told.neither) == (1, 2, 1, 1)
@@ -90,15 +96,15 @@ def test_the_verdict_says_when_two_cannot_be_told_apart():
 
 def test_different_test_sets_are_refused():
     with pytest.raises(ValueError, match=r"different test sets \(2 and 3 images\)"):
-        compare(evaluation([0, 1], [0, 1]), evaluation([0, 1, 2], [0, 1, 2]))
+        compare_predictions(evaluation([0, 1], [0, 1]), evaluation([0, 1, 2], [0, 1, 2]))
     with pytest.raises(ValueError, match="different test sets"):
-        compare(evaluation([0, 1], [0, 1]), evaluation([0, 1], [0, 2]))
+        compare_predictions(evaluation([0, 1], [0, 1]), evaluation([0, 1], [0, 2]))
 
 
 def test_one_network_beside_itself_is_refused():
     one = evaluation([0, 1], [0, 1])
     with pytest.raises(ValueError, match="one network twice"):
-        compare(one, Evaluation(one.logits.clone(), one.labels.clone()))
+        compare_predictions(one, Evaluation(one.logits.clone(), one.labels.clone()))
 
 
 # Several networks --------------------------------------------------------------------------------
@@ -118,9 +124,9 @@ def test_the_others_are_compared_with_the_first_and_corrected_for_their_number()
         for share in (0.8, 0.9, 0.81)
     ]
     first, others = some[0], {"better": some[1], "same": some[2]}
-    table = against(first, others | {"copy": some[0]})
+    table = compare_to_reference(first, others | {"copy": some[0]})
     assert list(table.index) == ["better", "same"]
-    plain = compare(some[1], first)
+    plain = compare_predictions(some[1], first)
     assert table.loc["better", "difference"] == plain.difference > 0.05
     assert (table.loc["better", "low"], table.loc["better", "high"]) == plain.interval
     assert table.loc["better", "p"] == 2 * plain.p_value < 0.05 < table.loc["same", "p"]

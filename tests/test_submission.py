@@ -176,7 +176,7 @@ def test_another_number_of_images_is_told(write, pixels, digits):
 
 
 def test_the_labelled_test_set_gives_the_runs_own_logits(run, digits):
-    rehearsal = kaggle.rehearse(digits)
+    rehearsal = kaggle.dry_run(digits)
     assert torch.equal(rehearsal.images, digits.test[0])
     logits = kaggle.predict(run, rehearsal.images, digits)
     assert torch.equal(logits, run.evaluation.logits)
@@ -195,7 +195,7 @@ def test_every_normalization_of_a_recipe_is_followed(tiny, digits, normalize):
 
 def test_cifar10_through_the_competitions_format_gives_exactly_the_accuracy(cifar10):
     run = recorded_lite()
-    rehearsal = kaggle.rehearse(cifar10)
+    rehearsal = kaggle.dry_run(cifar10)
     logits = kaggle.predict(run, rehearsal.images, cifar10)
     right = int((logits.argmax(1) == rehearsal.labels).sum())
     assert right / 10_000 == run.metrics["test_accuracy"]
@@ -232,7 +232,7 @@ def test_logits_are_averaged_over_an_image_and_its_mirror_image(run, digits):
 
 
 def test_an_accuracy_of_several_views_is_called_so(run, digits):
-    rehearsal = kaggle.rehearse(digits)
+    rehearsal = kaggle.dry_run(digits)
     logits = kaggle.predict(run, rehearsal.images, digits, tta="flip")
     facts = kaggle.describe_prediction(run, rehearsal, logits, "flip")
     assert "accuracy" not in facts
@@ -242,7 +242,7 @@ def test_an_accuracy_of_several_views_is_called_so(run, digits):
 
 def test_the_most_uncertain_images_come_first():
     shares = torch.tensor([[0.90, 0.05, 0.05], [0.45, 0.10, 0.45], [0.50, 0.40, 0.10]])
-    table = kaggle.most_uncertain(shares.log(), ["a", "b", "c"], count=2)
+    table = kaggle.least_certain(shares.log(), ["a", "b", "c"], count=2)
     assert table.index.tolist() == [1, 2]
     assert set(table.iloc[0][["first", "second"]]) == {"a", "c"}
     assert table.iloc[1][["first", "second"]].tolist() == ["a", "b"]
@@ -356,7 +356,7 @@ def test_the_command_to_upload_is_given_but_not_for_a_rehearsal(run, write, pixe
     assert told == (
         'kaggle competitions submit -c COMPETITION -f "s.csv" -m "lite, seed 0, tta flip"'
     )
-    told = kaggle.describe_submission(PROJECT / "s.csv", run, kaggle.rehearse(digits), "none")
+    told = kaggle.describe_submission(PROJECT / "s.csv", run, kaggle.dry_run(digits), "none")
     assert "kaggle" not in told["upload"]
 
 

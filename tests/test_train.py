@@ -1,4 +1,4 @@
-"""Training: every key acts, the test set stays out, and a killed run ends in the same bits."""
+"""Trainer: every key acts, the test set stays out, and a killed run ends in the same bits."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ from resnetlib.config import apply_overrides, override_paths
 from resnetlib.errors import ConfigError, Diverged, RunError
 from resnetlib.rng import generator
 from resnetlib.runs import checkpoint
-from resnetlib.training import Training, preview_batch
+from resnetlib.training import Trainer, preview_batch
 
 
 def weights_of(run):
@@ -92,10 +92,10 @@ TESTED_OTHERWISE = {"select", "optimizer", "schedule"}  # below, and by their ow
 
 
 def trained_weights(experiment, dataset):
-    training = Training(experiment, dataset)
+    training = Trainer(experiment, dataset)
     for _ in range(experiment.recipe.epochs):
-        training.history or training.remember(training.before_training())
-        training.remember(training.epoch(lambda: None))
+        training.history or training.record_epoch(training.evaluate_untrained())
+        training.record_epoch(training.train_epoch(lambda: None))
     return torch.cat(
         [weights.detach().flatten() for weights in training.evaluated_model.parameters()]
     )
@@ -155,19 +155,19 @@ def test_the_test_set_has_no_influence_on_the_weights(tiny, digits, monkeypatch)
 
 
 def test_training_uses_the_training_images_and_none_that_are_held_out(tiny, digits):
-    training = Training(tiny(holdout=300), digits)
+    training = Trainer(tiny(holdout=300), digits)
     rows = {image.numpy().tobytes() for image in training.train_split[0]}
-    held_out = {image.numpy().tobytes() for image in training.evaluated["holdout"][0]}
+    held_out = {image.numpy().tobytes() for image in training.eval_splits["holdout"][0]}
     test = {image.numpy().tobytes() for image in digits.test[0]}
     assert len(training.train_split[1]) == 1047
     assert not rows & held_out
     assert not rows & test
-    assert torch.equal(training.evaluated["test"][0], digits.test[0])
+    assert torch.equal(training.eval_splits["test"][0], digits.test[0])
 
 
 def test_an_epoch_takes_every_training_image_once_the_partial_batch_included(tiny, digits):
-    training = Training(tiny(batch_size=128), digits)
-    training.remember(training.before_training())
+    training = Trainer(tiny(batch_size=128), digits)
+    training.record_epoch(training.evaluate_untrained())
     seen = []
     step = training.step
 
@@ -176,7 +176,7 @@ def test_an_epoch_takes_every_training_image_once_the_partial_batch_included(tin
         return step(images, labels, *rest)
 
     training.step = spying
-    training.epoch(lambda: None)
+    training.train_epoch(lambda: None)
     assert [len(batch) for batch in seen] == [128] * 10 + [67]
     assert sorted(map(bytes, torch.cat(seen).numpy())) == sorted(
         map(bytes, digits.train[0].numpy())
@@ -187,8 +187,8 @@ ALTERNATING = {"name": "flip", "alternate": True}
 
 
 def test_an_alternating_flip_shows_each_image_from_both_sides_in_two_epochs(tiny, digits):
-    training = Training(tiny(augment=[ALTERNATING]), digits)
-    training.remember(training.before_training())
+    training = Trainer(tiny(augment=[ALTERNATING]), digits)
+    training.record_epoch(training.evaluate_untrained())
     seen = []
     augment = training.augment
 
@@ -199,7 +199,7 @@ def test_an_alternating_flip_shows_each_image_from_both_sides_in_two_epochs(tiny
 
     training.augment = spying
     for _ in range(3):
-        training.remember(training.epoch(lambda: None))
+        training.record_epoch(training.train_epoch(lambda: None))
     count = len(digits.train[1])
     first, second, third = (sorted(seen[i * count : (i + 1) * count]) for i in range(3))
     as_they_are, turned = (
@@ -212,14 +212,14 @@ def test_an_alternating_flip_shows_each_image_from_both_sides_in_two_epochs(tiny
 
 def test_the_preview_shows_what_the_first_step_trains_on(tiny, digits, monkeypatch):
     experiment = tiny(augment=["crop", ALTERNATING], holdout=100)
-    training = Training(experiment, digits)
-    training.remember(training.before_training())
+    training = Trainer(experiment, digits)
+    training.record_epoch(training.evaluate_untrained())
     seen = []
     monkeypatch.setattr(
         "resnetlib.training.normalize", lambda images, *_: seen.append(images.clone()) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
-        training.epoch(lambda: None)
+        training.train_epoch(lambda: None)
     images, names = preview_batch(experiment, digits, 16)
     assert torch.equal(images, seen[0][:16])
     assert len(names) == 16
@@ -227,10 +227,10 @@ def test_the_preview_shows_what_the_first_step_trains_on(tiny, digits, monkeypat
 
 def test_evaluating_or_summarising_between_epochs_changes_no_weight(tiny, digits):
     plain = trained_weights(tiny(epochs=2), digits)
-    training = Training(tiny(epochs=2), digits)
-    training.remember(training.before_training())
+    training = Trainer(tiny(epochs=2), digits)
+    training.record_epoch(training.evaluate_untrained())
     for _ in range(2):
-        training.remember(training.epoch(lambda: None))
+        training.record_epoch(training.train_epoch(lambda: None))
         training.evaluate(*digits.test)
         model_summary(training.model)
         torch.rand(5)
@@ -259,10 +259,10 @@ def test_a_run_leaves_the_complete_folder(tiny):
 
 def test_row_0_is_the_untrained_network_on_2000_images_of_each_split(tiny, cifar10):
     experiment = tiny(dataset="cifar10", holdout=100, precision="float32")
-    training = Training(experiment, cifar10)
-    row = training.before_training()
+    training = Trainer(experiment, cifar10)
+    row = training.evaluate_untrained()
     assert not training.evaluation_seconds  # which counts what falls into the epochs
-    splits = {"train": training.train_split} | training.evaluated
+    splits = {"train": training.train_split} | training.eval_splits
     assert {name: len(labels) for name, (_, labels) in splits.items()} == {
         "train": 49_900,
         "holdout": 100,
@@ -451,8 +451,8 @@ def test_adams_moments_are_resumed_too(tiny, tmp_path, monkeypatch):
 def test_without_any_one_item_of_the_checkpoint_the_bits_differ(stopped, monkeypatch, item):
     """Proves that the tests above bite: each item is needed."""
     experiment, folder, whole = stopped
-    fresh = Training(experiment, load_dataset("digits"))
-    fresh.remember(fresh.before_training())
+    fresh = Trainer(experiment, load_dataset("digits"))
+    fresh.record_epoch(fresh.evaluate_untrained())
     load = runs.load_checkpoint
     without = {item: fresh.state()[item]}
     monkeypatch.setattr(
@@ -551,7 +551,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(tiny):
     experiment = tiny()
     with (
         files.lock(experiment.folder / ".lock"),
-        pytest.raises(files.InUse, match="in use by another process"),
+        pytest.raises(files.RunLocked, match="in use by another process"),
     ):
         train(experiment)
 

@@ -19,15 +19,15 @@ from pandas.io.formats.style import Styler
 from torch import Tensor
 
 from ..data import Split, load_dataset
-from ..errors import ConfigError, RunError, Told, nearest
+from ..errors import ConfigError, RunError, UserError, closest_match
 from ..evaluation import Evaluation
-from ..paths import output_folder, shown
-from ..plots.tables import figures
-from ..progress import someone_watches
-from ..runs.find import find_runs, reference_runs, sort_out
+from ..paths import display_path, output_folder
+from ..plots.tables import format_table
+from ..progress import is_interactive
+from ..runs.find import find_runs, reference_runs, split_unreadable
 from ..runs.run import Run, load_run
 from . import significance
-from .significance import points, probability
+from .significance import format_p_value, format_points
 
 SHOWN_IMAGES = 16  # of each kind: two rows
 LABEL_LENGTH = 60  # characters; a longer one gives way to the folder's name
@@ -35,7 +35,7 @@ TEXT_WIDTH = 96  # characters, as in a notebook's output on a laptop
 
 
 @dataclass(frozen=True)
-class Pair:
+class RunPair:
     """Two finished runs on one test set; `runs` are all that were found, by their labels."""
 
     names: tuple[str, str]
@@ -43,17 +43,17 @@ class Pair:
     data_root: str | None = None
 
     @property
-    def both(self) -> tuple[Run, Run]:
+    def selected(self) -> tuple[Run, Run]:
         return self.runs[self.names[0]], self.runs[self.names[1]]
 
     @cached_property
     def comparison(self) -> significance.Comparison:
         """Raises `RunError` for one network twice and for different test sets."""
-        first, second = self.both
+        first, second = self.selected
         if first is second:
             raise RunError(f"{self.names[0]} is chosen twice; choose another run beside it")
         try:
-            return significance.compare(first.evaluation, second.evaluation, self.names)
+            return significance.compare_predictions(first.evaluation, second.evaluation, self.names)
         except ValueError as error:
             names = " and ".join(self.names)
             raise RunError(f"{names} cannot be compared: {error}") from None
@@ -71,7 +71,7 @@ class Pair:
             lines.append("This is about these two networks; for their recipes, see the seeds.")
         lines += [
             f"{name} was selected on this very test set: its accuracy flatters it."
-            for name, run in zip(self.names, self.both, strict=True)
+            for name, run in zip(self.names, self.selected, strict=True)
             if run.experiment.recipe.select == "best_test"
         ]
         return "\n".join(lines)
@@ -101,18 +101,18 @@ class Pair:
             name.replace(" seed ", "\N{NO-BREAK SPACE}seed\N{NO-BREAK SPACE}")
             for name in self.names
         ]
-        return dict(zip(labels, (run.history for run in self.both), strict=True))
+        return dict(zip(labels, (run.history for run in self.selected), strict=True))
 
     @property
     def confusions(self) -> tuple[np.ndarray, np.ndarray]:
-        first, second = self.both
+        first, second = self.selected
         return first.evaluation.confusion, second.evaluation.confusion
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.both[0].evaluation.classes
+        return self.selected[0].evaluation.classes
 
-    def right_alone(self, name: str) -> tuple[Tensor, list[str], str]:
+    def only_correct(self, name: str) -> tuple[Tensor, list[str], str]:
         """Images that this one gets right and the other wrong: the arguments of `image_grid`.
 
         First those that both are surest of; captions give the true class, then both predictions.
@@ -120,7 +120,7 @@ class Pair:
         """
         other = self.names[name == self.names[0]]
         right, wrong = self.runs[name].evaluation, self.runs[other].evaluation
-        images, labels = _test_images(self.both[0].record["dataset"], self.data_root)
+        images, labels = _test_images(self.selected[0].record["dataset"], self.data_root)
         if not torch.equal(labels, right.labels):
             raise RunError(f"the test images at hand are not those that {name} was tested on")
         found = (right.correct & ~wrong.correct).nonzero().flatten()
@@ -137,10 +137,10 @@ class Pair:
     def recipes(self) -> str:
         """Whether one recipe is better than the other, over the seeds that were run."""
         names = [re.sub(r" seed \d+", "", name) for name in self.names]
-        first, second = (self._seeds(run) for run in self.both)
+        first, second = (self._seeds(run) for run in self.selected)
         if self._one_recipe:
             return (
-                f"Both are of one recipe: {names[0]}, {significance.seeds_in_words(first)} over "
+                f"Both are of one recipe: {names[0]}, {significance.format_seeds(first)} over "
                 "its seeds. Another training of it would give another figure of this spread."
             )
         return significance.compare_seeds(first, second, tuple(names)).verdict
@@ -149,11 +149,11 @@ class Pair:
     def differences(self) -> pd.DataFrame:
         """Every other run on these test images minus the first, best first.
 
-        The columns of `significance.against`, fractions of 1, and `variant`.
+        The columns of `significance.compare_to_reference`, fractions of 1, and `variant`.
         """
-        first = self.both[0]
+        first = self.selected[0]
         others = {label: run for label, run in self._comparable.items() if run is not first}
-        table = significance.against(
+        table = significance.compare_to_reference(
             first.evaluation, {label: run.evaluation for label, run in others.items()}
         )
         table["variant"] = [others[label].record["variant"] for label in table.index]
@@ -176,17 +176,21 @@ class Pair:
         rows = rows.astype({"parameters": int, "MACs": int})
         differences = self.differences
         told = [
-            (points(row.difference), f"{points(row.low)} to {points(row.high)}", probability(row.p))
+            (
+                format_points(row.difference),
+                f"{format_points(row.low)} to {format_points(row.high)}",
+                format_p_value(row.p),
+            )
             for row in differences.itertuples()
         ]
         columns = ["minus the first (points)", "95 % interval", "p (Holm)"]
         rows = rows.join(pd.DataFrame(told, index=differences.index, columns=columns, dtype=object))
-        return figures(rows, precision=2)
+        return format_table(rows, precision=2)
 
     @property
     def _comparable(self) -> dict[str, Run]:
         """The runs on the test images of the first."""
-        data = self.both[0].record["dataset_checksums"]
+        data = self.selected[0].record["dataset_checksums"]
         return {
             label: run
             for label, run in self.runs.items()
@@ -195,7 +199,7 @@ class Pair:
 
     @property
     def _one_recipe(self) -> bool:
-        first, second = self.both
+        first, second = self.selected
         return _recipe(first) == _recipe(second)
 
     def _seeds(self, of: Run) -> list[float]:
@@ -224,8 +228,8 @@ class Selection:
     ):
         self.runs = dict(runs)
         self.data_root = data_root
-        self.pair = Pair((first, second), self.runs, data_root)
-        self._shown: dict[Any, tuple[Any, Callable[[Pair], Any]]] = {}
+        self.pair = RunPair((first, second), self.runs, data_root)
+        self._shown: dict[Any, tuple[Any, Callable[[RunPair], Any]]] = {}
         self._state: Any = None  # a label beside the lists, once there are any
 
     def choose(self, first: str | None = None, second: str | None = None) -> None:
@@ -239,7 +243,7 @@ class Selection:
     def _change(self, names: tuple[str, str]) -> None:
         if names == self.pair.names:
             return
-        self.pair = Pair(names, self.runs, self.data_root)
+        self.pair = RunPair(names, self.runs, self.data_root)
         if self._state is not None:
             self._state.value = "drawing …"
             for box, name in zip(self.lists, names, strict=True):
@@ -249,7 +253,7 @@ class Selection:
         if self._state is not None:
             self._state.value = ""
 
-    def show(self, draw: Callable[[Pair], Any]) -> None:
+    def show(self, draw: Callable[[RunPair], Any]) -> None:
         """Display what `draw` makes of the pair: text, a table, or a figure's axes.
 
         A cell that is run again takes the place of its earlier display.
@@ -259,12 +263,12 @@ class Selection:
         handle = display(_displayable(draw(self.pair)), display_id=True)
         self._shown[getattr(draw, "__code__", draw)] = handle, draw
 
-    def _drawn(self, draw: Callable[[Pair], Any]) -> Any:
+    def _drawn(self, draw: Callable[[RunPair], Any]) -> Any:
         """With the reason in its place where two runs cannot be compared."""
         try:
             self.pair.comparison  # noqa: B018
             return _displayable(draw(self.pair))
-        except Told as told:
+        except UserError as told:
             return _displayable(str(told))
 
     @cached_property
@@ -296,7 +300,7 @@ class Selection:
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        if someone_watches():
+        if is_interactive():
             import ipywidgets
 
             display(ipywidgets.VBox([*self.lists, self._state]))
@@ -319,7 +323,7 @@ def select(
     """
     runs = finished_runs(output_root, dataset)
     one = first and find_label(runs, first)
-    other = second and find_label(runs, second, but=one)
+    other = second and find_label(runs, second, exclude=one)
     one = one or (_partner(runs, other) if other else _newest(runs))
     other = other or (one and _partner(runs, one))
     if not (one and other):
@@ -330,7 +334,7 @@ def select(
             else f"two finished runs of {dataset or 'one data set'}"
         )
         raise RunError(
-            f"{shown(output_folder(output_root))} holds no {lacks}: train another with "
+            f"{display_path(output_folder(output_root))} holds no {lacks}: train another with "
             "run_experiment.ipynb, for instance with another seed"
         )
     selection = Selection(runs, one, other, data_root)
@@ -342,7 +346,7 @@ def finished_runs(
     output_root: str | Path | None = None, dataset: str | None = None
 ) -> dict[str, Run]:
     """Those with kept predictions under the output root, by labels such as `lite seed 0`."""
-    readable, _ = sort_out(find_runs(output_folder(output_root)))
+    readable, _ = split_unreadable(find_runs(output_folder(output_root)))
     return _labelled(
         [
             run
@@ -354,7 +358,7 @@ def finished_runs(
     )
 
 
-def find_label(runs: dict[str, Run], wanted: str, but: str | None = None) -> str:
+def find_label(runs: dict[str, Run], wanted: str, exclude: str | None = None) -> str:
     """The label of the run meant by a label, a run folder (which joins `runs`) or a variant.
 
     Of a variant's runs, its own recipe and the lowest seed come first; `but` is not chosen. A
@@ -365,22 +369,23 @@ def find_label(runs: dict[str, Run], wanted: str, but: str | None = None) -> str
         return wanted
     folder = Path(wanted).expanduser()
     if (folder / "run.json").is_file():
-        return _joined(runs, load_run(folder))
+        return _add_run(runs, load_run(folder))
     own = [label for label, run in runs.items() if run.record["variant"] == wanted]
-    own = [label for label in own if label != but]
+    own = [label for label in own if label != exclude]
     if own:
-        return min(own, key=lambda label: _plainness(runs[label]))
+        return min(own, key=lambda label: _preference(runs[label]))
     recorded = [run for run in reference_runs() if run.record["variant"] == wanted]
-    if recorded and but is None:
-        return _joined(runs, recorded[0])
+    if recorded and exclude is None:
+        return _add_run(runs, recorded[0])
     variants = sorted({run.record["variant"] for run in runs.values()})
     raise ConfigError(
         f"{wanted!r} is no run folder, label or variant with a finished run"
-        f"{nearest(wanted, variants)}\nThere are finished runs of: {', '.join(variants) or 'none'}"
+        f"{closest_match(wanted, variants)}\n"
+        f"There are finished runs of: {', '.join(variants) or 'none'}"
     )
 
 
-def _joined(runs: dict[str, Run], run: Run) -> str:
+def _add_run(runs: dict[str, Run], run: Run) -> str:
     if run.status != "done":
         raise RunError(f"{run.path} is {run.status}; only finished runs are compared")
     if not (run.path / "predictions.npz").is_file():
@@ -388,13 +393,13 @@ def _joined(runs: dict[str, Run], run: Run) -> str:
     for label, known in runs.items():
         if known.path.resolve() == run.path.resolve():
             return label
-    forms = _forms(run, [*runs.values(), run])
+    forms = _label_candidates(run, [*runs.values(), run])
     label = next(form for form in forms if form not in runs)
     runs[label] = run
     return label
 
 
-def _plainness(run: Run) -> tuple[bool, int]:
+def _preference(run: Run) -> tuple[bool, int]:
     changed = set(run.record["overrides"]) - {"seed", "dataset"}
     return bool(changed), run.record["seed"]
 
@@ -428,7 +433,7 @@ def _partner(runs: Mapping[str, Run], label: str) -> str | None:
 
 def _labelled(runs: list[Run]) -> dict[str, Run]:
     """Each under the shortest of its names that no other shares."""
-    forms = [_forms(run, runs) for run in runs]
+    forms = [_label_candidates(run, runs) for run in runs]
     shares = [Counter(column) for column in zip(*forms, strict=True)]
     return {
         next(name for name, share in zip(names, shares, strict=True) if share[name] == 1): run
@@ -436,7 +441,7 @@ def _labelled(runs: list[Run]) -> dict[str, Run]:
     }
 
 
-def _forms(run: Run, runs: list[Run]) -> list[str]:
+def _label_candidates(run: Run, runs: list[Run]) -> list[str]:
     """Names of a run, the shortest first: variant and seed, with its changes, folder, whole path.
 
     Changes that all runs of its variant have are not said.
@@ -446,7 +451,7 @@ def _forms(run: Run, runs: list[Run]) -> list[str]:
     own = [change for change in _changes(run) if not all(change in other for other in alike)]
     short = f"{variant} seed {run.record['seed']}"
     told, folder = ", ".join([short, *own]), f"{variant} {run.path.name}"
-    return [short, told if len(told) <= LABEL_LENGTH else folder, folder, shown(run.path)]
+    return [short, told if len(told) <= LABEL_LENGTH else folder, folder, display_path(run.path)]
 
 
 def _changes(run: Run) -> list[str]:

@@ -1,8 +1,8 @@
 """Accuracy on corrupted images.
 
-Seven corruptions at five strengths. Where CIFAR-10-C has the corruption, the strengths are its own
-for 32×32 images (Hendrycks & Dietterich 2019, `make_cifar_c.py`); the operations are torchvision's,
-so accuracies lie near those on CIFAR-10-C but are not the same.
+Seven corruptions at five severities. Where CIFAR-10-C has the corruption, the severities are its
+own for 32×32 images (Hendrycks & Dietterich 2019, `make_cifar_c.py`); the operations are
+torchvision's, so accuracies lie near those on CIFAR-10-C but are not the same.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 
 from .. import rng
 from ..errors import ConfigError
-from ..evaluation import evaluate, interval
+from ..evaluation import evaluate, wilson_interval
 from ..progress import bar
 from ..size import macs
 
@@ -30,14 +30,14 @@ MACS = 2.5e12
 FEWEST_IMAGES = 1000  # an accuracy of 80 % is then known to ±2.5 points
 
 
-def images_to_damage(wanted: int | None, model: nn.Module, available: int) -> int:
+def corruption_sample_size(wanted: int | None, model: nn.Module, available: int) -> int:
     """How many test images `robustness` is to use: what is wanted, or else affordable.
 
     Affordable are all of a small network's, fewer of a large one's, never less than 1,000.
     Raises `ConfigError` for a number that cannot be.
     """
     if wanted is None:
-        settings = len(CORRUPTIONS) * len(STRENGTHS)
+        settings = len(CORRUPTIONS) * len(SEVERITIES)
         affordable = int(MACS / (settings * macs(model)) // 100) * 100
         return min(available, max(FEWEST_IMAGES, affordable))
     if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= available:
@@ -45,7 +45,7 @@ def images_to_damage(wanted: int | None, model: nn.Module, available: int) -> in
     return wanted
 
 
-STRENGTHS = range(1, 6)  # the columns of every table here; 0 is the undamaged image
+SEVERITIES = range(1, 6)  # the columns of every table here; 0 is the undamaged image
 BATCH = 500  # images blurred at once: what fits a processor's cache is seven times as fast
 # What one team lost between the test set, 93.92 %, and the class competition's hidden set, 80.89 %
 # (params/adamw.yaml).
@@ -53,7 +53,7 @@ HIDDEN_SET_DROP = 0.13
 
 
 class Corruption(NamedTuple):
-    """A way to damage images: `apply(images, level, seed)`, and its level at each strength.
+    """A way to damage images: `apply(images, level, seed)`, and its level at each severity.
 
     `augmentations` are those of ours that draw this very damage; none for some.
     """
@@ -65,7 +65,7 @@ class Corruption(NamedTuple):
 
 
 def _noise(images: Tensor, sigma: float, seed: int) -> Tensor:
-    """The same pattern at every strength; the global random state stays as it was."""
+    """The same pattern at every severity; the global random state stays as it was."""
     # In float: torchvision rounds the noise on uint8 towards zero, and so makes less of it.
     exact = F.to_dtype(images, torch.float32, scale=True)
     with torch.random.fork_rng(devices=[]):
@@ -144,31 +144,31 @@ CORRUPTIONS = {
 }
 
 
-def corrupt(images: Tensor, name: str, strength: int, *, seed: int = 0) -> Tensor:
+def corrupt(images: Tensor, name: str, severity: int, *, seed: int = 0) -> Tensor:
     """Damaged images: uint8 (N, 3, H, W) on the CPU, as those given, which stay as they were.
 
     Strength 0 gives the images themselves, 1 to 5 damage them ever more. The seed decides the
-    noise; all else is fixed. Raises `ValueError` for an unknown name, strength or type of image.
+    noise; all else is fixed. Raises `ValueError` for an unknown name, severity or type of image.
     """
     if name not in CORRUPTIONS:
         close = difflib.get_close_matches(name, CORRUPTIONS, n=1, cutoff=0)[0]
         raise ValueError(
             f"unknown corruption {name!r}; did you mean {close!r}? one of {', '.join(CORRUPTIONS)}"
         )
-    if strength not in (0, *STRENGTHS):
-        raise ValueError(f"strength = {strength!r}: give 0 (undamaged) or 1 to 5")
+    if severity not in (0, *SEVERITIES):
+        raise ValueError(f"severity = {severity!r}: give 0 (undamaged) or 1 to 5")
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}; corrupt takes uint8")
-    if strength == 0:
+    if severity == 0:
         return images
     kind = CORRUPTIONS[name]
-    return kind.apply(images, kind.levels[strength - 1], seed)
+    return kind.apply(images, kind.levels[severity - 1], seed)
 
 
-def caption(name: str, strength: int) -> str:
-    """What a strength stands for, such as `σ 0.04`."""
+def caption(name: str, severity: int) -> str:
+    """What a severity stands for, such as `σ 0.04`."""
     kind = CORRUPTIONS[name]
-    return kind.caption.format(kind.levels[strength - 1]) if strength else "undamaged"
+    return kind.caption.format(kind.levels[severity - 1]) if severity else "undamaged"
 
 
 def robustness(
@@ -182,7 +182,7 @@ def robustness(
     device: str | torch.device = "auto",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Accuracy, a fraction of 1: a row for each corruption, a column for each strength 0 to 5.
+    """Accuracy, a fraction of 1: a row for each corruption, a column for each severity 0 to 5.
 
     Images uint8 (N, 3, H, W) on the CPU, labels int64 (N,); the rest as for `evaluate`.
     """
@@ -194,29 +194,29 @@ def robustness(
 
     undamaged = accuracy(images)
     rows = {name: [undamaged] for name in CORRUPTIONS}
-    with bar(total=len(CORRUPTIONS) * len(STRENGTHS), unit="setting") as shown:
+    with bar(total=len(CORRUPTIONS) * len(SEVERITIES), unit="setting") as shown:
         for name, row in rows.items():
             shown.set_description(name)
-            for strength in STRENGTHS:
-                row.append(accuracy(corrupt(images, name, strength, seed=seed)))
+            for severity in SEVERITIES:
+                row.append(accuracy(corrupt(images, name, severity, seed=seed)))
                 shown.update()
-    columns = pd.RangeIndex(len(STRENGTHS) + 1, name="strength")
+    columns = pd.RangeIndex(len(SEVERITIES) + 1, name="severity")
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("corruption")
 
 
-def drops(accuracies: pd.DataFrame) -> pd.DataFrame:
+def accuracy_drops(accuracies: pd.DataFrame) -> pd.DataFrame:
     """What `robustness` measured, in points, costliest corruption first.
 
-    `mean drop` over the five strengths, `strongest` the drop at strength 5, `loses 13 from` the
-    first strength that costs as much as the hidden set cost one team; missing where none does.
+    `mean drop` over the five severities, `strongest` the drop at severity 5, `loses 13 from` the
+    first severity that costs as much as the hidden set cost one team; missing where none does.
     """
-    lost = accuracies[[0]].to_numpy() - accuracies[list(STRENGTHS)]
+    lost = accuracies[[0]].to_numpy() - accuracies[list(SEVERITIES)]
     beyond = lost >= HIDDEN_SET_DROP
     table = pd.DataFrame(
         {
-            "mean accuracy": 100 * accuracies[list(STRENGTHS)].mean(axis=1),
+            "mean accuracy": 100 * accuracies[list(SEVERITIES)].mean(axis=1),
             "mean drop": 100 * lost.mean(axis=1),
-            "strongest": 100 * lost[STRENGTHS[-1]],
+            "strongest": 100 * lost[SEVERITIES[-1]],
             "loses 13 from": beyond.idxmax(axis=1).where(beyond.any(axis=1)).astype("Int64"),
         }
     )
@@ -228,16 +228,16 @@ def verdict(accuracies: pd.DataFrame, images: int, used: Collection[str] = ()) -
 
     `images` is how many `robustness` was measured on, `used` the augmentations of the run.
     """
-    table = drops(accuracies)
+    table = accuracy_drops(accuracies)
     undamaged = accuracies[0].iloc[0]
     worst, row = table.index[0], table.iloc[0]
-    low, high = interval(undamaged, images)
+    low, high = wilson_interval(undamaged, images)
     past = table["loses 13 from"].dropna()
     spared = [name for name in table.index if name not in past]
     points = f"{100 * HIDDEN_SET_DROP:.0f} points"
     told = [
         f"**{worst.capitalize()} costs most**: {row['mean drop']:.1f} points on average over its "
-        f"five strengths, {row['strongest']:.1f} at the strongest, from {undamaged:.2%} on the "
+        f"five severities, {row['strongest']:.1f} at the strongest, from {undamaged:.2%} on the "
         f"undamaged images ({images:,} of them, 95 % interval {low:.2%} to {high:.2%}). "
         f"Over all {len(table)} damages the mean drop is {table['mean drop'].mean():.1f} points.",
         f"One team lost {points} between the test set and the competition's hidden set.",
@@ -246,9 +246,9 @@ def verdict(accuracies: pd.DataFrame, images: int, used: Collection[str] = ()) -
         reached = [f"{name} from {caption(name, level)}" for name, level in past.items()]
         told.append(f"This network loses as much to {_listed(reached)}.")
         if spared:
-            told.append(f"It does not to {_listed(spared)}, at any strength measured.")
+            told.append(f"It does not to {_listed(spared)}, at any severity measured.")
     else:
-        told.append("No damage measured here costs this network as much, at any strength.")
+        told.append("No damage measured here costs this network as much, at any severity.")
     return " ".join(told) + "\n\n" + _what_to_try(list(past.index) or [worst], used)
 
 
@@ -278,10 +278,10 @@ def _listed(words: Sequence[str]) -> str:
 def examples(image: Tensor, seed: int = 0) -> np.ndarray:
     """One image uint8 (3, H, W) under every corruption: uint8 (corruptions, 6, 3, H, W).
 
-    The second axis is the strength, 0 to 5; the order of corruptions is that of `CORRUPTIONS`.
+    The second axis is the severity, 0 to 5; the order of corruptions is that of `CORRUPTIONS`.
     """
     rows = [
-        torch.cat([corrupt(image[None], name, level, seed=seed) for level in (0, *STRENGTHS)])
+        torch.cat([corrupt(image[None], name, level, seed=seed) for level in (0, *SEVERITIES)])
         for name in CORRUPTIONS
     ]
     return torch.stack(rows).numpy()

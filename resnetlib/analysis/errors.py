@@ -7,14 +7,14 @@ import pandas as pd
 from torch import Tensor
 
 from ..data import Dataset, normalization
-from ..device import EVALUATION_BATCH, choose_compute
+from ..device import EVALUATION_BATCH, resolve_device_settings
 from ..evaluation import Evaluation
 from ..experiment import Experiment
 
 
 def evaluation_settings(experiment: Experiment, data: Dataset) -> dict[str, Any]:
     """The keywords of `evaluate` as the experiment's training had them."""
-    device = choose_compute(experiment).device
+    device = resolve_device_settings(experiment).device
     mean, std = normalization(experiment.recipe, data)
     return {
         "mean": mean,
@@ -53,7 +53,7 @@ def confused_pairs(evaluation: Evaluation, count: int = 6) -> pd.DataFrame:
     )
 
 
-def taken_for(evaluation: Evaluation, true: str, predicted: str) -> Tensor:
+def misclassified_as(evaluation: Evaluation, true: str, predicted: str) -> Tensor:
     """Places (N,) of the images of one class that were taken for another, the surest first."""
     names = list(evaluation.per_class.index)
     for name in (true, predicted):
@@ -66,7 +66,7 @@ def taken_for(evaluation: Evaluation, true: str, predicted: str) -> Tensor:
     return places[evaluation.confidences[places].argsort(descending=True, stable=True)]
 
 
-def surest_mistakes(evaluation: Evaluation, count: int) -> Tensor:
+def most_confident_errors(evaluation: Evaluation, count: int) -> Tensor:
     """Places (count,) of the wrong images that the network was surest of."""
     places = (~evaluation.correct).nonzero()[:, 0]
     return places[evaluation.confidences[places].argsort(descending=True, stable=True)][:count]

@@ -1,7 +1,8 @@
 """Is one network, or one recipe, better than another? Tests and intervals from kept predictions.
 
-`compare` is about two trained networks on one set of test images. It cannot tell recipes apart: a
-recipe trained again with another seed gives another network. `compare_seeds` is for recipes.
+`compare_predictions` is about two trained networks on one set of test images. It cannot
+tell recipes apart: a recipe trained again with another seed gives another network.
+`compare_seeds` is for recipes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..evaluation import Evaluation, interval
+from ..evaluation import Evaluation, wilson_interval
 
-LEVEL = 0.05  # below this p two networks are called distinguishable; intervals hold 95 %
+ALPHA = 0.05  # below this p two networks are called distinguishable; intervals hold 95 %
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Comparison:
         where hardly any image separates two networks, it is wider than it need be.
         """
         first, second = self.accuracies
-        (low1, high1), (low2, high2) = (interval(p, self.images) for p in (first, second))
+        (low1, high1), (low2, high2) = (wilson_interval(p, self.images) for p in (first, second))
         return (
             self.difference - self._length(first - low1, high2 - second),
             self.difference + self._length(high1 - first, second - low2),
@@ -85,7 +86,7 @@ class Comparison:
     @property
     def distinguishable(self) -> bool:
         """By the exact test, which is a little more careful than the interval."""
-        return self.p_value < LEVEL
+        return self.p_value < ALPHA
 
     @property
     def verdict(self) -> str:
@@ -95,8 +96,8 @@ class Comparison:
         if not self.distinguishable:
             return (
                 f"Not distinguishable {where}: {self.names[0]} minus {self.names[1]} is "
-                f"{points(self.difference)} points (95 % interval {points(low)} to "
-                f"{points(high)}; exact McNemar {_p(self.p_value)})."
+                f"{format_points(self.difference)} points (95 % interval {format_points(low)} to "
+                f"{format_points(high)}; exact McNemar {_p(self.p_value)})."
             )
         better, worse = self.names if self.difference > 0 else self.names[::-1]
         least, most = sorted((100 * abs(low), 100 * abs(high)))
@@ -107,7 +108,7 @@ class Comparison:
         )
 
 
-def compare(
+def compare_predictions(
     first: Evaluation, second: Evaluation, names: tuple[str, str] = ("the first", "the second")
 ) -> Comparison:
     """Two networks on the same test images.
@@ -136,13 +137,13 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return corrected
 
 
-def against(first: Evaluation, others: Mapping[str, Evaluation]) -> pd.DataFrame:
+def compare_to_reference(first: Evaluation, others: Mapping[str, Evaluation]) -> pd.DataFrame:
     """Each of the others minus the first: `difference`, `low`, `high`, and `p` after Holm.
 
     One that holds the very outputs of the first is the same network and left out.
     """
     rows = {
-        name: compare(other, first)
+        name: compare_predictions(other, first)
         for name, other in others.items()
         if not torch.equal(other.logits, first.logits)
     }
@@ -191,7 +192,7 @@ class SeedComparison:
     def verdict(self) -> str:
         """The answer in a sentence, then a line for each recipe: mean, standard deviation, n."""
         sides = dict(zip(self.names, (self.first, self.second), strict=True))
-        lines = [f"{name}: {seeds_in_words(values)}" for name, values in sides.items()]
+        lines = [f"{name}: {format_seeds(values)}" for name, values in sides.items()]
         return "\n".join([self._answer(sides), *lines])
 
     def _answer(self, sides: Mapping[str, tuple[float, ...]]) -> str:
@@ -201,10 +202,11 @@ class SeedComparison:
             return f"Whether one recipe is better cannot be told: {why}."
         low, high = self.interval
         told = (
-            f"the means differ by {points(self.difference)} points (95 % interval {points(low)} "
-            f"to {points(high)}; Welch {_p(self.p_value)})."
+            f"the means differ by {format_points(self.difference)} points "
+            f"(95 % interval {format_points(low)} to {format_points(high)}; "
+            f"Welch {_p(self.p_value)})."
         )
-        if self.p_value >= LEVEL:
+        if self.p_value >= ALPHA:
             return f"The recipes are not distinguishable over these seeds: {told}"
         better = self.names[0] if self.difference > 0 else self.names[1]
         return f"The recipe {better} is better over these seeds: {told}"
@@ -221,22 +223,22 @@ def compare_seeds(
     return SeedComparison(tuple(first), tuple(second), names)
 
 
-def seeds_in_words(accuracies: Sequence[float]) -> str:
+def format_seeds(accuracies: Sequence[float]) -> str:
     """`82.10 ± 0.21 % (n = 3)`: mean and sample standard deviation over seeds."""
     spread = f" ± {100 * np.std(accuracies, ddof=1):.2f}" if len(accuracies) > 1 else ""
     return f"{100 * np.mean(accuracies):.2f}{spread} % (n = {len(accuracies)})"
 
 
-def points(fraction: float) -> str:
+def format_points(fraction: float) -> str:
     """`−0.66`: a difference in percentage points, always with its sign."""
     return f"{100 * fraction:+.2f}".replace("-", "−")
 
 
-def probability(value: float) -> str:
+def format_p_value(value: float) -> str:
     """A p value in three digits, `< 0.001` below them."""
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _p(value: float) -> str:
-    told = probability(value)
+    told = format_p_value(value)
     return f"p {told}" if told.startswith("<") else f"p = {told}"

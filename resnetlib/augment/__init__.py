@@ -35,7 +35,7 @@ from .policies import apply_operations
 
 Draw = Callable[[Any, Shape, torch.Generator], Any]
 Apply = Callable[[Tensor, Any], Tensor]
-PICTURES: dict[type[schema.Model], tuple[Draw, Apply]] = {
+IMAGE_AUGMENTATIONS: dict[type[schema.Model], tuple[Draw, Apply]] = {
     schema.Crop: (draw_crop, lambda images, window: image_ops.window(images, *window)),
     schema.Flip: (draw_flip, image_ops.flip),
     schema.ColorJitter: (draw_color_jitter, apply_operations),
@@ -62,11 +62,11 @@ def _cutmix(images: Tensor, targets: Tensor, box: Rectangle) -> tuple[Tensor, Te
 
 def _mix_targets(targets: Tensor, share: Tensor) -> Tensor:
     """(N, classes): `share` (N,) of the own target, the rest of the one before in the batch."""
-    share = image_ops.moved(share.to(torch.float32)[:, None], targets.device)
+    share = image_ops.to_device(share.to(torch.float32)[:, None], targets.device)
     return share * targets + (1 - share) * targets.roll(1, 0)
 
 
-MIXES = {schema.MixUp: (draw_mixup, _mixup), schema.CutMix: (draw_cutmix, _cutmix)}
+BATCH_MIXES = {schema.MixUp: (draw_mixup, _mixup), schema.CutMix: (draw_cutmix, _cutmix)}
 
 
 class Augmentation(Protocol):
@@ -75,30 +75,30 @@ class Augmentation(Protocol):
         images: Tensor,
         targets: Tensor,
         generator: torch.Generator,
-        turned: Tensor | None = None,
+        flip_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
 
 def compose(settings: Sequence[schema.AugmentStep], num_classes: int = 10) -> Augmentation:
-    """The augmentations one after another, as a function of (images, labels, generator, turned).
+    """The augmentations one after another, as a function of (images, labels, generator, flip_mask).
 
     Images uint8 (N, 3, H, W) and labels int64 (N,) on one device, the generator on the CPU; both
-    stay as they were. `turned` (N,) bool, on the CPU, says which images an alternating flip turns;
-    without it one draws as any other flip. Returns new images, and the labels, or with mixup or
-    cutmix in the list always float32 probabilities (N, num_classes).
+    stay as they were. `flip_mask` (N,) bool, on the CPU, says which images an alternating flip
+    turns; without it one draws as any other flip. Returns new images, and the labels, or with mixup
+    or cutmix in the list always float32 probabilities (N, num_classes).
     """
     steps = [_step(setting) for setting in settings]
-    mixes = any(type(single) in MIXES for setting in settings for single in _choices(setting))
+    mixes = any(type(single) in BATCH_MIXES for setting in settings for single in _choices(setting))
 
     def augment(
         images: Tensor,
         labels: Tensor,
         generator: torch.Generator,
-        turned: Tensor | None = None,
+        flip_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         targets = _one_hot(labels, num_classes) if mixes else labels
         for step in steps:
-            images, targets = step(images, targets, generator, turned)
+            images, targets = step(images, targets, generator, flip_mask)
         return images, targets
 
     return augment
@@ -129,37 +129,37 @@ def _step(settings: schema.AugmentStep) -> Augmentation:
             images: Tensor,
             targets: Tensor,
             generator: torch.Generator,
-            turned: Tensor | None = None,
+            flip_mask: Tensor | None = None,
         ) -> tuple[Tensor, Tensor]:
             chosen = int(torch.randint(len(steps), (), generator=generator))
-            return steps[chosen](images, targets, generator, turned)
-    elif type(settings) in MIXES:
-        draw, mix = MIXES[type(settings)]
+            return steps[chosen](images, targets, generator, flip_mask)
+    elif type(settings) in BATCH_MIXES:
+        draw, mix = BATCH_MIXES[type(settings)]
 
         def step(
             images: Tensor,
             targets: Tensor,
             generator: torch.Generator,
-            turned: Tensor | None = None,
+            flip_mask: Tensor | None = None,
         ) -> tuple[Tensor, Tensor]:
             return mix(images, targets, draw(settings, _shape(images), generator))
     else:
-        draw, apply = PICTURES[type(settings)]
+        draw, apply = IMAGE_AUGMENTATIONS[type(settings)]
 
         def step(
             images: Tensor,
             targets: Tensor,
             generator: torch.Generator,
-            turned: Tensor | None = None,
+            flip_mask: Tensor | None = None,
         ) -> tuple[Tensor, Tensor]:
-            draws = draw(settings, _shape(images, turned), generator)
+            draws = draw(settings, _shape(images, flip_mask), generator)
             return apply(images, draws), targets
 
     return step
 
 
-def _shape(images: Tensor, turned: Tensor | None = None) -> Shape:
-    return Shape(len(images), *images.shape[2:], turned)
+def _shape(images: Tensor, flip_mask: Tensor | None = None) -> Shape:
+    return Shape(len(images), *images.shape[2:], flip_mask)
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:

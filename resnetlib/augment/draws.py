@@ -21,7 +21,7 @@ from .policies import (
 # they cut out after the normalisation, whose zero it is.
 MEAN_COLOR = (125, 123, 114)
 BLACK = (0, 0, 0)
-TRIES = 10  # of RandomErasing, to find a rectangle that fits; then the image stays as it is
+MAX_ATTEMPTS = 10  # of RandomErasing, to find a rectangle that fits; then the image stays as it is
 
 
 class Shape(NamedTuple):
@@ -30,7 +30,7 @@ class Shape(NamedTuple):
     count: int
     height: int
     width: int
-    turned: Tensor | None = None  # (N,) bool, on the CPU: whom an alternating flip turns
+    flip_mask: Tensor | None = None  # (N,) bool, on the CPU: whom an alternating flip turns
 
 
 class Window(NamedTuple):
@@ -59,8 +59,8 @@ def draw_crop(settings: schema.Crop, shape: Shape, generator: torch.Generator) -
 
 def draw_flip(settings: schema.Flip, shape: Shape, generator: torch.Generator) -> Tensor:
     """(N,) bool."""
-    if settings.alternate and shape.turned is not None:
-        return shape.turned
+    if settings.alternate and shape.flip_mask is not None:
+        return shape.flip_mask
     return torch.rand(shape.count, generator=generator) < settings.probability
 
 
@@ -141,7 +141,7 @@ def draw_random_erasing(
 ) -> Rectangle:
     """The first of ten rectangles of random area and shape that fits, anywhere in the image."""
     count, image_height, image_width, _ = shape
-    uniform = torch.rand(2, TRIES, count, generator=generator, dtype=torch.float64)
+    uniform = torch.rand(2, MAX_ATTEMPTS, count, generator=generator, dtype=torch.float64)
     low, high = settings.scale
     area = (low + (high - low) * uniform[0]) * (image_height * image_width)
     low, high = (math.log(ratio) for ratio in settings.ratio)

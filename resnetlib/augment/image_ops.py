@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def moved(values: Tensor, device: torch.device) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Values drawn on the CPU, on the device: on CUDA without waiting for the work before it.
 
     On MPS such a copy may read memory that has been given back already (pytorch issue 139550).
@@ -25,7 +25,7 @@ def moved(values: Tensor, device: torch.device) -> Tensor:
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Every level times the factor."""
-    return _levels(images.to(torch.float32).mul_(_each(factor, images)))
+    return _to_uint8(images.to(torch.float32).mul_(_per_image(factor, images)))
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
@@ -54,13 +54,16 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     angle = (blue - green).mul_(1 - not_red)
     angle += (red + 2).sub_(blue).mul_(1 - not_green).mul_(not_red)
     angle += (green + 4).sub_(red).mul_(not_green).mul_(not_red)
-    angle = angle.mul_(1 / 6).add_(1).frac_().add_(_each(shift, images)[:, 0])
+    angle = angle.mul_(1 / 6).add_(1).frac_().add_(_per_image(shift, images)[:, 0])
     angle = angle.sub_(angle.floor()).mul_(6)
     sector = angle.floor()
     part = angle.sub_(sector).mul_(strength)
     rest = 1 - strength
-    full, low = _top_levels(high), _top_levels(rest * high)
-    falling, rising = _top_levels((1 - part).mul_(high)), _top_levels(part.add_(rest).mul_(high))
+    full, low = _to_uint8_top(high), _to_uint8_top(rest * high)
+    falling, rising = (
+        _to_uint8_top((1 - part).mul_(high)),
+        _to_uint8_top(part.add_(rest).mul_(high)),
+    )
     # Round the circle in six sectors red goes through the first six of these levels; blue begins
     # two and green four places further. An angle rounded up to the full circle is in sector 6.
     levels = (full, falling, low, low, rising, full, full, falling, low, low, rising)
@@ -81,23 +84,23 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     smooth = change.flatten()[middle].copy_(total)
     smooth.mul_(1 / 13).round_().sub_(image.flatten()[middle])  # 1s about a 5: Pillow's SMOOTH
     inner = F.pad(torch.ones(height - 2, width - 2, device=images.device), (1, 1, 1, 1))
-    return _levels(image.addcmul_(change.mul_(inner), _each(1 - factor, images)))
+    return _to_uint8(image.addcmul_(change.mul_(inner), _per_image(1 - factor, images)))
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
     """Only the highest bits of every level kept, 0 to 8."""
-    return images & _each(256 - 2 ** (8 - bits.long()), images, torch.uint8)
+    return images & _per_image(256 - 2 ** (8 - bits.long()), images, torch.uint8)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Levels from the threshold on, 0 to 255, turned into 255 less themselves."""
-    first = _each(threshold.to(torch.float32).ceil(), images, torch.int16)
+    """Levels from the threshold on, 0 to 255, flip_mask into 255 less themselves."""
+    first = _per_image(threshold.to(torch.float32).ceil(), images, torch.int16)
     below = (images.to(torch.int16).sub_(first) >> 8).to(torch.uint8)  # 255 below, otherwise 0
     return (~images).bitwise_xor_(below)
 
 
 def invert(images: Tensor) -> Tensor:
-    """Every level turned into 255 less itself."""
+    """Every level flip_mask into 255 less itself."""
     return ~images
 
 
@@ -107,7 +110,7 @@ def autocontrast(images: Tensor) -> Tensor:
     span = images.amax((2, 3), keepdim=True).to(torch.float32) - low
     flat = span == 0
     scale = torch.where(flat, 1.0, span * (1 / 255))
-    return _levels(images.to(torch.float32).sub_(torch.where(flat, 0.0, low)).div_(scale))
+    return _to_uint8(images.to(torch.float32).sub_(torch.where(flat, 0.0, low)).div_(scale))
 
 
 def equalize(images: Tensor) -> Tensor:
@@ -129,17 +132,17 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def affine(images: Tensor, matrix: Tensor) -> Tensor:
-    """Every pixel fetched from where the matrix (N, 2, 3) sends it; nearest, black outside.
+    """Every pixel fetched from where the matrix (N, 2, 3) sends it; closest_match, black outside.
 
     The matrix acts on (x, y, 1) in pixels from the image's centre, x to the right, y down.
     """
     count, _, height, width = images.shape
     half = torch.tensor([width / 2, height / 2])
-    theta = moved(matrix.to(torch.float32).transpose(1, 2) / half, images.device)
-    places = _centred_places(height, width, images.device)
+    theta = to_device(matrix.to(torch.float32).transpose(1, 2) / half, images.device)
+    places = _centred_coordinates(height, width, images.device)
     grid = places.expand(count, -1, -1).bmm(theta).view(count, height, width, 2)
     image = images.to(torch.float32)
-    return _levels(
+    return _to_uint8(
         F.grid_sample(image, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     )
 
@@ -213,7 +216,7 @@ def window(images: Tensor, top: Tensor, left: Tensor, padding: int, mode: str) -
     else:
         padded = F.pad(images, (padding,) * 4)
     wide = width + 2 * padding
-    corner = moved(top * wide + left, images.device)
+    corner = to_device(top * wide + left, images.device)
     across = torch.arange(width, device=images.device)
     down = torch.arange(0, height * wide, wide, device=images.device)
     places = (down[:, None] + across).view(1, 1, height * width) + corner[:, None, None]
@@ -221,9 +224,11 @@ def window(images: Tensor, top: Tensor, left: Tensor, padding: int, mode: str) -
     return shifted.view(count, channels, height, width)
 
 
-def flip(images: Tensor, turned: Tensor) -> Tensor:
-    """Left and right exchanged where `turned` (bool) says so."""
-    return _chosen(images, images.flip(3), moved(_mask(turned), images.device)[:, None, None, None])
+def flip(images: Tensor, flip_mask: Tensor) -> Tensor:
+    """Left and right exchanged where `flip_mask` (bool) says so."""
+    return _chosen(
+        images, images.flip(3), to_device(_mask(flip_mask), images.device)[:, None, None, None]
+    )
 
 
 def erase(
@@ -236,7 +241,7 @@ def erase(
 ) -> Tensor:
     """A rectangle in one colour; what of it lies outside the image is cut off."""
     fill = torch.tensor(color, dtype=torch.uint8)[:, None, None]
-    fill = moved(fill, images.device).expand(images.shape[1:]).contiguous()
+    fill = to_device(fill, images.device).expand(images.shape[1:]).contiguous()
     return _chosen(images, fill, _rectangle(images, top, left, height, width))
 
 
@@ -249,25 +254,25 @@ def paste(
 
 def blend(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
     """`share` of the image and the rest of the other, rounded to the nearest level."""
-    mixed = images.to(torch.float32).mul_(_each(share, images))
-    mixed.addcmul_(others.to(torch.float32), _each(1 - share, images))
-    return _levels(mixed.round_())
+    mixed = images.to(torch.float32).mul_(_per_image(share, images))
+    mixed.addcmul_(others.to(torch.float32), _per_image(1 - share, images))
+    return _to_uint8(mixed.round_())
 
 
-def _each(values: Tensor, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def _per_image(values: Tensor, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """One value per image as (N, 1, 1, 1) on the images' device."""
     values = values.to(dtype).view(-1, 1, 1, 1)  # before the move: not every device has float64
-    return moved(values, images.device)
+    return to_device(values, images.device)
 
 
-def _levels(values: Tensor) -> Tensor:
+def _to_uint8(values: Tensor) -> Tensor:
     """Whole levels 0 to 255, the fraction cut off; by way of int16, which halves the time."""
     return values.clamp_(0, 255).to(torch.int16).to(torch.uint8)
 
 
-def _top_levels(values: Tensor) -> Tensor:
+def _to_uint8_top(values: Tensor) -> Tensor:
     """Values 0 to 1 as levels; 255.999 and not 256 so that 1 is 255, as in torchvision."""
-    return _levels(values.clamp(0, 1).mul_(255.999))
+    return _to_uint8(values.clamp(0, 1).mul_(255.999))
 
 
 def _grey(image: Tensor) -> Tensor:
@@ -278,12 +283,12 @@ def _grey(image: Tensor) -> Tensor:
 
 def _blended(image: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     """factor × image + (1 - factor) × other as levels; the image's own storage is used."""
-    mixed = image.mul_(_each(factor, image))
+    mixed = image.mul_(_per_image(factor, image))
     # Multiplied and added with one rounding, like torchvision's `add_` with its alpha.
-    return _levels(mixed.addcmul_(other, _each(1 - factor, image)))
+    return _to_uint8(mixed.addcmul_(other, _per_image(1 - factor, image)))
 
 
-def _centred_places(height: int, width: int, device: torch.device) -> Tensor:
+def _centred_coordinates(height: int, width: int, device: torch.device) -> Tensor:
     """(1, H × W, 3): every pixel as (x, y, 1) from the centre."""
     x = torch.linspace((1 - width) / 2, (width - 1) / 2, width, device=device)
     y = torch.linspace((1 - height) / 2, (height - 1) / 2, height, device=device)
@@ -314,5 +319,5 @@ def _rectangle(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width:
     columns = torch.arange(images.shape[3])
     tall = (rows >= top[:, None]) & (rows < (top + height)[:, None])
     wide = (columns >= left[:, None]) & (columns < (left + width)[:, None])
-    tall, wide = (moved(_mask(inside), images.device) for inside in (tall, wide))
+    tall, wide = (to_device(_mask(inside), images.device) for inside in (tall, wide))
     return tall[:, None, :, None] & wide[:, None, None, :]

@@ -96,7 +96,7 @@ def apply_operations(images: Tensor, draws: Operations) -> Tensor:
     for chosen, values in zip(draws.chosen, draws.values, strict=True):
         order = chosen[origin].argsort(stable=True)
         origin = origin[order]
-        images = images.index_select(0, image_ops.moved(order, images.device))
+        images = images.index_select(0, image_ops.to_device(order, images.device))
         ends = chosen.bincount(minlength=len(NAMES)).cumsum(0).tolist()
         group = {NAMES[i + 1]: slice(*ends[i : i + 2]) for i in range(len(NAMES) - 1)}
         values = values[origin]
@@ -108,7 +108,7 @@ def apply_operations(images: Tensor, draws: Operations) -> Tensor:
             part = group[name]
             if part.start < part.stop:
                 images[part] = operation(images[part], values[part])
-    return images.index_select(0, image_ops.moved(origin.argsort(), images.device))
+    return images.index_select(0, image_ops.to_device(origin.argsort(), images.device))
 
 
 @cache

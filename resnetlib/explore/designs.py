@@ -37,7 +37,7 @@ def published() -> pd.DataFrame:
     return frame.sort_values("parameters", kind="stable")
 
 
-def compare(architecture: Architecture, name: str = "this design") -> pd.DataFrame:
+def rank_by_size(architecture: Architecture, name: str = "this design") -> pd.DataFrame:
     """The published variants and, in its place by parameters, this design."""
     row = _identity(architecture) | measure_size(architecture)._asdict()
     frame = pd.concat([published(), pd.DataFrame([row], index=[name])])

@@ -21,14 +21,14 @@ from ..plots.leaderboard import sizes
 from ..resnet import build_model
 from ..schema import Architecture
 from ..size import Size, describe_architecture, describe_budget, measure_size, model_summary, stages
-from .designs import compare, published, search, to_yaml
+from .designs import published, rank_by_size, search, to_yaml
 
 BLUE, ORANGE = "#0173b2", "#d55e00"  # of seaborn's colour-blind safe palette
 MOST_BUILT = 50_000_000  # parameters, for a summary table: 200 MB, twice
 LABEL = {"style": {"description_width": "7em"}, "layout": {"width": "24em"}}
 
 
-class Bench(widgets.VBox):
+class ArchitectureExplorer(widgets.VBox):
     """Controls, facts, budget bar and diagram of one network; `bench.architecture` reads it.
 
     Settings that make no network leave the last good one in place and are told in one line,
@@ -56,7 +56,7 @@ class Bench(widgets.VBox):
 
     def __repr__(self) -> str:
         """What a notebook shows where widgets are not drawn, as in a report."""
-        return f"Bench: {describe_drawing(self.architecture)} (live in JupyterLab)"
+        return f"ArchitectureExplorer: {describe_drawing(self.architecture)} (live in JupyterLab)"
 
     @property
     def size(self) -> Size:
@@ -74,8 +74,8 @@ class Bench(widgets.VBox):
         attention = architecture.squeeze_excitation
         values = {
             "block": architecture.block,
-            "depths": _joined(architecture.depths),
-            "widths": _joined(architecture.widths),
+            "depths": _add_run(architecture.depths),
+            "widths": _add_run(architecture.widths),
             "dropout": architecture.dropout or self.controls["dropout"].value,
             "conv_bias": architecture.conv_bias,
             "placement": attention.placement,
@@ -195,7 +195,7 @@ def _details(budget: int) -> dict[str, Callable[[Architecture], str]]:
 
 
 def _comparison(architecture: Architecture, budget: int) -> str:
-    table = compare(architecture)
+    table = rank_by_size(architecture)
     axes = sizes(published(), budget, table.loc["this design"])
     text = "Parameters against multiply-accumulates of the published networks and of this design"
     return _image(axes, text) + _table(tables.figures(table, precision=4))
@@ -233,5 +233,5 @@ def _image(axes: list[Axes], text: str) -> str:
     return f'<img src="{source}" alt="{html.escape(text)}" style="{style}">'
 
 
-def _joined(values: tuple[int, ...]) -> str:
+def _add_run(values: tuple[int, ...]) -> str:
     return ",".join(map(str, values))

@@ -23,6 +23,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "run": ["class_balance", "confusion", "curves", "image_grid", "mistakes", "reliability"],
         "style": ["class_matrix", "color_limit", "figure_style", "variant_color"],
-        "tables": ["facts", "figures"],
+        "tables": ["format_facts", "format_table"],
     },
 )

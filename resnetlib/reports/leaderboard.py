@@ -16,13 +16,19 @@ import numpy as np
 import pandas as pd
 
 from .. import files
-from ..analysis.significance import LEVEL, compare_seeds, points, probability, seeds_in_words
+from ..analysis.significance import (
+    ALPHA,
+    compare_seeds,
+    format_p_value,
+    format_points,
+    format_seeds,
+)
 from ..config import list_variants, load_experiment
-from ..evaluation import interval
+from ..evaluation import wilson_interval
 from ..experiment import DEFAULT_BUDGET, Experiment
 from ..plots import leaderboard
 from ..resnet import build_model
-from ..runs.find import machine_of, reference_runs, sort_out
+from ..runs.find import machine_of, reference_runs, split_unreadable
 from ..runs.run import Run
 from ..schema import Architecture
 from ..size import count_parameters, macs
@@ -50,7 +56,7 @@ def experiments(runs: list[Run]) -> pd.DataFrame:
     seed are averaged. `reproduced` is their mean and `spread` their sample standard deviation, in
     per cent; `low` and `high` are Wilson's 95 % interval over the test images, for a single seed
     only. `changes` says what differs from the variant's file of today; `published` stands only
-    where nothing does. The runs must be readable (`sort_out`).
+    where nothing does. The runs must be readable (`split_unreadable`).
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -76,13 +82,15 @@ def _row(experiment: Experiment, own: Experiment | None, group: list[Run]) -> di
     group = sorted(group, key=lambda run: (run.experiment.seed, run.path))
     done = [run for run in group if run.status == "done"]
     changes = _changes(experiment, own)
-    published = experiment.published_here.test_accuracy
+    published = experiment.published_for_dataset.test_accuracy
     by_seed: dict[int, list[float]] = {}
     for run in done:
         by_seed.setdefault(run.experiment.seed, []).append(run.metrics["test_accuracy"])
     accuracies = tuple(float(np.mean(values)) for values in by_seed.values())
     single = len(accuracies) == 1
-    low, high = interval(accuracies[0], done[0].metrics["test_images"]) if single else (None, None)
+    low, high = (
+        wilson_interval(accuracies[0], done[0].metrics["test_images"]) if single else (None, None)
+    )
     seconds = np.mean([run.metrics["train_seconds"] for run in done]) if done else None
     return {
         "variant": experiment.variant,
@@ -167,13 +175,13 @@ def _value(value: Any) -> str:
     return str(value)
 
 
-def results(runs: list[Run]) -> pd.DataFrame:
+def results_table(runs: list[Run]) -> pd.DataFrame:
     """One row a variant: size, published and reproduced accuracy in per cent, spread, machine.
 
     Only finished, undamaged runs of a variant's own recipe count, as its file says it today, on
     CIFAR-10. `spread` is the sample standard deviation over seeds, missing for a single one.
     """
-    readable, _ = sort_out(runs)
+    readable, _ = split_unreadable(runs)
     own = own_recipes(experiments(readable))
     return own.sort_values("variant", ignore_index=True)[list(README_COLUMNS)]
 
@@ -212,15 +220,15 @@ def _welch(one: tuple[float, ...], other: tuple[float, ...]) -> float | None:
     return compare_seeds(one, other).p_value
 
 
-def verdict(p: float | None) -> str:
+def format_significance(p: float | None) -> str:
     """Whether a lead is real, in words."""
     if p is None or math.isnan(p):
         return "cannot be told from chance before both have two seeds"
-    told = probability(p) if p < 0.001 else f"= {probability(p)}"
-    return f"{'is real' if p < LEVEL else 'may be chance'} (Welch’s t-test, p {told})"
+    told = format_p_value(p) if p < 0.001 else f"= {format_p_value(p)}"
+    return f"{'is real' if p < ALPHA else 'may be chance'} (Welch’s t-test, p {told})"
 
 
-def answer(table: pd.DataFrame) -> str:
+def headline(table: pd.DataFrame) -> str:
     """Which network is best for its size, and whether its lead is real: one sentence."""
     within = own_recipes(table)
     within = within[within["parameters"] <= DEFAULT_BUDGET]
@@ -231,8 +239,9 @@ def answer(table: pd.DataFrame) -> str:
         also = f"; for less size the best {_is(smaller)} {_and(smaller)}" if smaller else ""
         return (
             f"`{best['variant']}` is the most accurate of {measured} networks measured within "
-            f"{DEFAULT_BUDGET:,} parameters, {seeds_in_words(best['accuracies'])}, and its lead of "
-            f"{best['lead']:.2f} points over `{best['rival']}` {verdict(best['p'])}{also}."
+            f"{DEFAULT_BUDGET:,} parameters, {format_seeds(best['accuracies'])}, and its lead of "
+            f"{best['lead']:.2f} points over `{best['rival']}` "
+            f"{format_significance(best['p'])}{also}."
         )
     ranked = within.dropna(subset="published").sort_values("published", ascending=False)
     names, figures = ranked["variant"].tolist(), ranked["published"].tolist()
@@ -245,10 +254,10 @@ def answer(table: pd.DataFrame) -> str:
     if measured == 0:
         return f"No network has been measured on CIFAR-10 yet; {by_report}"
     only = front.iloc[0]
-    beyond = points((only["reproduced"] - only["published"]) / 100)
+    beyond = format_points((only["reproduced"] - only["published"]) / 100)
     against = "" if math.isnan(only["published"]) else f" ({beyond} points against the published)"
     return (
-        f"Only `{only['variant']}` has been measured so far, {seeds_in_words(only['accuracies'])} "
+        f"Only `{only['variant']}` has been measured so far, {format_seeds(only['accuracies'])} "
         f"with {only['parameters']:,} parameters{against}, so no network can be called best for "
         f"its size yet; {by_report}"
     )
@@ -264,7 +273,7 @@ def significantly_best(table: pd.DataFrame) -> pd.Series:
     for _, group in rivals.groupby("dataset"):
         top = group["reproduced"].idxmax()
         tests = [_welch(group["accuracies"][top], o) for o in group["accuracies"].drop(top)]
-        best[top] = bool(tests) and all(p is not None and p < LEVEL for p in tests)
+        best[top] = bool(tests) and all(p is not None and p < ALPHA for p in tests)
     return best
 
 
@@ -324,7 +333,9 @@ def with_table(text: str, table: str) -> str:
 
 
 def main(path: Path) -> None:
-    text = with_table(path.read_text(encoding="utf-8"), markdown_table(results(reference_runs())))
+    text = with_table(
+        path.read_text(encoding="utf-8"), markdown_table(results_table(reference_runs()))
+    )
     files.write_text(path, text)
 
 

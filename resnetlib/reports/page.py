@@ -16,22 +16,22 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from .. import files
-from ..analysis.significance import points, seeds_in_words
+from ..analysis.significance import format_points, format_seeds
 from ..errors import RunError
 from ..experiment import DEFAULT_BUDGET
-from ..paths import output_folder, shown
+from ..paths import display_path, output_folder
 from ..plots import leaderboard
 from ..plots.style import variant_color
 from ..progress import duration
-from ..runs.find import find_runs, sort_out
+from ..runs.find import find_runs, split_unreadable
 from ..runs.run import Run
 from .leaderboard import (
-    answer,
     best_for_size,
     experiments,
+    format_significance,
+    headline,
     own_recipes,
     significantly_best,
-    verdict,
 )
 from .run_report import TEMPLATES
 
@@ -44,8 +44,8 @@ def write_index(root: Path | None = None) -> Path:
     """
     root = output_folder(root)
     if not root.is_dir():
-        raise RunError(f"{shown(root)} is no folder: give one that holds run folders")
-    runs, damaged = sort_out(find_runs(root))
+        raise RunError(f"{display_path(root)} is no folder: give one that holds run folders")
+    runs, damaged = split_unreadable(find_runs(root))
     damaged |= {
         path.parent: "has no run.json"
         for path in root.rglob("experiment.yaml")
@@ -60,7 +60,7 @@ def write_index(root: Path | None = None) -> Path:
     dates = [run.record.get("finished", "")[:10] for run in runs]
     page = _environment().get_template("index.html.j2")
     content = page.render(
-        answer=answer(table),
+        answer=headline(table),
         front=best_for_size(table).to_dict("records"),
         rows=[_cells(row, root) for row in table.to_dict("records")],
         datasets=sorted(table["dataset"].unique()),
@@ -83,8 +83,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"names": _names, "verdict": verdict, "duration": duration}
-    environment.filters |= {"points": points}
+    environment.filters |= {"names": _names, "verdict": format_significance, "duration": duration}
+    environment.filters |= {"points": format_points}
     environment.tests["missing"] = lambda value: value is None or math.isnan(value)
     environment.globals["inline"] = lambda name: Markup(
         (TEMPLATES / name).read_text(encoding="utf-8")
@@ -149,12 +149,12 @@ def _figures(table: pd.DataFrame) -> dict[str, dict[str, str]]:
     if histories:
         figures["curves"] = leaderboard.overlaid_curves(histories)
     return {
-        name: {"source": _image(axes), "alt": f"{axes.get_title()}. {_told(own)}"}
+        name: {"source": _image(axes), "alt": f"{axes.get_title()}. {_alt_text(own)}"}
         for name, axes in figures.items()
     }
 
 
-def _told(table: pd.DataFrame) -> str:
+def _alt_text(table: pd.DataFrame) -> str:
     """The figures of each variant in words."""
     sentences = []
     for row in table.dropna(subset=["published", "reproduced"], how="all").to_dict("records"):
@@ -162,7 +162,7 @@ def _told(table: pd.DataFrame) -> str:
         figures += (
             []
             if math.isnan(row["reproduced"])
-            else [f"reproduced {seeds_in_words(row['accuracies'])}"]
+            else [f"reproduced {format_seeds(row['accuracies'])}"]
         )
         size = f"{row['parameters']:,} parameters, {row['macs'] / 1e6:.1f} million MACs"
         sentences.append(f"{row['variant']}: {size}, {', '.join(figures)}.")

@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 
 from .. import files, plots
 from ..errors import RunError
-from ..paths import shown
+from ..paths import display_path
 from ..plots.style import variant_color
 from ..progress import duration
 from ..resnet import build_model
@@ -81,13 +81,13 @@ def report_html(run: Run, notebook: Path | None = None) -> str:
 def _read_notebook(path: Path) -> NotebookNode:
     if not path.is_file():
         raise RunError(
-            f"no notebook {shown(path)}: a report is made of an executed one, "
+            f"no notebook {display_path(path)}: a report is made of an executed one, "
             "such as papermill's output"
         )
     try:
         return nbformat.read(path, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, ValueError):
-        raise RunError(f"{shown(path)} is no notebook that can be read") from None
+        raise RunError(f"{display_path(path)} is no notebook that can be read") from None
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def _measured(run: Run) -> dict[str, Any]:
-    metrics, published = run.metrics, run.experiment.published_here
+    metrics, published = run.metrics, run.experiment.published_for_dataset
     accuracy, before = metrics["test_accuracy"], published.test_accuracy
     low, high = metrics["test_accuracy_interval_95"]
     points = [value for value in (low, high, before) if value is not None]

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "write_results",
         ],
         "checkpoint": [
-            "Saver",
+            "Checkpointer",
             "drop_checkpoints",
             "load_checkpoint",
             "save_checkpoint",
@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "load_pretrained",
             "machine_of",
             "reference_runs",
-            "sort_out",
+            "split_unreadable",
         ],
         "lifecycle": ["check_experiment", "clear", "train"],
         "record": [

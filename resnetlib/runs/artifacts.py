@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import files
 from ..data import Dataset
-from ..evaluation import Evaluation, interval
+from ..evaluation import Evaluation, wilson_interval
 from ..experiment import Experiment
 from ..size import count_parameters, macs
 from .run import WEIGHTS
@@ -80,7 +80,9 @@ def run_metrics(
     last, best = trained.iloc[-1], trained.loc[trained["test_accuracy"].idxmax()]
     return {
         "test_accuracy": last["test_accuracy"],
-        "test_accuracy_interval_95": list(interval(last["test_accuracy"], len(evaluation.labels))),
+        "test_accuracy_interval_95": list(
+            wilson_interval(last["test_accuracy"], len(evaluation.labels))
+        ),
         "test_images": len(evaluation.labels),
         "test_loss": last["test_loss"],
         "train_accuracy": last["train_accuracy"],
@@ -92,7 +94,7 @@ def run_metrics(
         "selected_test_accuracy": evaluation.accuracy,
         "ece": evaluation.ece,
         "epochs": len(trained),
-        "published_test_accuracy": experiment.published_here.test_accuracy,
+        "published_test_accuracy": experiment.published_for_dataset.test_accuracy,
     }
 
 

@@ -12,7 +12,7 @@ import torch
 
 from .. import files
 from ..errors import RunError
-from ..training import Callback, Training
+from ..training import Callback, Trainer
 from .artifacts import write_history
 
 CHECKPOINTS_KEPT = 2
@@ -31,7 +31,7 @@ def save_checkpoint(folder: Path, epoch: int, step: int, state: Mapping[str, Any
     Then drop all checkpoints but the last two.
     """
     checkpoints = folder / "checkpoints"
-    files.write_sealed(checkpoints / f"epoch-{epoch:05d}-step-{step:06d}.pt", to_bytes(state))
+    files.write_checksummed(checkpoints / f"epoch-{epoch:05d}-step-{step:06d}.pt", to_bytes(state))
     for old in _checkpoints(folder)[:-CHECKPOINTS_KEPT]:
         old.unlink()
 
@@ -54,8 +54,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     damaged = []
     for path in reversed(_checkpoints(folder)):
         try:
-            content = files.read_sealed(path)
-        except files.FileDamaged:
+            content = files.read_checksummed(path)
+        except files.CorruptFile:
             damaged.append(path.name)
             continue
         if damaged:
@@ -73,7 +73,7 @@ CHECKPOINT_SECONDS = 180  # at most so much work is lost in a long epoch
 CHECKPOINT_SHARE = 0.01  # of a run's time, at most, goes into checkpoints
 
 
-class Saver(Callback):
+class Checkpointer(Callback):
     """Keeps checkpoint and history on disk: after epochs, and every few minutes in long ones.
 
     What saving costs is measured, and the next one waits until it is at most one per cent of the
@@ -84,26 +84,26 @@ class Saver(Callback):
         self.folder = folder
         self.cost = 0.0
 
-    def on_start(self, training: Training) -> None:
+    def on_start(self, training: Trainer) -> None:
         self.saved = _position(training)
         self.saved_at = time.monotonic()
 
-    def after_epoch(self, training: Training) -> None:
+    def after_epoch(self, training: Trainer) -> None:
         waited = time.monotonic() - self.saved_at
         if training.epochs_done and waited >= self.cost / CHECKPOINT_SHARE:
             self.save(training)
 
-    def after_step(self, training: Training) -> None:
+    def after_step(self, training: Trainer) -> None:
         waited = time.monotonic() - self.saved_at
         if waited >= max(CHECKPOINT_SECONDS, self.cost / CHECKPOINT_SHARE):
             self.save(training)
 
-    def after_training(self, training: Training) -> None:
+    def after_training(self, training: Trainer) -> None:
         """Whatever has been trained is on disk before the results are computed."""
         if self.saved != _position(training):
             self.save(training)
 
-    def save(self, training: Training) -> None:
+    def save(self, training: Trainer) -> None:
         began = time.monotonic()
         save_checkpoint(self.folder, *_position(training), training.state())
         write_history(self.folder, training.table())
@@ -112,6 +112,6 @@ class Saver(Callback):
         self.cost = self.saved_at - began
 
 
-def _position(training: Training) -> tuple[int, int]:
+def _position(training: Trainer) -> tuple[int, int]:
     """Whole epochs done, and steps of the next one."""
     return training.epochs_done, training.progress.steps

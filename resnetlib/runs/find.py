@@ -9,8 +9,8 @@ from torch import nn
 
 from .. import files
 from ..config import list_variants, load_experiment
-from ..errors import ConfigError, RunError, Told, nearest
-from ..paths import PROJECT, output_folder, shown
+from ..errors import ConfigError, RunError, UserError, closest_match
+from ..paths import PROJECT, display_path, output_folder
 from .run import Run, load_run
 
 
@@ -40,7 +40,8 @@ def find_run(
         variants = sorted({run.record["variant"] for run in usable})
         raise ConfigError(
             f"no finished run {f'of {str(wanted)!r} ' if wanted else ''}with weights"
-            f"{f' on {dataset}' if dataset else ''}{nearest(str(wanted or ''), variants) or ';'} "
+            f"{f' on {dataset}' if dataset else ''}"
+            f"{closest_match(str(wanted or ''), variants) or ';'} "
             f"There are runs of: {', '.join(variants) or 'no variant'}. Or name a run folder"
         )
     return max(fitting, key=lambda run: run.metrics["test_accuracy"]) if best else fitting[-1]
@@ -52,8 +53,8 @@ def _usable(run: Run, output_root: str | Path | None) -> Run:
     if finished and run.has_weights:
         return run
     why = "has no weights" if finished else f"is not finished: its status is {run.status!r}"
-    known = ", ".join(shown(other.path) for other in _usable_runs(output_root)) or "no run"
-    raise RunError(f"{shown(run.path)} {why}; finished and with weights: {known}")
+    known = ", ".join(display_path(other.path) for other in _usable_runs(output_root)) or "no run"
+    raise RunError(f"{display_path(run.path)} {why}; finished and with weights: {known}")
 
 
 def _usable_runs(output_root: str | Path | None, dataset: str | None = None) -> list[Run]:
@@ -88,7 +89,9 @@ def load_pretrained(variant: str) -> nn.Module:
         if run.record["variant"] == variant:
             return run.model()
     known = list_variants()
-    told = "has no kept weights" if variant in known else f"is unknown{nearest(variant, known)}"
+    told = (
+        "has no kept weights" if variant in known else f"is unknown{closest_match(variant, known)}"
+    )
     names = sorted({run.record["variant"] for run in kept})
     raise ConfigError(f"variant {variant!r} {told}; kept: {', '.join(names) or 'none'}")
 
@@ -132,11 +135,11 @@ def _identity(run: Run) -> str:
         return json.dumps(
             [record[key] for key in ("experiment", "started", "artifacts")], sort_keys=True
         )
-    except (Told, OSError, KeyError, TypeError):
+    except (UserError, OSError, KeyError, TypeError):
         return str(run.path)
 
 
-def sort_out(runs: list[Run]) -> tuple[list[Run], dict[Path, str]]:
+def split_unreadable(runs: list[Run]) -> tuple[list[Run], dict[Path, str]]:
     """The runs that can be read whole, and for each other folder what is wrong with it."""
     readable, damaged = [], {}
     for run in runs:
@@ -145,7 +148,7 @@ def sort_out(runs: list[Run]) -> tuple[list[Run], dict[Path, str]]:
             readable.append(run)
         except KeyError as error:
             damaged[run.path] = f"one of its files lacks {error}"
-        except (Told, OSError, ValueError, TypeError, AttributeError) as error:
+        except (UserError, OSError, ValueError, TypeError, AttributeError) as error:
             # Without the way to the folder, which is nobody's business where the page is shared.
             told = str(error).replace(f"{run.path}{os.sep}", "")
             damaged[run.path] = " ".join(told.split())

@@ -8,15 +8,15 @@ from typing import Any
 
 from .. import files
 from ..data import TRAINING_IMAGES, Dataset, load_dataset
-from ..device import Compute, choose_compute
+from ..device import DeviceSettings, resolve_device_settings
 from ..errors import ConfigError, Diverged
 from ..evaluation import Evaluation
 from ..experiment import Experiment
 from ..resnet import NUM_CLASSES
 from ..size import check_size, model_summary
-from ..training import Callback, Training, fit
+from ..training import Callback, Trainer, fit
 from .artifacts import write_results
-from .checkpoint import Saver, drop_checkpoints, load_checkpoint
+from .checkpoint import Checkpointer, drop_checkpoints, load_checkpoint
 from .record import (
     ARTIFACTS,
     artifact_checksums,
@@ -41,13 +41,13 @@ def clear(folder: Path) -> None:
     drop_checkpoints(folder)
 
 
-def check_experiment(experiment: Experiment) -> Compute:
+def check_experiment(experiment: Experiment) -> DeviceSettings:
     """What the experiment would compute with here.
 
     Refuses, before anything is read, what could not be trained: size, device, held-out images.
     """
     check_size(experiment)
-    compute = choose_compute(experiment)
+    compute = resolve_device_settings(experiment)
     holdout, images = experiment.recipe.holdout, TRAINING_IMAGES[experiment.dataset]
     if holdout and not NUM_CLASSES <= holdout <= images - NUM_CLASSES:
         raise ConfigError(
@@ -78,9 +78,9 @@ def train(
             if not before.get("keeps_checkpoints", True):  # it may have been killed just before
                 drop_checkpoints(folder)
             return load_run(folder)
-        dataset = _read(experiment)
+        dataset = _load_data(experiment)
         record = new_record(experiment, dataset, compute)
-        training = Training(experiment, dataset, compute)
+        training = Trainer(experiment, dataset, compute)
         if not before:
             clear(folder)  # also checkpoints whose record is gone: nothing vouches for them
         state = load_checkpoint(folder)
@@ -97,11 +97,11 @@ def train(
             if differences:
                 record["inexact_resumes"].append({"after": at, "differences": differences})
             print(f"going on after {at}")
-        _carry_out(training, experiment, dataset, folder, record, callbacks)
+        _run_to_end(training, experiment, dataset, folder, record, callbacks)
     return load_run(folder)
 
 
-def _read(experiment: Experiment) -> Dataset:
+def _load_data(experiment: Experiment) -> Dataset:
     """The data set; while the other cores read it, what the optimizers of torch will import.
 
     Nothing else goes on beside that import, which holds Python's lock for most of a second.
@@ -126,8 +126,8 @@ def _unfinished(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
     return record
 
 
-def _carry_out(
-    training: Training,
+def _run_to_end(
+    training: Trainer,
     experiment: Experiment,
     dataset: Dataset,
     folder: Path,
@@ -140,7 +140,7 @@ def _carry_out(
     write_record(folder, record)
 
     try:
-        fit(training, experiment.recipe.epochs, [Saver(folder), *callbacks])
+        fit(training, experiment.recipe.epochs, [Checkpointer(folder), *callbacks])
         _write_results(training, experiment, dataset, folder)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
@@ -156,7 +156,7 @@ def _carry_out(
 
 
 def _write_results(
-    training: Training, experiment: Experiment, dataset: Dataset, folder: Path
+    training: Trainer, experiment: Experiment, dataset: Dataset, folder: Path
 ) -> None:
     """Everything of the run folder that the finished training decides; figures in float32."""
     selected_epoch, measured = training.select()

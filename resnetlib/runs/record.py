@@ -12,13 +12,13 @@ import torch
 
 from .. import files
 from ..data import Dataset
-from ..device import Compute, choose_compute
+from ..device import DeviceSettings, resolve_device_settings
 from ..errors import RunError
 from ..experiment import Experiment
-from ..paths import PROJECT, shown
+from ..paths import PROJECT, display_path
 from .run import WEIGHTS
 
-DRAWING = ("numpy", "scipy", "scikit-learn")  # splits and shares are drawn with their help
+RNG_LIBRARIES = ("numpy", "scipy", "scikit-learn")  # splits and shares are drawn with their help
 VERSIONS_OF = ("resnetlib", "torch", "torchvision", "numpy", "scikit-learn")
 ARTIFACTS = (
     "experiment.yaml",
@@ -37,17 +37,19 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"{shown(Path(error.filename))}: {error.strerror}"
+        reason = f"{display_path(Path(error.filename))}: {error.strerror}"
         raise RunError(f"the run folder cannot be made ({reason})") from None
 
 
-def fingerprint(experiment: Experiment, dataset: Dataset, compute: Compute) -> dict[str, Any]:
+def fingerprint(
+    experiment: Experiment, dataset: Dataset, compute: DeviceSettings
+) -> dict[str, Any]:
     """What must be equal for a resumed run to equal the uninterrupted one bit for bit."""
     return {
         "experiment": experiment.digest,
         "data": files.sha256_of(repr(sorted(dataset.checksums.items())).encode()),
         "torch": torch.__version__,
-        "libraries": ", ".join(f"{name} {version(name)}" for name in DRAWING),
+        "libraries": ", ".join(f"{name} {version(name)}" for name in RNG_LIBRARIES),
         **compute.describe(),
     }
 
@@ -56,13 +58,13 @@ def describe_environment(experiment: Experiment) -> dict[str, str]:
     """Device, processor, how they are used, versions and commit, for reading."""
     git = _git_state()
     changed = " with changes" if git and git["modified"] else ""
-    used = choose_compute(experiment).describe()
+    used = resolve_device_settings(experiment).describe()
     return {
         **{name.replace("_", " "): _said(value) for name, value in used.items()},
         "operating system": platform.platform(),
         **_versions(),
         "commit": f"{git['commit'][:12]}{changed}" if git else "not in a git checkout",
-        "run folder": shown(experiment.folder),
+        "run folder": display_path(experiment.folder),
     }
 
 
@@ -74,7 +76,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS_OF}}
 
 
-def new_record(experiment: Experiment, dataset: Dataset, compute: Compute) -> dict[str, Any]:
+def new_record(experiment: Experiment, dataset: Dataset, compute: DeviceSettings) -> dict[str, Any]:
     """The content of a `run.json` whose run begins now."""
     return {
         "status": "running",

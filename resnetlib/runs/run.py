@@ -15,7 +15,7 @@ from ..config import load_experiment
 from ..errors import RunError
 from ..evaluation import Evaluation
 from ..experiment import Experiment
-from ..paths import shown
+from ..paths import display_path
 from ..resnet import build_model
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Run:
         """
         import pandas as pd
 
-        metrics, published = self.metrics, self.experiment.published_here
+        metrics, published = self.metrics, self.experiment.published_for_dataset
         rows = {}
         for label, name, scale in COMPARED:
             before, measured = getattr(published, name), scale * metrics[name]
@@ -145,13 +145,13 @@ class Run:
             for name, path in listed.items()
             if path.is_file()  # weights are not kept for every recorded run
         }
-        return {"run folder": shown(self.path)} | sizes
+        return {"run folder": display_path(self.path)} | sizes
 
     def model(self) -> nn.Module:
         """The network with the selected weights: float32, on the CPU, in evaluation mode."""
         if not self.has_weights:
             raise RunError(
-                f"{shown(self.path)} has no weights; they are kept for one seed of a variant"
+                f"{display_path(self.path)} has no weights; they are kept for one seed of a variant"
             )
         return _with_weights(self.experiment, self.path / WEIGHTS)
 
