@@ -3,7 +3,6 @@
 Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 130 or 143 on Ctrl-C or TERM.
 """
 
-import ast
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import click
 
+from .config import parse_value
 from .errors import ConfigError, UserError
 from .paths import display_path, notebooks_folder, output_folder
 
@@ -103,18 +103,8 @@ def _values(parameters: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
 
 
 def parse(text: str) -> Any:
-    """What a person means on the command line: a number, a truth value, a list, else the text.
-
-    `1e-3` and `nan` are numbers, `true` is True, `1,2,3` and `[1, 2, 3]` are lists.
-    """
-    words = {"true": True, "false": False, "null": None, "nan": float("nan")}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        value = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        return text
-    return list(value) if isinstance(value, tuple) else value
+    """The value of a parameter as it is written on the command line."""
+    return parse_value(text)
 
 
 @main.command("list", short_help="Show every variant: size, origin, accuracy.")

@@ -1,18 +1,23 @@
-"""Load experiments: read variant files, apply overrides, report mistakes in one line."""
+"""Load experiments: read variant files, apply overrides, report mistakes in one line.
+
+Everything here works without torch, so that a mistake is reported at once.
+"""
 
 import re
+import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
 
-from . import schema
-from .errors import ConfigError, closest_match
-from .experiment import Experiment, Variant, dotted_paths, matching_paths
+from .errors import ConfigError, closest_match, shorten
+from .experiment import Execution, Experiment, Variant, dotted_paths, matching_paths
 from .paths import params_folder
-from .schema import Model
+from .schema import DEFAULT_LR, Model, models_in, tagged_models
+from .yaml_core import MAX_CHARACTERS, read_scalar, read_yaml
 
 
 def list_variants() -> list[str]:
@@ -20,189 +25,306 @@ def list_variants() -> list[str]:
     return sorted(path.stem for path in params_folder().glob("*.yaml"))
 
 
-def load_experiment(variant: str, **overrides: Any) -> Experiment:
+def load_experiment(variant: str | Path | None = None, /, **overrides: Any) -> Experiment:
     """Read a variant and apply overrides, by flat or dotted name; `None` keeps the variant's value.
 
     `variant` is a name from `list_variants()`, or the path of a variant file or of a run's
     `experiment.yaml`. Examples: `load_experiment("lite", epochs=10, lr=0.05)`,
-    `load_experiment("lite", **{"recipe.optimizer.momentum": 0.8})`.
+    `load_experiment("lite", optimizer="adam", schedule="constant")`,
+    `load_experiment("lite", **{"recipe.optimizer.momentum": 0.8})`. A new kind of optimizer or
+    schedule prints a line on stderr: which settings take their defaults, and which do not apply.
 
     Raises `ConfigError` naming the key, its value, what is allowed and the nearest match.
     """
+    if variant is None:
+        variant = overrides.pop("variant", None)
+    elif "variant" in overrides:
+        raise ConfigError("the variant is the first argument; omit `variant`")
     path = _find_variant(variant)
-    content = _read_yaml(path)
+    content = _read_file(path)
     if path.parent == params_folder() and _validate(content, path, Variant).variant != path.stem:
         raise ConfigError(f"{path}: variant is {content['variant']!r}; it must be {path.stem!r}")
-    experiment = _validate(content, path)
-    return apply_overrides(experiment, overrides)
+    experiment = apply_overrides(_validate(content, path), overrides)
+    is_recorded = "overrides" in content  # older versions accepted settings that cannot act
+    if not is_recorded and (problem := experiment.contradiction()):
+        raise ConfigError(f"{path}: {problem}")
+    return experiment
 
 
 def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
     """The experiment with these overrides, flat or dotted, checked again as a whole.
 
-    Whole branches (`optimizer={"name": "adam", "lr": 0.001}`) are put in place before single keys.
+    A part (`optimizer="adam"`, `optimizer={"name": "adam", "lr": 0.001}`, `ema={"decay": 0.99}`) is
+    replaced before single keys are set, in whatever order they are given.
     """
     for name in overrides:
         if not isinstance(name, str):
-            raise ConfigError(f"overrides has the key {name!r}; keys are names in quotes")
-    given = {name: value for name, value in overrides.items() if value is not None}
-    branches = {name: value for name, value in given.items() if isinstance(value, Mapping)}
-    leaves = {name: value for name, value in given.items() if name not in branches}
-    for part in (branches, leaves):
-        experiment = _with_values(experiment, part) if part else experiment
-    for name in overrides.keys() - given.keys():
-        resolve_override(experiment, name)  # an unknown name is a mistake even when it is None
-    return experiment
-
-
-def _with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+            raise ConfigError(f"overrides has the key {shorten(name)}; keys are names in quotes")
+    given = {name: _parsed(name, value) for name, value in overrides.items()}
+    given = {name: value for name, value in given.items() if value is not None}
     content = experiment.model_dump()
-    changed = {}
-    for name, value in values.items():
-        path = resolve_override(experiment, name)
-        if path in changed:
-            raise ConfigError(f"{path} is set twice, the second time as {name!r}; say it once")
-        *parents, key = path.split(".")
-        branch = content
-        for parent in parents:
-            branch = branch[parent]
-            if not isinstance(branch, dict):
-                raise ConfigError(f"{parent} = {branch!r}: give a mapping to set its {key}")
-        changed[path] = branch[key] != value
-        branch[key] = value
-    # What the source left open about a part that is replaced is no longer of interest.
+    paths = {name: part for name, value in given.items() if (part := _part(name, value))}
+    notes = {}
+    for name, part in paths.items():
+        new, *notes[part] = _new_part(part, _value_at(content, part), given[name])
+        _set(content, part, new)
+    known = override_paths(content)
+    # An unknown name is a mistake even if its value is None.
+    paths |= {name: _resolve(name, known) for name in overrides if name not in paths}
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if paths[name] in values:
+            raise ConfigError(f"{paths[name]} is specified twice, also as {shorten(name)}")
+        values[paths[name]] = value
+    for path in sorted(values.keys() - notes.keys(), key=lambda path: path.count(".")):
+        _set(content, path, values[path])
+    if not given:
+        return experiment
+
+    # What the source leaves open about a key that is gone does not matter any more.
     keys = dotted_paths({"recipe": content["recipe"]})
     content["assumed"] = [name for name in content["assumed"] if matching_paths(name, keys)]
-    result = _validate(content, "override")
-    dump = result.model_dump(mode="json")
-    recorded = [*experiment.overrides, *(path for path, differs in changed.items() if differs)]
-    kept = {p: _value_at(dump, p) for p in recorded if not p.startswith("execution.")}
-    return result.model_copy(update={"overrides": kept})
+    result = _validate(_without_missing(content), "override")
+    before, after = experiment.model_dump(mode="json"), result.model_dump(mode="json")
+    changed = [
+        path
+        for path in values
+        if not path.startswith("execution.") and _value_at(after, path) != _value_at(before, path)
+    ]
+    if changed and (problem := result.contradiction()):
+        raise ConfigError(f"override: {problem}")
+    for part, (defaults, dropped) in notes.items():
+        defaults = [key for key in defaults if f"{part}.{key}" not in values]
+        _report_kind(part, _value_at(after, part), defaults, dropped)
+    recorded = {path: _value_at(after, path) for path in (*experiment.overrides, *changed)}
+    return result.model_copy(update={"overrides": recorded})
 
 
-def resolve_override(experiment: Experiment, name: str) -> str:
+def override_paths(experiment: Experiment | Mapping[str, Any]) -> set[str]:
+    """Every dotted path that may be overridden in this experiment, or in its content."""
+    content = experiment.model_dump() if isinstance(experiment, Experiment) else experiment
+    sections = {"architecture", "recipe", "execution"}
+    overridable = sections | {"budget", "dataset", "seed"}
+    return dotted_paths({key: content[key] for key in overridable}) - sections
+
+
+def parse_value(text: str) -> Any:
+    """The value of a parameter on the command line, by the core schema of YAML 1.2.
+
+    `1e-3` and `nan` are numbers, `true` is True, `1,2,3` and `[1, 2, 3]` are lists, `{a: 1}` is a
+    mapping, `null` and `None` are None; everything else is text. Raises `ConfigError`.
+    """
+    text = text.strip()
+    if text in ("", "None"):
+        return None if text else text
+    try:
+        if text.startswith(("[", "{", "'", '"')):
+            return read_yaml(text)
+        values = [read_scalar(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise ConfigError(f"{shorten(text)}: {error}") from None
+    if "," not in text:
+        return values[0]
+    return values if values and all(isinstance(v, int | float) for v in values) else text
+
+
+# Overrides -----------------------------------------------------------------------------------
+
+
+def _parsed(name: str, value: Any) -> Any:
+    """Text is read as on the command line, since papermill passes it unread; paths stay text."""
+    is_text = isinstance(value, str) and name.rpartition(".")[2] not in Execution.model_fields
+    return parse_value(value) if is_text else value
+
+
+def _resolve(name: str, known: set[str]) -> str:
     """The dotted path that a flat or dotted name means; `ConfigError` where none or several."""
-    paths = override_paths(experiment)
-    found = matching_paths(name, paths)
+    found = matching_paths(name, known)
     if len(found) == 1:
         return found[0]
     if found:
-        raise ConfigError(f"{name!r} is ambiguous: say {' or '.join(map(repr, found))}")
-    flat = sorted({path.rsplit(".", 1)[-1] for path in paths} | paths)
-    short = sorted(path.rsplit(".", 1)[-1] for path in paths if not path.startswith("execution."))
-    raise ConfigError(
-        f"unknown parameter {name!r}{closest_match(name, flat)} "
-        f"One of: {', '.join(dict.fromkeys(short))}"
-    )
+        raise ConfigError(f"{name!r} is ambiguous: write {' or '.join(map(repr, found))}")
+    short = sorted({path.rpartition(".")[2] for path in known if not path.startswith("execution.")})
+    hint = _owner(name.rpartition(".")[2]) or closest_match(name, [*short, *known]) or "."
+    raise ConfigError(f"unknown parameter {shorten(name)}{hint} One of: {', '.join(short)}")
 
 
-def override_paths(experiment: Experiment) -> set[str]:
-    """Every dotted path that may be overridden in this experiment."""
-    return dotted_paths(
-        experiment.model_dump(
-            include={"budget", "architecture", "recipe", "dataset", "seed", "execution"}
-        )
-    ) - {"architecture", "recipe", "execution"}
+def _owner(key: str) -> str:
+    """Which part has a key that this experiment lacks, for a message."""
+    for part, models in _parts().items():
+        kinds = [model for model in models if key in model.model_fields]
+        if kinds:
+            names = " or ".join(name for kind in kinds for name in _tags(kind))
+            where = f"{part.rpartition('.')[2]} {names}".strip()
+            return f"; {key} is a key of {where}, which is not set."
+    return ""
+
+
+@cache
+def _parts() -> dict[str, tuple[type[Model], ...]]:
+    """The parts that are replaced as a whole, such as `recipe.optimizer`: Sgd or Adam."""
+    found = {}
+    for section in ("architecture", "recipe"):
+        (model,) = models_in(Experiment.model_fields[section].annotation)
+        for key, field in model.model_fields.items():
+            if get_origin(field.annotation) is not tuple:
+                found[f"{section}.{key}"] = tuple(models_in(field.annotation))
+    return {path: models for path, models in found.items() if models}
+
+
+def _tags(model: type[Model]) -> tuple[str, ...]:
+    """The names that choose this model of a part; none where the part has one kind only."""
+    return get_args(model.model_fields["name"].annotation) if "name" in model.model_fields else ()
+
+
+def _part(name: str, value: Any) -> str | None:
+    """The part that an override replaces, by a mapping or by the name of its kind."""
+    match matching_paths(name.removesuffix(".name"), _parts()):
+        case [part] if isinstance(value, str) and _tags(_parts()[part][0]):
+            return part
+        case [part] if isinstance(value, Mapping) and not name.endswith(".name"):
+            return part
+    return None
+
+
+def _new_part(
+    part: str, old: Mapping[str, Any] | None, value: Mapping[str, Any] | str
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """A part that is replaced: all its keys, the rates that are defaults, the keys it has lost.
+
+    A mapping replaces the whole part. A name keeps what the new kind has too, except learning rate
+    and weight decay. A required key that is not given is `PydanticUndefined`.
+    """
+    is_name = isinstance(value, str)
+    kind = value if is_name else value.get("name")
+    models = [model for model in _parts()[part] if not _tags(model) or kind in _tags(model)]
+    if not models or (is_name and kind == old["name"]):
+        return (old | {"name": kind} if is_name else dict(value)), [], []
+    fields = models[0].model_fields
+    new = {key: field.default for key, field in fields.items()}
+    if "lr" in new:
+        new["lr"] = DEFAULT_LR.get(kind, PydanticUndefined)
+    if not is_name:
+        return new | dict(value), [key for key in new if key == "lr" and key not in value], []
+    rates = [key for key in new if key in ("lr", "weight_decay")]
+    kept = {key: old[key] for key in old if key in fields and key not in rates}
+    dropped = [key for key in old if key not in fields]
+    return new | kept | {"name": kind}, rates, dropped
+
+
+def _report_kind(
+    part: str, new: Mapping[str, Any], defaults: list[str], dropped: list[str]
+) -> None:
+    """Print what else has changed, on stderr: visible everywhere, and apart from results."""
+    facts = []
+    if defaults:
+        facts.append(f"{', '.join(f'{key} = {new[key]:g}' for key in defaults)} by default")
+    if dropped:
+        facts.append(f"{', '.join(dropped)} dropped")
+    if facts:
+        print(f"{part.rpartition('.')[2]} {new['name']}: {'; '.join(facts)}", file=sys.stderr)
 
 
 def _value_at(tree: Any, path: str) -> Any:
-    """What stands at a dotted path; None where a later override removed it."""
+    """The value at a dotted path; None where there is none."""
     for key in path.split("."):
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 
-def _find_variant(variant: str) -> Path:
-    if not isinstance(variant, str | Path) or not str(variant):
-        raise ConfigError(
-            f"variant = {variant!r}: give a name, one of {', '.join(list_variants())}"
-        )
-    if str(variant).endswith((".yaml", ".yml")):
-        path = Path(variant)
-        if not path.is_file():
-            raise ConfigError(f"no such file: {path}")
-        return path
+def _set(content: dict[str, Any], path: str, value: Any) -> None:
+    *parents, key = path.split(".")
+    for parent in parents:
+        content = content[parent]
+        if not isinstance(content, dict):
+            raise ConfigError(f"{parent} = {shorten(content)} has no {key}")
+    content[key] = value
+
+
+def _without_missing(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    given = {key: value for key, value in tree.items() if value is not PydanticUndefined}
+    return {key: _without_missing(value) for key, value in given.items()}
+
+
+# Files ---------------------------------------------------------------------------------------
+
+
+def _find_variant(variant: Any) -> Path:
     names = list_variants()
+    if not isinstance(variant, str | Path) or not str(variant):
+        raise ConfigError(f"variant = {shorten(variant)}: give a name, one of {', '.join(names)}")
+    if str(variant).endswith((".yaml", ".yml")):
+        return Path(variant)
     if variant not in names:
-        raise ConfigError(
-            f"unknown variant {variant!r}{closest_match(variant, names)} One of: {', '.join(names)}"
-        )
+        close = closest_match(str(variant), names) or "."
+        raise ConfigError(f"unknown variant {shorten(variant)}{close} One of: {', '.join(names)}")
     return params_folder() / f"{variant}.yaml"
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but a key given twice is an error, not the last one's win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict:
+def _read_file(path: Path) -> dict:
+    label = str(path) if len(str(path)) <= 200 and str(path).isprintable() else shorten(str(path))
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not path.is_file():  # a pipe or a device would not end
+            raise ConfigError(f"no such file: {label}")
+        with path.open(encoding="utf-8") as file:
+            content = read_yaml(file.read(MAX_CHARACTERS + 1))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{label} is not valid YAML: it is not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"{label}: {error.strerror}") from None
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{label} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected `variant: …`, `architecture: …`, `recipe: …`")
+        raise ConfigError(f"{label}: expected `variant: …`, `architecture: …`, `recipe: …`")
     return content
+
+
+# Messages ------------------------------------------------------------------------------------
 
 
 def _validate(content: dict, where: Any, kind: type[Variant] = Experiment) -> Any:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        messages = [_explain(problem) for problem in error.errors()]
-        more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
-        raise ConfigError(f"{where}: {messages[0]}{more}") from None
+        messages: dict[str, str] = {}  # of each key, the first
+        for problem in error.errors(include_url=False):
+            messages.setdefault(_key(problem["loc"]), _explain(problem))
+        first, *others = messages.values()
+        more = f" (and {len(others)} more)" if others else ""
+        raise ConfigError(f"{where}: {first}{more}") from None
+
+
+def _key(location: tuple[str | int, ...]) -> str:
+    """The dotted key of a problem, without the kinds and types that pydantic puts between."""
+    others = {*tagged_models(), "bool", "int"}
+    parts = [str(part) for part in location if part not in others]
+    return ".".join(part for part in parts if part.isidentifier() or part.isdigit())
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
-    """One of pydantic's problems as a person would put it."""
-    model, location = _model_at(problem["loc"])
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        fields = list(model.model_fields) if model else []
-        return (
-            f"unknown key {key!r}{closest_match(location[-1], fields)} One of: {', '.join(fields)}"
-        )
-    if problem["type"] == "missing":
+    """One of pydantic's problems in one line."""
+    key, kind, value = _key(problem["loc"]), problem["type"], problem["input"]
+    context = problem.get("ctx", {})
+    message = re.sub(r"^(Value error, |Input |String )", "", problem["msg"])
+    if kind == "missing":
         return f"{key!r} is missing"
-    message = re.sub(r"^(Value error, |Input )", "", problem["msg"])
-    if problem["type"] in ("model_type", "model_attributes_type", "union_tag_not_found"):
-        message = "give a mapping of its settings, its name among them"
-    if problem["type"] == "union_tag_invalid":
-        allowed = problem["ctx"]["expected_tags"]
-        close = closest_match(str(problem["ctx"]["tag"]), re.findall(r"'([^']+)'", allowed))
-        return f"{key}.name = {problem['ctx']['tag']!r}: should be one of {allowed}{close}"
-    if problem["type"] == "literal_error":
-        message += closest_match(str(problem["input"]), re.findall(r"'([^']+)'", message))
-    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
+    if kind == "value_error" and isinstance(value, Mapping):
         return f"{key}: {message}" if key else message
-    return f"{key} = {problem['input']!r}: {message}"
-
-
-def _model_at(loc: tuple) -> tuple[type[Model] | None, list[str]]:
-    """The model that holds a pydantic location, and the location without discriminator tags."""
-    tags = schema.tagged_models()
-    model: type[Model] | None = Experiment
-    location: list[str] = []
-    for i, part in enumerate(loc):
-        parents = {loc[max(i - 1, 0)]} & {"optimizer", "schedule"}
-        parents |= {loc[max(i - 2, 0)]} & {"augment", "choices"}
-        if part in tags and parents:
-            model = tags[part]
-            continue
-        if "[" in str(part):  # pydantic's name for one side of a union
-            continue
-        location.append(str(part))
-        if i < len(loc) - 1 and model and part in model.model_fields:
-            inner = model.model_fields[part].annotation
-            kinds = [k for k in (inner, *getattr(inner, "__args__", ())) if isinstance(k, type)]
-            model = next((k for k in kinds if issubclass(k, Model)), None)
-    return model, location
+    if kind == "model_type":
+        message = "give a mapping of its settings"
+    elif kind in ("model_attributes_type", "union_tag_not_found"):
+        message = "give its name, or a mapping of its settings with its name"
+    elif kind.startswith("int_"):
+        message = "should be a whole number"
+    elif kind.startswith("float_"):
+        message = "should be a number"
+    allowed = context.get("expected", context.get("expected_tags"))
+    if allowed:
+        key, value = (f"{key}.name", context["tag"]) if "tag" in context else (key, value)
+        close = closest_match(str(value), re.findall(r"'([^']+)'", allowed))
+        message = f"should be one of {allowed.replace(' or ', ', ')}{close}"
+    return f"{key} = {shorten(value)}: {message}"

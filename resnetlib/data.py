@@ -22,7 +22,6 @@ from .paths import display_path
 from .rng import derive_seed
 from .schema import Recipe
 
-TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_347}
 Split = tuple[Tensor, Tensor]  # images uint8 (N, 3, H, W), labels int64 (N,)
 
 

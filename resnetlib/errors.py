@@ -1,24 +1,24 @@
-"""Errors whose message is written for the user, and the nearest match of a mistyped name."""
+"""Errors whose message is written for the user, and the parts that messages share."""
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
-    """An error whose message says all that its reader needs."""
+    """An error whose message is all that the user needs; notebooks print no traceback."""
 
     def _render_traceback_(self) -> list[str]:
-        """Show a notebook's reader the message alone (IPython's protocol for exceptions)."""
+        """IPython's protocol for exceptions."""
         return [f"{type(self).__name__}: {self}"]
 
 
 class ConfigError(UserError, ValueError):
-    """A person's mistake, told in one or two lines: what, where, what is allowed."""
+    """A mistake in the parameters: the message says what, where and what is allowed."""
 
 
 def closest_match(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where something known is close to the name, else nothing."""
-    known = list(known)
+    """`; did you mean 'x'?` if a known name is close to this one, otherwise an empty string."""
     folded = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), folded, n=1)
     if not close:  # a short name such as `se` has no close match by ratio
@@ -26,13 +26,24 @@ def closest_match(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {folded[close[0]]!r}?" if close else ""
 
 
+def shorten(value: Any, length: int = 80) -> str:
+    """`repr(value)` for a message, its middle left out where it is longer than `length`."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print a number of more than 4,300 digits
+        return "a number of thousands of digits"
+    except RecursionError:
+        return "deeply nested lists or mappings"
+    return text if len(text) <= length else f"{text[: length - 20]}…{text[-19:]}"
+
+
 class DataError(UserError, RuntimeError):
-    """Data that cannot be had or are not what they should be; the message says what to do."""
+    """Data are missing, or are not what they should be; the message says what to do."""
 
 
 class RunError(UserError, RuntimeError):
-    """A run that cannot go on, for a reason that a person can mend; the message names it."""
+    """A run cannot start or resume; the message says why and what to do."""
 
 
 class Diverged(RunError):
-    """The loss left the finite numbers."""
+    """The loss is no longer finite."""

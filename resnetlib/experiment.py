@@ -6,79 +6,105 @@ An *experiment* is a variant with every override applied: complete and checked.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 
+from .errors import shorten
 from .paths import output_folder
-from .schema import Architecture, Count, Model, NotBool, NotNegative, Recipe, UnitInterval
+from .schema import (
+    NUM_CLASSES,
+    Architecture,
+    Count,
+    Model,
+    OneCycle,
+    Recipe,
+    StepDecay,
+    UnitInterval,
+)
+from .yaml_core import write_yaml
 
 DEFAULT_BUDGET = 5_000_000  # trainable parameters; the rule every team works under
+TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_347}
 
 
 class Published(Model):
-    """What the authors reported; accuracies are fractions of 1, null where nothing was."""
+    """What the authors reported."""
 
-    parameters: Count | None = None
-    train_accuracy: UnitInterval | None = None
-    test_accuracy: UnitInterval | None = None
-    best_test_accuracy: UnitInterval | None = None  # selected on the test set
-    train_loss: NotNegative | None = None
-    test_loss: NotNegative | None = None
+    parameters: Count | None = None  # trainable parameters; must equal the network's
+    train_accuracy: UnitInterval | None = None  # after the last epoch, as a fraction of 1
+    test_accuracy: UnitInterval | None = None  # after the last epoch, as a fraction of 1
+    best_test_accuracy: UnitInterval | None = None  # of the epoch best on the test set
+    train_loss: NonNegativeFloat | None = None  # cross-entropy in nats
+    test_loss: NonNegativeFloat | None = None  # cross-entropy in nats
 
 
 class Execution(Model):
-    """Where and how a run is carried out; no part of what the experiment is, or of its hash."""
+    """Where and how a run is carried out; not part of the experiment and its digest."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    # Where to compute; auto takes the fastest device of the machine
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic in the network
+    # Layout of images and weights
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
-    compile: bool | Literal["auto"] = "auto"
-    data_root: Path | None = None
-    output_root: Path | None = None
-    fresh: bool = False
-    keep_checkpoints: bool = False
-    allow_inexact_resume: bool = False
+    compile: bool | Literal["auto"] = "auto"  # with torch.compile; auto: where it saves time
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"  # threads on the CPU
+    data_root: Path | None = None  # folder searched for data before the usual ones
+    output_root: Path | None = None  # folder for run folders; outputs/ unless given
+    fresh: bool = False  # start over and remove the earlier results of this run
+    keep_checkpoints: bool = False  # keep the last checkpoints of a finished run
+    allow_inexact_resume: bool = False  # resume although the machine or software differs
+
+    @field_validator("data_root", "output_root")
+    @classmethod
+    def _usable_path(cls, path: Path | None) -> Path | None:
+        if path and "\0" in str(path):
+            raise ValueError("a path has no NUL characters")
+        try:
+            path is None or path.expanduser()
+        except RuntimeError:
+            raise ValueError(f"there is no user {path.parts[0][1:]!r}") from None
+        return path
 
 
 class Variant(Model):
     """One file of `params/`."""
 
-    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-    title: str
-    source: str
-    budget: Annotated[PositiveInt, NotBool] | Literal["none"] = DEFAULT_BUDGET
-    architecture: Architecture
-    recipe: Recipe
-    assumed: tuple[str, ...] = ()
-    published: Published = Published()
+    # Name of the file without `.yaml`
+    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
+    title: str  # the network in a few words
+    source: str  # where every published figure comes from
+    budget: Count | Literal["none"] = DEFAULT_BUDGET  # most trainable parameters allowed
+    architecture: Architecture  # the network
+    recipe: Recipe  # everything about training
+    assumed: tuple[str, ...] = ()  # keys of the recipe that the source leaves open
+    published: Published = Published()  # what the source reports
 
     @model_validator(mode="after")
     def _assumed_exists(self) -> Self:
         paths = dotted_paths({"recipe": self.recipe.model_dump()})
         for name in self.assumed:
             if not matching_paths(name, paths):
-                raise ValueError(f"assumed names {name!r}, which is no key of the recipe")
+                raise ValueError(f"assumed names {name!r}, which is not a key of the recipe")
         return self
 
 
 class Experiment(Variant):
     """A variant with every override applied; the one argument of `train`."""
 
-    dataset: Literal["cifar10", "digits"] = "cifar10"
-    seed: Annotated[NonNegativeInt, NotBool] = 0
-    overrides: dict[str, Any] = Field(default={})
-    execution: Execution = Execution()
+    dataset: Literal["cifar10", "digits"] = "cifar10"  # digits: scikit-learn's, for a quick trial
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of weights, order of images, augmentation
+    overrides: dict[str, Any] = Field(default={})  # keys that differ from the variant's file
+    execution: Execution = Execution()  # where and how it is carried out
 
     @property
     def digest(self) -> str:
         """SHA-256 of what decides the outcome: variant, network, recipe, data set, seed.
 
-        What has its default value does not enter, so that a setting that is new in a later
-        version leaves the experiments of an earlier one what they were.
+        Default values are left out, so that a key added in a later version does not change the
+        digests of earlier experiments.
         """
         content = self.model_dump(
             mode="json",
@@ -100,20 +126,54 @@ class Experiment(Variant):
 
     def to_yaml(self) -> str:
         """The complete experiment; `load_experiment(path)` reads it back, equal."""
-        content = self.model_dump(mode="json", exclude={"execution"})
-        return yaml.safe_dump(
-            content, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
-        )
+        return write_yaml(self.model_dump(mode="json", exclude={"execution"}))
+
+    def contradiction(self) -> str | None:
+        """The setting that could not act in these epochs or on this data, in one line; or None.
+
+        An experiment that was recorded may have one: older versions accepted it.
+        """
+        recipe, schedule = self.recipe, self.recipe.schedule
+        images, epochs = TRAINING_IMAGES[self.dataset], recipe.epochs
+        if recipe.holdout and not NUM_CLASSES <= recipe.holdout <= images - NUM_CLASSES:
+            return (
+                f"recipe.holdout = {recipe.holdout}: both parts of the {images:,} training images "
+                f"need an image of each class; give 0, or {NUM_CLASSES} to {images - NUM_CLASSES:,}"
+            )
+        if recipe.batch_size > images - recipe.holdout:
+            return (
+                f"recipe.batch_size = {recipe.batch_size}: there are "
+                f"{images - recipe.holdout:,} training images"
+            )
+        if self.architecture.strides == ():
+            return "architecture.strides = []: give one value per stage, or null for the default"
+        if isinstance(schedule, OneCycle):
+            return None
+        if isinstance(schedule, StepDecay) and max(schedule.milestones, default=epochs) >= epochs:
+            return (
+                f"recipe.schedule.milestones = {shorten(list(schedule.milestones))}: give epochs "
+                f"from 1 to {epochs - 1}, in which the rate can drop (recipe.epochs = {epochs})"
+            )
+        warmup, hold = schedule.warmup_epochs, getattr(schedule, "hold_epochs", 0)
+        if warmup + hold >= epochs:
+            names = " + ".join(["warmup_epochs"] * bool(warmup) + ["hold_epochs"] * bool(hold))
+            return (
+                f"recipe.schedule.{names} = {warmup + hold:g}: give less than recipe.epochs = "
+                f"{epochs}, such as 0"
+            )
+        return None
 
 
 def dotted_paths(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Every key of nested mappings as a path, such as `recipe.optimizer.lr`."""
     found = set()
     for key, value in tree.items():
-        found.add(prefix + key)
+        found.add(f"{prefix}{key}")
         if isinstance(value, Mapping):
             found |= dotted_paths(value, f"{prefix}{key}.")
     return found
 
 
-def matching_paths(name: str, paths: set[str]) -> list[str]:
+def matching_paths(name: str, paths: Iterable[str]) -> list[str]:
+    """The paths that a flat or dotted name may mean."""
     return sorted(path for path in paths if path == name or path.endswith(f".{name}"))

@@ -1,4 +1,4 @@
-"""Where params/, notebooks/ and outputs/ lie, and how a path is displayed."""
+"""The folders params/, notebooks/ and outputs/, and how a path is displayed."""
 
 from pathlib import Path
 
@@ -7,24 +7,24 @@ PROJECT = PACKAGE.parent
 
 
 def params_folder() -> Path:
-    """`params/` of the checkout, or the copy that an installed package carries."""
-    return _carried("params")
+    """`params/` of the checkout, or its copy in an installed package."""
+    return _folder("params")
 
 
 def notebooks_folder() -> Path:
-    """`notebooks/` of the checkout, or the copy that an installed package carries."""
-    return _carried("notebooks")
+    """`notebooks/` of the checkout, or its copy in an installed package."""
+    return _folder("notebooks")
 
 
-def _carried(name: str) -> Path:
+def _folder(name: str) -> Path:
     installed = PACKAGE / name
     return installed if installed.is_dir() else PROJECT / name
 
 
 def output_folder(output_root: str | Path | None = None) -> Path:
-    """The folder of run folders: the one given, else `outputs/`.
+    """The folder of run folders: the one given, otherwise `outputs/`.
 
-    That is in the checkout, or in the working directory where the package is installed.
+    That is `outputs/` of the checkout, or of the working directory if the package is installed.
     """
     if output_root:
         return Path(output_root).expanduser()
@@ -32,7 +32,7 @@ def output_folder(output_root: str | Path | None = None) -> Path:
 
 
 def display_path(path: Path) -> str:
-    """The path as a person would say it: from the project, the working directory or home."""
+    """The path relative to the project, the working directory or home."""
     path = path.resolve()
     for base, prefix in ((PROJECT, ""), (Path.cwd(), ""), (Path.home(), "~/")):
         if path.is_relative_to(base):

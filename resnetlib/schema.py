@@ -1,63 +1,111 @@
-"""Every key of a network and of a recipe, checked.
+"""Every key of a network and of a recipe, with its unit, its default and where it comes from.
 
-An unknown key, a value out of range and settings that contradict each other are errors.
+An unknown key, a value out of range and settings that contradict each other are errors. The comment
+of a key is its description in `docs/variant_file.md` and `params/schema.json`.
 """
 
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Mapping
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
+    ValidationError,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from .errors import closest_match, shorten
 
-def _split(value: Any) -> Any:
-    """`"crop,flip"`, as papermill passes a list, becomes `["crop", "flip"]`; a number, `[2]`."""
-    if isinstance(value, int | float):
-        return [value]
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
+Count = Annotated[int, Field(ge=1, lt=2**53)]
+Natural = Annotated[int, Field(ge=0, lt=2**53)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+PositiveUnit = Annotated[float, Field(gt=0, le=1)]
+OpenUnit = Annotated[float, Field(gt=0, lt=1)]
+AtLeastOne = Annotated[float, Field(ge=1)]
 
-
-def _refuse_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("give a number, not true or false")
-    return value
-
-
-def _null(value: Any) -> Any:
-    """`none` switches a part off, since `None` means the variant's own value."""
-    return None if value == "none" else value
-
-
-NotBool = BeforeValidator(_refuse_bool)
-OrNone = BeforeValidator(_null)
-Count = Annotated[PositiveInt, NotBool]
-Positive = Annotated[PositiveFloat, NotBool]
-NotNegative = Annotated[NonNegativeFloat, NotBool]
-Rate = Annotated[float, Field(ge=0, lt=1), NotBool]
-UnitInterval = Annotated[float, Field(ge=0, le=1), NotBool]
+SIDE = 32  # pixels of every image here
+IMAGE_SHAPE = (3, SIDE, SIDE)  # channels, height, width of every data set here
+NUM_CLASSES = 10  # of CIFAR-10, and of the digits
+WHITENING_CHANNELS = 24  # the 12 directions of 2×2 patches in colour, each with its negative
+MAX_CHANNELS, MAX_BLOCKS, MAX_STAGES = 65_536, 1_000, 16  # sizes of these fit in 64 bits
+DEFAULT_LR = {"sgd": 0.1, "adam": 0.001, "adamw": 0.001}  # where another optimizer is chosen
 
 
 class Model(BaseModel):
-    """Unknown keys, infinities and changes after construction are errors."""
+    """Unknown keys, infinities and changes after construction are errors.
+
+    Short forms: `crop` for `{name: crop}`, `"crop,flip"` or one value for a list, `none` for null.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_keys(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        read = {}
+        for key, value in values.items():
+            if key not in cls.model_fields:
+                close = closest_match(str(key), cls.model_fields) or "."
+                known = ", ".join(cls.model_fields)
+                raise ValueError(f"unknown key {shorten(key)}{close} One of: {known}")
+            try:
+                read[key] = _read_short_form(value, _types(cls.model_fields[key].annotation))
+            except ValueError as error:
+                problem = PydanticCustomError("short_form", "{message}", {"message": str(error)})
+                details = [InitErrorDetails(type=problem, loc=(key,), input=value)]
+                raise ValidationError.from_exception_data(cls.__name__, details) from None
+        return read
+
+
+def _read_short_form(value: Any, types: frozenset[type]) -> Any:
+    """The value in full; `ValueError` for a truth value in place of a number, or the reverse."""
+    is_text = isinstance(value, str)
+    if is_text and value == "none" and NoneType in types:
+        return None
+    if is_text and bool in types and value != "auto":
+        if value.lower() not in ("true", "false"):
+            raise ValueError("give true or false")
+        return value.lower() == "true"
+    if tuple in types and is_text:
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    elif tuple in types and isinstance(value, int | float | Mapping):
+        value = [value]
+    is_list = tuple in types and isinstance(value, list | tuple)
+    parts = list(value) if is_list else [value]
+    if types & {int, float} and bool not in types and any(isinstance(p, bool) for p in parts):
+        raise ValueError("give a number, not true or false")
+    if any(issubclass(kind, Model) and "name" in kind.model_fields for kind in types):
+        parts = [{"name": part} if isinstance(part, str) else part for part in parts]
+    return parts if is_list else parts[0]
+
+
+@cache
+def _types(annotation: Any) -> frozenset[type]:
+    """The types in a union and in the tuples in it."""
+    if get_origin(annotation) is Literal:
+        return frozenset({str})
+    parts = frozenset().union(*(_types(part) for part in get_args(annotation)))
+    kind = get_origin(annotation) or annotation
+    return parts | {kind} if isinstance(kind, type) else parts
+
+
+# The network ---------------------------------------------------------------------------------
+
 
 class SqueezeExcitationConfig(Model):
-    """Where channel attention stands: nowhere, once after the stem, or at the end of each block."""
+    """Channel attention (Hu et al. 2017): nowhere, once after the stem, or ending each block."""
 
-    placement: Literal["none", "stem", "block"] = "none"
-    reduction: Count = 16
+    placement: Literal["none", "stem", "block"] = "none"  # where it is
+    reduction: Count = 16  # channels divided by those of the hidden layer; the paper's
 
     @model_validator(mode="after")
     def _reduction_acts(self) -> Self:
@@ -66,46 +114,47 @@ class SqueezeExcitationConfig(Model):
         return self
 
 
-SIDE = 32  # pixels of every image here
-WHITENING_CHANNELS = 24  # the 12 directions of 2×2 patches in colour, each with its negative
-
-
 class Architecture(Model):
     """The network: stem, stages of blocks, pooled linear head."""
 
-    block: Literal["basic", "dropout", "preact", "pooled"]
-    depths: Annotated[tuple[Annotated[NonNegativeInt, NotBool], ...], BeforeValidator(_split)]
-    widths: Annotated[tuple[Count, ...], BeforeValidator(_split)]
-    # Of the first block of each stage; 1 in the first stage and 2 in the others unless given.
-    strides: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=2), NotBool], ...] | None, BeforeValidator(_split)
-    ] = None
+    block: Literal[
+        "basic", "dropout", "preact", "pooled"
+    ]  # the residual block; each is a class in blocks.py
+    depths: tuple[Natural, ...]  # blocks of each stage; 0 leaves the stage out
+    widths: tuple[Count, ...]  # channels of each stage
+    # Stride of the first block of each stage; 1 in the first stage and 2 in the others unless given
+    strides: tuple[Annotated[int, Field(ge=1, le=2)], ...] | None = None
+    # First layer: a 3×3 convolution, or fixed 2×2 filters that whiten the image's patches
     stem: Literal["conv3x3", "whitening"] = "conv3x3"
-    stem_width: Count | None = None  # channels; those of the first stage unless given
-    conv_bias: bool = False
-    batch_norm_scale: bool = True  # BatchNorm's weight is trained; else it stays 1
+    stem_width: Count | None = None  # channels of the stem; the first stage's unless given
+    conv_bias: bool = False  # convolutions have a bias
+    batch_norm_scale: bool = True  # the weight of BatchNorm is trained; otherwise it stays 1
     zero_init_residual: bool = False  # each block begins as its shortcut (Goyal et al. 2017, 5.1)
-    dropout: Rate = 0.0
-    squeeze_excitation: SqueezeExcitationConfig = SqueezeExcitationConfig()
-    stochastic_depth: Rate = 0.0  # how often the last block is passed over; rises from the first
-    listed_layers: Annotated[tuple[Literal["stem_relu", "pool"], ...], BeforeValidator(_split)] = (
-        "pool",
-    )  # parameterless layers that are modules, and so rows of the summary
+    dropout: Rate = 0.0  # probability that a channel is zeroed, in block `dropout`
+    squeeze_excitation: SqueezeExcitationConfig = SqueezeExcitationConfig()  # channel attention
+    # Probability of skipping the last block; rises linearly from the first (Huang et al. 2016)
+    stochastic_depth: Rate = 0.0
+    # Layers without parameters that are modules, and therefore rows of the summary table
+    listed_layers: tuple[Literal["stem_relu", "pool"], ...] = ("pool",)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(self.depths) != len(self.widths):
+        stages = len(self.depths)
+        for name in ("widths", "strides"):
+            values = getattr(self, name)
+            if values and len(values) != stages:
+                raise ValueError(
+                    f"depths has {stages} stages and {name} {len(values)}; give one value per stage"
+                )
+        if not any(self.depths) or not self.widths:
+            raise ValueError("depths needs at least one block, and widths one value per stage")
+        if stages > MAX_STAGES:
+            raise ValueError(f"networks of more than {MAX_STAGES} stages are not supported")
+        if max(*self.widths, self.stem_width or 1) > MAX_CHANNELS or max(self.depths) > MAX_BLOCKS:
             raise ValueError(
-                f"depths has {len(self.depths)} stages and widths {len(self.widths)}; "
-                "give one of each a stage"
+                f"networks of more than {MAX_CHANNELS:,} channels or {MAX_BLOCKS:,} blocks "
+                "in a stage are not supported"
             )
-        if self.strides and len(self.strides) != len(self.depths):
-            raise ValueError(
-                f"strides has {len(self.strides)} stages and depths {len(self.depths)}; "
-                "give one of each a stage"
-            )
-        if not any(self.depths):
-            raise ValueError("depths needs at least one block")
         if self.stem == "whitening" and self.stem_width:
             raise ValueError(
                 f"stem_width has no effect: stem 'whitening' has {WHITENING_CHANNELS} channels"
@@ -113,7 +162,7 @@ class Architecture(Model):
         if self.stem == "whitening" and self.block == "preact":
             raise ValueError("stem 'whitening' has a ReLU, and block 'preact' a stem without one")
         if not self.outputs[-1][1]:
-            raise ValueError("after so many halvings of the image nothing is left to pool")
+            raise ValueError(f"too many stride-2 stages for a {SIDE}×{SIDE} image")
         if self.zero_init_residual and not self.batch_norm_scale and self.block != "preact":
             raise ValueError(
                 "zero_init_residual begins with a BatchNorm weight of 0, which would stay 0 "
@@ -139,25 +188,30 @@ class Architecture(Model):
         for depth, width, stride in zip(self.depths, self.widths, self.stage_strides, strict=True):
             if depth:
                 channels = width
-                # Max-pooling leaves an odd last row out; a convolution with padding does not.
+                # Max-pooling drops an odd last row; a convolution with padding does not.
                 side = side // stride if self.block == "pooled" else -(-side // stride)
             shapes.append((channels, side))
         return tuple(shapes)
 
 
-# Which parameters decay: all, or only the weights of convolutions and of the linear layer. The
-# others, biases and BatchNorm, learn at `bias_lr_factor` times the rate.
-DecayOn = Literal["all", "weights"]
+# The optimizer -------------------------------------------------------------------------------
 
 
-class Sgd(Model):
+class _Optimizer(Model):
+    name: str
+    lr: PositiveFloat  # learning rate at its peak
+    weight_decay: NonNegativeFloat = 0.0  # per unit of the rate; L2 in sgd and adam
+    # Parameters that decay: all, or only the weights of convolutions and of the linear layer
+    decay_on: Literal["all", "weights"] = "all"
+    bias_lr_factor: PositiveFloat = 1.0  # multiple of the rate for biases and BatchNorm
+
+
+class Sgd(_Optimizer):
+    """Stochastic gradient descent (`torch.optim.SGD`)."""
+
     name: Literal["sgd"]
-    lr: Positive
-    momentum: Rate = 0.0
-    nesterov: bool = False
-    weight_decay: NotNegative = 0.0
-    decay_on: DecayOn = "all"
-    bias_lr_factor: Positive = 1.0
+    momentum: Rate = 0.0  # share of the velocity that a step keeps
+    nesterov: bool = False  # gradient at the point where the velocity leads
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -166,109 +220,114 @@ class Sgd(Model):
         return self
 
 
-class Adam(Model):
-    """Adam, or AdamW with its decoupled weight decay."""
+class Adam(_Optimizer):
+    """Adam (Kingma & Ba 2014), or AdamW with its decoupled decay (Loshchilov & Hutter 2017)."""
 
     name: Literal["adam", "adamw"]
-    lr: Positive
-    betas: Annotated[tuple[Rate, Rate], BeforeValidator(_split)] = (0.9, 0.999)
-    eps: Positive = 1e-8
-    weight_decay: NotNegative = 0.0
-    decay_on: DecayOn = "all"
-    bias_lr_factor: Positive = 1.0
+    betas: tuple[Rate, Rate] = (0.9, 0.999)  # decay of the averages of gradient and its square
+    eps: PositiveFloat = 1e-8  # added to the denominator
 
 
-class Constant(Model):
+Optimizer = Annotated[Sgd | Adam, Field(discriminator="name")]
+
+
+# The schedule of the learning rate -----------------------------------------------------------
+
+
+class _Schedule(Model):
+    name: str
+    interval: Literal["epoch", "step"] = "epoch"  # when the rate changes
+    warmup_epochs: NonNegativeFloat = 0.0  # epochs in which the rate rises linearly to its peak
+    warmup_start: UnitInterval = 0.1  # share of the peak at which the warm-up starts
+
+
+class Constant(_Schedule):
+    """The peak, after the warm-up."""
+
     name: Literal["constant"]
-    interval: Literal["epoch", "step"] = "epoch"
-    warmup_epochs: NotNegative = 0.0
-    warmup_start: UnitInterval = 0.1
 
 
-class Cosine(Model):
-    """Warm-up, hold, then half a cosine from lr to min_lr over period_epochs (null: the rest)."""
+class Cosine(_Schedule):
+    """Warm-up, hold, then half a cosine (Loshchilov & Hutter 2016) from the peak to min_lr."""
 
     name: Literal["cosine"]
-    interval: Literal["epoch", "step"] = "epoch"
-    warmup_epochs: NotNegative = 0.0
-    warmup_start: UnitInterval = 0.1
-    hold_epochs: NotNegative = 0.0
-    period_epochs: Annotated[Positive | None, OrNone] = None
-    min_lr: NotNegative = 0.0
+    hold_epochs: NonNegativeFloat = 0.0  # epochs at the peak, after the warm-up
+    period_epochs: PositiveFloat | None = None  # length of the half cosine; null: to the end
+    min_lr: NonNegativeFloat = 0.0  # learning rate at its end
 
 
-class StepDecay(Model):
+class StepDecay(_Schedule):
+    """The rate is multiplied by gamma at each milestone (`MultiStepLR`)."""
+
     name: Literal["step"]
-    milestones: Annotated[tuple[Count, ...], BeforeValidator(_split)]
-    gamma: Annotated[float, Field(gt=0, le=1), NotBool] = 0.1
-    interval: Literal["epoch", "step"] = "epoch"
-    warmup_epochs: NotNegative = 0.0
-    warmup_start: UnitInterval = 0.1
+    milestones: tuple[Count, ...]  # epochs after which the rate drops
+    gamma: PositiveUnit = 0.1  # factor at each milestone
 
 
 class OneCycle(Model):
     """Smith's one-cycle rate as torch draws it, step by step; momentum stays constant."""
 
     name: Literal["one_cycle"]
-    pct_start: Annotated[float, Field(gt=0, lt=1), NotBool] = 0.3
-    div_factor: Annotated[float, Field(ge=1), NotBool] = 25.0
-    final_div_factor: Annotated[float, Field(ge=1), NotBool] = 1e4
+    pct_start: OpenUnit = 0.3  # share of the run in which the rate rises
+    div_factor: AtLeastOne = 25.0  # peak divided by the first rate
+    final_div_factor: AtLeastOne = 1e4  # first rate divided by the last
 
 
-Optimizer = Annotated[Sgd | Adam, Field(discriminator="name")]
 Schedule = Annotated[Constant | Cosine | StepDecay | OneCycle, Field(discriminator="name")]
 
 
-class Lookahead(Model):
-    """Every k steps, slow weights move by alpha towards the fast ones, which restart there."""
+# Additions to the optimizer ------------------------------------------------------------------
 
-    k: Count = 5
-    alpha: Annotated[float, Field(gt=0, le=1), NotBool] = 0.5
+
+class Lookahead(Model):
+    """Every k steps slow weights move towards the fast ones, which restart there (Zhang 2019)."""
+
+    k: Count = 5  # steps between two moves; the paper's
+    alpha: PositiveUnit = 0.5  # share of the way; the paper's
 
 
 class Clip(Model):
-    """Gradients clipped to ±limit each (`value`) or to that joint L2 norm (`norm`)."""
+    """Gradients are clipped."""
 
-    by: Literal["value", "norm"]
-    limit: Positive
+    by: Literal["value", "norm"]  # each to ±limit, or all to that joint L2 norm
+    limit: PositiveFloat  # the largest value or norm
 
 
 class Ema(Model):
-    """Exponential moving average of the weights, which is then what is evaluated and kept."""
+    """Exponential moving average of the weights, which is then evaluated and kept."""
 
-    decay: Annotated[float, Field(gt=0, lt=1), NotBool] = 0.999
+    decay: OpenUnit = 0.999  # share of the average that a step keeps
 
 
 class Sam(Model):
-    """Sharpness-aware minimisation: gradients at the worst point within rho (Foret et al. 2020)."""
+    """Sharpness-aware minimisation: gradients at the worst point nearby (Foret et al. 2020)."""
 
-    rho: Positive = 0.05
+    rho: PositiveFloat = 0.05  # L2 distance of that point; the paper's
+
+
+# Augmentations -------------------------------------------------------------------------------
 
 
 class Crop(Model):
     """A window of the image's own size after padding, both offsets uniform (`RandomCrop`)."""
 
     name: Literal["crop"]
-    # Pixels on each side (He et al. 2015, section 4.2); less than an image, or nothing is left.
-    padding: Annotated[int, Field(ge=1, le=31), NotBool] = 4
-    padding_mode: Literal["constant", "reflect"] = "constant"
+    padding: Annotated[int, Field(ge=1, le=31)] = 4  # pixels on each side (He et al. 2015, 4.2)
+    padding_mode: Literal["constant", "reflect"] = "constant"  # black, or the image mirrored
 
 
 class Flip(Model):
-    """Left and right exchanged (`RandomHorizontalFlip`).
-
-    `alternate` draws once which images begin turned; from then on each is shown from one side and
-    from the other in turn, an epoch each (Jordan 2024).
-    """
+    """Left and right exchanged (`RandomHorizontalFlip`)."""
 
     name: Literal["flip"]
-    probability: UnitInterval = 0.5
+    probability: UnitInterval = 0.5  # of an image in an epoch
+    # Each image is flipped in every other epoch; a draw decides once which ones begin (Jordan 2024)
     alternate: bool = False
 
     @model_validator(mode="after")
-    def _turns_half(self) -> Self:
+    def _flips_half(self) -> Self:
         if self.alternate and self.probability != 0.5:
-            raise ValueError("alternate turns each image every second time; leave out probability")
+            raise ValueError("alternate flips each image every second time; omit probability")
         return self
 
 
@@ -276,15 +335,15 @@ class ColorJitter(Model):
     """Brightness, contrast, saturation, hue by random factors in random order (`ColorJitter`)."""
 
     name: Literal["color_jitter"]
-    brightness: NotNegative = 0.2
-    contrast: NotNegative = 0.2
-    saturation: NotNegative = 0.2
-    hue: Annotated[float, Field(ge=0, le=0.5), NotBool] = 0.0
+    brightness: NonNegativeFloat = 0.2  # factor uniform on 1 ± this
+    contrast: NonNegativeFloat = 0.2  # factor uniform on 1 ± this
+    saturation: NonNegativeFloat = 0.2  # factor uniform on 1 ± this
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # shift uniform on ± this share of the circle
 
     @model_validator(mode="after")
     def _acts(self) -> Self:
         if not (self.brightness or self.contrast or self.saturation or self.hue):
-            raise ValueError("all four strengths are 0; leave color_jitter out instead")
+            raise ValueError("all four strengths are 0; omit color_jitter instead")
         return self
 
 
@@ -292,7 +351,7 @@ class Rotation(Model):
     """Rotation by an angle uniform on ±degrees, nearest pixel, black outside (`RandomRotation`)."""
 
     name: Literal["rotation"]
-    degrees: Annotated[float, Field(gt=0, le=180), NotBool] = 15.0
+    degrees: Annotated[float, Field(gt=0, le=180)] = 15.0  # largest angle
 
 
 class AutoAugment(Model):
@@ -302,11 +361,11 @@ class AutoAugment(Model):
 
 
 class RandAugment(Model):
-    """`num_ops` operations of one magnitude (Cubuk et al. 2019; `RandAugment`)."""
+    """Random operations of one magnitude (Cubuk et al. 2019; `RandAugment`)."""
 
     name: Literal["rand_augment"]
-    num_ops: Count = 2
-    magnitude: Annotated[int, Field(ge=0, le=30), NotBool] = 9  # of bins 0 to 30
+    num_ops: Count = 2  # operations per image
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9  # of bins 0 to 30
 
 
 class TrivialAugment(Model):
@@ -320,16 +379,16 @@ class Cutout(Model):
 
     name: Literal["cutout"]
     size: Count = 16  # pixels; the paper's for CIFAR-10
-    probability: UnitInterval = 1.0
+    probability: UnitInterval = 1.0  # of an image
 
 
 class RandomErasing(Model):
     """A black rectangle of random area and shape (Zhong et al. 2017; `RandomErasing`)."""
 
     name: Literal["random_erasing"]
-    probability: UnitInterval = 0.5
-    scale: Annotated[tuple[UnitInterval, UnitInterval], BeforeValidator(_split)] = (0.02, 0.33)
-    ratio: Annotated[tuple[Positive, Positive], BeforeValidator(_split)] = (0.3, 3.3)
+    probability: UnitInterval = 0.5  # of an image
+    scale: tuple[UnitInterval, UnitInterval] = (0.02, 0.33)  # area, as a share of the image's
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.3, 3.3)  # height divided by width
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> Self:
@@ -340,25 +399,22 @@ class RandomErasing(Model):
         return self
 
 
-class MixUp(Model):
-    """Two images and their labels blended by Beta(alpha, alpha) (Zhang et al. 2017)."""
+class _Mix(Model):
+    name: str
+    alpha: PositiveFloat = 1.0  # the share of each image is drawn from Beta(alpha, alpha)
+    probability: UnitInterval = 1.0  # of a batch
+
+
+class MixUp(_Mix):
+    """Two images and their labels blended (Zhang et al. 2017)."""
 
     name: Literal["mixup"]
-    alpha: Positive = 1.0
-    probability: UnitInterval = 1.0
 
 
-class CutMix(Model):
-    """A rectangle of another image, labels by area, from Beta(alpha, alpha) (Yun et al. 2019)."""
+class CutMix(_Mix):
+    """A rectangle of another image, and labels by area (Yun et al. 2019)."""
 
     name: Literal["cutmix"]
-    alpha: Positive = 1.0
-    probability: UnitInterval = 1.0
-
-
-def _named(value: Any) -> Any:
-    """`crop` is short for `{name: crop}`."""
-    return {"name": value} if isinstance(value, str) else value
 
 
 _Augment = (
@@ -381,40 +437,39 @@ class OneOf(Model):
     """For each batch one of these, all equally likely."""
 
     name: Literal["one_of"]
-    choices: Annotated[
-        tuple[Annotated[Augment, BeforeValidator(_named)], ...],
-        BeforeValidator(_split),
-    ]
+    choices: tuple[Augment, ...]  # two or more augmentations
 
     @model_validator(mode="after")
-    def _there_is_a_choice(self) -> Self:
+    def _has_choice(self) -> Self:
         if len(self.choices) < 2:
             raise ValueError("one_of needs at least two choices")
         return self
 
 
 AugmentStep = Annotated[_Augment | OneOf, Field(discriminator="name")]
-Augments = Annotated[
-    tuple[Annotated[AugmentStep, BeforeValidator(_named)], ...],
-    BeforeValidator(_split),
-]
+
+
+# The recipe ----------------------------------------------------------------------------------
 
 
 class Recipe(Model):
     """Everything about training that is not the network."""
 
-    epochs: Count
-    batch_size: Count
-    optimizer: Optimizer
-    schedule: Schedule
-    lookahead: Annotated[Lookahead | None, OrNone] = None
-    clip: Annotated[Clip | None, OrNone] = None
-    sam: Annotated[Sam | None, OrNone] = None
-    ema: Annotated[Ema | None, OrNone] = None
-    label_smoothing: Rate = 0.0
-    augment: Augments = ()
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)]  # passes over the training images
+    batch_size: Count  # images per step
+    optimizer: Optimizer  # what moves the weights
+    schedule: Schedule  # how the learning rate changes
+    lookahead: Lookahead | None = None  # slow weights around the optimizer
+    clip: Clip | None = None  # bound on the gradients
+    sam: Sam | None = None  # sharpness-aware minimisation; doubles the time of a step
+    ema: Ema | None = None  # average of the weights
+    label_smoothing: Rate = 0.0  # share of the target spread evenly over all classes
+    augment: tuple[AugmentStep, ...] = ()  # augmentations, applied in this order
+    # Mean and standard deviation that images are normalised by: of all training pixels; the mean
+    # of each image's own deviation, as many teams use; or no normalisation
     normalize: Literal["dataset", "per_image_std", "none"] = "dataset"
-    holdout: Annotated[NonNegativeInt, NotBool] = 0
+    holdout: Natural = 0  # training images kept for validation
+    # Weights kept: the last epoch's, or those of the epoch best on validation or on the test set
     select: Literal["last", "best_holdout", "best_test"] = "last"
 
     @model_validator(mode="after")
@@ -424,8 +479,14 @@ class Recipe(Model):
         return self
 
 
+def models_in(annotation: Any) -> list[type[Model]]:
+    """The models that a field of this annotation may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in models_in(part)]
+
+
 def tagged_models(*unions: Any) -> dict[str, type[Model]]:
     """The models of these unions (default: all) by each `name` that chooses them."""
-    unions = unions or (Optimizer, Schedule, AugmentStep)
-    kinds = [kind for union in unions for kind in get_args(get_args(union)[0])]
+    kinds = models_in(tuple[unions or (Optimizer, Schedule, AugmentStep)])
     return {name: kind for kind in kinds for name in get_args(kind.model_fields["name"].annotation)}

@@ -198,7 +198,6 @@ def test_list_shows_every_variant_and_help_every_command():
         ("crop,flip", "crop,flip"),
         ("1,2,3", [1, 2, 3]),
         ("{'name': 'adam', 'lr': 0.1}", {"name": "adam", "lr": 0.1}),
-        ("0012", "0012"),
         ("../data", "../data"),
     ],
 )

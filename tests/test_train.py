@@ -68,7 +68,7 @@ KEYS = {
     "schedule.hold_epochs": ({}, 1),
     "schedule.period_epochs": ({}, 3),
     "schedule.min_lr": ({}, 0.05),
-    "schedule.milestones": ({"schedule": {"name": "step", "milestones": [1]}}, [2]),
+    "schedule.milestones": ({"epochs": 3, "schedule": {"name": "step", "milestones": [1]}}, [2]),
     "schedule.gamma": ({"schedule": {"name": "step", "milestones": [1]}}, 0.5),
     "schedule.pct_start": ({"schedule": {"name": "one_cycle"}}, 0.5),
     "schedule.div_factor": ({"schedule": {"name": "one_cycle"}}, 5),
@@ -116,7 +116,7 @@ def test_the_list_of_keys_is_complete(tiny):
         {},
         {"optimizer": ADAM, "lookahead": {"k": 5}, "clip": {"by": "value", "limit": 1}},
         {"sam": {"rho": 0.05}, "ema": {"decay": 0.9}},
-        {"schedule": {"name": "step", "milestones": [1]}},
+        {"epochs": 2, "schedule": {"name": "step", "milestones": [1]}},
         {"schedule": {"name": "one_cycle"}},
     ]
     paths = set().union(*(override_paths(tiny(**kind)) for kind in kinds))
@@ -356,9 +356,8 @@ def test_what_cannot_be_trained_is_refused_before_data_are_read(
     monkeypatch.setattr(
         "resnetlib.runs.lifecycle.load_dataset", lambda *_: pytest.fail("data were read")
     )
-    experiment = load_experiment(variant, output_root=tmp_path, **overrides)
     with pytest.raises(ConfigError, match=told):
-        train(experiment)
+        train(load_experiment(variant, output_root=tmp_path, **overrides))
     assert not list(tmp_path.iterdir())
 
 
@@ -576,7 +575,7 @@ def test_a_diverging_run_stops_with_its_reason_and_says_so_in_its_record(tiny):
 
 
 def test_divergence_in_the_last_step_is_noticed_before_its_weights_are_kept(tiny):
-    experiment = tiny(epochs=2, batch_size=2000, lr=1e30)  # one step an epoch
+    experiment = tiny(epochs=2, batch_size=1347, lr=1e30)  # one step an epoch
     with pytest.raises(Diverged, match="in epoch 1"):
         train(experiment)
     assert load_run(experiment.folder).status == "diverged"
