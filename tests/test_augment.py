@@ -290,7 +290,7 @@ def test_an_alternating_flip_turns_the_images_it_is_told_to_and_draws_without(ba
     usual = compose([model("flip")])(*batch, generator(0, "augment"), flip_mask)[0]
     assert torch.equal(usual, only(model("flip"), batch[0], generator(0, "augment")))
     assert torch.equal(usual, only(alternating, batch[0], generator(0, "augment")))
-    with pytest.raises(ValueError, match="leave out probability"):
+    with pytest.raises(ValueError, match="omit probability"):
         model("flip", alternate=True, probability=0.2)
 
 

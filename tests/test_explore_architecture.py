@@ -87,14 +87,14 @@ def test_a_change_shows_at_once(bench):
 @pytest.mark.parametrize(
     ("control", "value", "told"),
     [
-        ("depths", "x,1,1", "depths.0 = 'x': should be a valid integer"),
-        ("depths", "1,1", "depths has 2 stages and widths 3; give one of each a stage"),
+        ("depths", "x,1,1", "depths.0 = 'x': should be a whole number"),
+        ("depths", "1,1", "depths has 2 stages and widths 3; give one value per stage"),
         ("depths", "", "depths has 0 stages"),
         ("depths", "0,0,0", "depths needs at least one block"),
         ("depths", "-1,1,1", "greater than or equal to 0"),
-        ("widths", "16,0,64", "widths.1 = '0': should be greater than 0"),
-        ("widths", "16,1e9,64", "widths.1 = '1e9'"),
-        ("widths", "999999999,1,1", "no network is measured of more than 65,536 channels"),
+        ("widths", "16,0,64", "widths.1 = 0: should be greater than or equal to 1"),
+        ("widths", "16,1e9,64", "networks of more than 65,536 channels"),
+        ("widths", "999999999,1,1", "networks of more than 65,536 channels"),
         ("widths", "<script>,1,1", "widths.0 = '<script>'"),
     ],
 )
