@@ -269,7 +269,7 @@ def displayed(monkeypatch):
 def test_live_curves_draw_every_epoch_before_a_person(tiny, few_digits, displayed, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     monkeypatch.setattr("resnetlib.plots.live.is_interactive", lambda: True)
-    monkeypatch.setattr("resnetlib.plots.live.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("resnetlib.plots.live.TIME_SHARE", 1e9)
     experiment = tiny(epochs=2)
     training = Trainer(experiment, few_digits)
     fit(training, 2, [plots.LiveCurves(experiment)])
@@ -282,7 +282,7 @@ def test_live_curves_draw_every_epoch_before_a_person(tiny, few_digits, displaye
 def test_live_curves_leave_quick_epochs_out(tiny, few_digits, displayed, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     monkeypatch.setattr("resnetlib.plots.live.is_interactive", lambda: True)
-    monkeypatch.setattr("resnetlib.plots.live.SECONDS_BETWEEN", 600.0)
+    monkeypatch.setattr("resnetlib.plots.live.TIME_SHARE", 1e-9)
     fit(Trainer(tiny(epochs=3), few_digits), 3, [plots.LiveCurves(tiny(epochs=3))])
     assert len(displayed) == 2  # the first and the last
 

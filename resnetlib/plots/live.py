@@ -13,7 +13,7 @@ from ..training import Callback, Trainer
 from .run import draw_history
 from .style import figure_style
 
-SECONDS_BETWEEN = 1.0  # a drawing takes about a tenth of it; epochs of the digits are shorter
+TIME_SHARE = 0.1  # of the training time at most goes into drawing: quick epochs are skipped
 
 
 class LiveCurves(Callback):
@@ -26,10 +26,10 @@ class LiveCurves(Callback):
         self.experiment = experiment
         self.watched = "ipykernel" in sys.modules and is_interactive()
         self.output: Any = None  # the place in the notebook that is drawn into again
-        self.drawn = 0.0  # when, on the monotonic clock
+        self.next_drawing = 0.0  # not before, on the monotonic clock
 
     def after_epoch(self, training: Trainer) -> None:
-        if self.watched and time.monotonic() - self.drawn >= SECONDS_BETWEEN:
+        if self.watched and time.monotonic() >= self.next_drawing:
             self._draw(training)
 
     def after_training(self, training: Trainer) -> None:
@@ -39,12 +39,14 @@ class LiveCurves(Callback):
     def _draw(self, training: Trainer) -> None:
         from IPython.display import Image, display
 
+        began = time.monotonic()
         image = Image(self._png(training), width=800, alt="loss and accuracy of each epoch so far")
         if self.output is None:
             self.output = display(image, display_id=True)
         else:
             self.output.update(image)
-        self.drawn = time.monotonic()
+        ended = time.monotonic()
+        self.next_drawing = ended + (ended - began) / TIME_SHARE
 
     def _png(self, training: Trainer) -> bytes:
         """Not a figure of pyplot, which the notebook would display once more after the cell."""
@@ -57,6 +59,6 @@ class LiveCurves(Callback):
                 axes.set_xlim(0, self.experiment.recipe.epochs)
             last = history.iloc[-1]
             loss.set_title(f"Loss: {last['test_loss']:.3f} on the test set")
-            accuracy.set_title(f"Accuracy: {last['test_accuracy']:.2%} on the test set")
+            accuracy.set_title(f"Accuracy: {100 * last['test_accuracy']:.2f} % on the test set")
             figure.savefig(buffer, format="png")
             return buffer.getvalue()

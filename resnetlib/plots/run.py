@@ -156,7 +156,7 @@ def reliability(calibration: pd.DataFrame, ece: float, variant: str) -> list[Axe
         top.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
         top.set_title(
             f"{variant}: calibration error {100 * ece:.1f} % (ECE, {len(edges) - 1} bins)\n"
-            "below the line: overconfident"
+            "bars below the line: overconfident"
         )
         top.legend(frameon=False, loc="upper left")
         bottom.bar(centers, calibration["images"], width * 0.92, color="0.55")
