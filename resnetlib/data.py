@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors in memory, checked and split.
+"""Data sets as uint8 tensors in memory: read, check and split them.
 
 scikit-learn is imported where it is used: most runs do not need it.
 """
@@ -52,6 +52,15 @@ class Dataset:
             "MD5": ", ".join(f"{file} {md5}" for file, md5 in self.checksums.items()),
         }
 
+    def examples(self, count: int) -> tuple[Tensor, list[str]]:
+        """The first training image of each of the first `count` classes, and their names.
+
+        Images uint8 (count, 3, 32, 32).
+        """
+        images, labels = self.train
+        firsts = [int((labels == label).nonzero()[0]) for label in range(count)]
+        return images[firsts], list(self.classes[:count])
+
     @cached_property
     def mean(self) -> tuple[float, ...]:
         """Per channel, of all training pixels, in units of 1 (white)."""
@@ -66,7 +75,7 @@ class Dataset:
     def per_image_std(self) -> tuple[float, ...]:
         """Per channel, the mean over training images of each image's own standard deviation.
 
-        For CIFAR-10 this is (0.2023, 0.1994, 0.2010), which many teams took for `std`.
+        For CIFAR-10 this is (0.2023, 0.1994, 0.2010), often used as `std` by mistake.
         """
         sums = torch.zeros(self.train[0].shape[1], dtype=torch.float64)
         for batch in self.train[0].split(5000):
@@ -89,19 +98,42 @@ def load_dataset(name: str, root: str | os.PathLike | None = None) -> Dataset:
     """Read `cifar10` or `digits`; never another data set than the one asked for.
 
     CIFAR-10 is looked for under `root`, `$RESNETLIB_DATA`, `data/` of the project and the user's
-    cache folder, in that order, and downloaded where it is in none of them; every file is checked
+    cache folder, in that order, and downloaded if none of them has it; every file is checked
     against its published MD5. The digits come with scikit-learn.
 
-    Raises `ConfigError` for an unknown name, `DataError` for data damaged or not to be had.
+    A second call for the same files gives the same object, without reading or checking them again.
+    Treat its tensors as read-only; a set that was changed in place is read again.
+
+    Raises `ConfigError` for an unknown name, `DataError` for data that are damaged or unavailable.
     """
     if name not in DATASETS:
         raise ConfigError(
             f"unknown dataset {name!r}{closest_match(name, DATASETS)} One of: {', '.join(DATASETS)}"
         )
-    return DATASETS[name](root)
+    folder = (find_cifar10(root) or obtain_cifar10(root)) if name == "cifar10" else None
+    key = (name, *_file_states(folder)) if folder else (name,)
+    dataset = _last_dataset.get(key)
+    if dataset is None or _is_modified(dataset):
+        _last_dataset.clear()  # before reading: one set is kept, and no second one beside it
+        dataset = _last_dataset[key] = DATASETS[name](folder)
+    return dataset
 
 
-def _load_digits(root: str | os.PathLike | None) -> Dataset:
+_last_dataset: dict[tuple[Any, ...], Dataset] = {}  # the one that was read last
+
+
+def _file_states(folder: Path) -> list[tuple[Path, int, int]]:
+    """Path, size and time of change of each file of CIFAR-10."""
+    paths = [(folder / name).resolve() for name in CIFAR10_MD5]
+    return [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+
+
+def _is_modified(dataset: Dataset) -> bool:
+    """Whether a tensor was changed in place: torch counts that itself, through views too."""
+    return any(tensor._version for tensor in (*dataset.train, *dataset.test))
+
+
+def _load_digits(folder: None) -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8×8 grey to 3×32×32: 1,347 to train, 450 to test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -125,8 +157,7 @@ def _load_digits(root: str | os.PathLike | None) -> Dataset:
     )
 
 
-def _load_cifar10(root: str | os.PathLike | None) -> Dataset:
-    folder = find_cifar10(root) or obtain_cifar10(root)
+def _load_cifar10(folder: Path) -> Dataset:
     *batches, meta = CIFAR10_MD5
     images = np.empty((6, 10_000, 3, 32, 32), np.uint8)  # five files to train with, one to test
     labels = np.empty((6, 10_000), np.int64)
@@ -162,14 +193,14 @@ def _read_checked(folder: Path, name: str) -> dict[bytes, Any]:
     return files.unpickle_arrays(content)
 
 
-DATASETS: dict[str, Callable[[str | os.PathLike | None], Dataset]] = {
+DATASETS: dict[str, Callable[[Any], Dataset]] = {
     "cifar10": _load_cifar10,
     "digits": _load_digits,
 }
 
 
 def split_holdout(labels: Tensor, holdout: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices (train, held out) of a stratified split, a function of the seed; both sorted.
+    """Indices (training, validation) of a stratified split by the seed alone; both sorted.
 
     Raises `ConfigError` when the classes cannot be represented in both parts.
     """
@@ -191,7 +222,7 @@ def split_holdout(labels: Tensor, holdout: int, seed: int) -> tuple[Tensor, Tens
 
 
 def normalization(recipe: Recipe, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel that the recipe's `normalize` stands for."""
+    """Mean and standard deviation per channel for the recipe's `normalize`."""
     return {
         "dataset": lambda: (dataset.mean, dataset.std),
         "per_image_std": lambda: (dataset.mean, dataset.per_image_std),

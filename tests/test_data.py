@@ -1,10 +1,12 @@
-"""Data sets: what they hold, where they are found, and every way of not getting them."""
+"""Data sets: content, search order, caching, download and its failures."""
 
 import http.server
+import os
 import re
 import shutil
 import tarfile
 import threading
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,12 +14,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from resnetlib import download, files, load_dataset
+from resnetlib import data, download, files, load_dataset
 from resnetlib.data import split_holdout
 from resnetlib.errors import ConfigError, DataError
 
 
-def test_digits_are_scikit_learns_scaled_to_three_channels_of_32(digits):
+def test_digits_equal_scikit_learn_upscaled(digits):
     images = torch.cat([digits.train[0], digits.test[0]])
     assert images.shape == (1797, 3, 32, 32)
     assert images.dtype == torch.uint8
@@ -29,14 +31,14 @@ def test_digits_are_scikit_learns_scaled_to_three_channels_of_32(digits):
     assert torch.equal(images[:, 0], images[:, 2])
 
 
-def test_the_digits_split_is_stratified_and_always_the_same(digits):
-    again = load_dataset("digits")
+def test_digits_split_is_stratified_and_fixed(digits):
+    again = data.DATASETS["digits"](None)  # read again, not the kept one
     assert torch.equal(digits.test[0], again.test[0])
     shares = torch.bincount(digits.test[1]) / 450 - torch.bincount(digits.train[1]) / 1347
     assert shares.abs().max() < 0.002
 
 
-def test_cifar10_equals_what_torchvision_reads(cifar10, cifar10_folder):
+def test_cifar10_equals_torchvision(cifar10, cifar10_folder):
     from torchvision.datasets import CIFAR10
 
     for train, (images, labels) in ((True, cifar10.train), (False, cifar10.test)):
@@ -46,7 +48,7 @@ def test_cifar10_equals_what_torchvision_reads(cifar10, cifar10_folder):
         assert list(cifar10.classes) == theirs.classes
 
 
-def test_the_statistics_of_cifar10_are_the_known_ones(cifar10):
+def test_cifar10_statistics(cifar10):
     assert cifar10.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=5e-5)
     assert cifar10.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=5e-5)
     assert cifar10.per_image_std == pytest.approx((0.2023, 0.1994, 0.2010), abs=5e-5)
@@ -54,12 +56,54 @@ def test_the_statistics_of_cifar10_are_the_known_ones(cifar10):
     assert cifar10.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
 
 
-def test_an_unknown_data_set_is_named_with_the_nearest():
+def test_load_dataset_unknown_names_nearest():
     with pytest.raises(ConfigError, match=r"'cifar'; did you mean 'cifar10'"):
         load_dataset("cifar")
 
 
-def test_holdout_is_stratified_disjoint_and_a_function_of_the_seed(digits):
+def test_load_dataset_reads_once(monkeypatch):
+    first = load_dataset("digits")
+    monkeypatch.setitem(data.DATASETS, "digits", lambda folder: pytest.fail("read again"))
+    assert load_dataset("digits") is first
+
+
+def test_load_dataset_rereads_after_a_change_in_place():
+    first = load_dataset("digits")
+    original = first.train[0].clone()
+    first.train[0][:5].zero_()  # by a view
+    again = load_dataset("digits")
+    assert again is not first
+    assert torch.equal(again.train[0], original)
+
+
+def test_load_dataset_keeps_one_set(monkeypatch):
+    for name in ("one", "two"):
+        monkeypatch.setitem(data.DATASETS, name, data.DATASETS["digits"])
+    first = weakref.ref(load_dataset("one"))
+    load_dataset("two")
+    assert first() is None
+
+
+def test_load_dataset_rereads_changed_files(small, monkeypatch):
+    """Also where the new content has the same size."""
+    monkeypatch.setattr(data, "CIFAR10_MD5", download.CIFAR10_MD5)
+    monkeypatch.setitem(data.DATASETS, "cifar10", lambda folder: data.DATASETS["digits"](None))
+    folder = small.parent / download.CIFAR10_FOLDER
+    first = load_dataset("cifar10", folder)
+    assert load_dataset("cifar10", folder.parent) is first
+    os.utime(folder / "test_batch", ns=(1, 1))
+    assert load_dataset("cifar10", folder) is not first
+
+
+def test_examples_are_of_the_first_classes(digits):
+    images, names = digits.examples(4)
+    assert names == ["0", "1", "2", "3"]
+    for label, image in enumerate(images):
+        place = next(i for i, other in enumerate(digits.train[0]) if torch.equal(other, image))
+        assert digits.train[1][place] == label
+
+
+def test_split_holdout_is_stratified_by_seed(digits):
     labels = digits.train[1]
     kept, held_out = split_holdout(labels, 300, seed=1)
     assert sorted([*kept.tolist(), *held_out.tolist()]) == list(range(len(labels)))
@@ -69,12 +113,12 @@ def test_holdout_is_stratified_disjoint_and_a_function_of_the_seed(digits):
     assert not torch.equal(split_holdout(labels, 300, seed=2)[1], held_out)
 
 
-def test_a_holdout_that_cannot_be_is_refused(digits):
+def test_split_holdout_too_large_is_refused(digits):
     with pytest.raises(ConfigError, match=r"holdout = 5000 of 1347"):
         split_holdout(digits.train[1], 5000, seed=0)
 
 
-# A small stand-in with seven files of its own sums, so that every path can be walked in no time.
+# A small stand-in: seven files with their own MD5, so that every path is tested quickly.
 
 
 @pytest.fixture
@@ -131,7 +175,7 @@ def served(content, *, cut_after=None, stall=False, status=None):
         server.server_close()
 
 
-def test_roots_are_searched_in_the_documented_order(small, tmp_path, monkeypatch):
+def test_data_roots_order(small, tmp_path, monkeypatch):
     monkeypatch.setenv("RESNETLIB_DATA", str(tmp_path / "variable"))
     places = [tmp_path / "named", tmp_path / "variable", tmp_path / "project" / "data"]
     places.append(tmp_path / "cache")
@@ -141,7 +185,7 @@ def test_roots_are_searched_in_the_documented_order(small, tmp_path, monkeypatch
         assert download.find_cifar10(tmp_path / "named") == place / download.CIFAR10_FOLDER
 
 
-def test_the_folder_itself_or_its_archive_may_be_named(small, tmp_path):
+def test_find_cifar10_by_folder_or_archive(small, tmp_path):
     folder = small.parent / download.CIFAR10_FOLDER
     assert download.find_cifar10(folder) == folder
     place = tmp_path / "archive"
@@ -154,7 +198,7 @@ def test_the_folder_itself_or_its_archive_may_be_named(small, tmp_path):
     )
 
 
-def test_a_damaged_file_is_named(small, tmp_path):
+def test_load_dataset_names_damaged_file(small, tmp_path):
     folder = small.parent / download.CIFAR10_FOLDER
     (folder / "data_batch_1").write_bytes(b"x")
     with pytest.raises(DataError, match=r"data_batch_1 is damaged"):
@@ -162,7 +206,7 @@ def test_a_damaged_file_is_named(small, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
-def test_of_the_real_files_the_damaged_one_is_named(cifar10, tmp_path, name):
+def test_load_dataset_names_damaged_genuine_file(cifar10, tmp_path, name):
     for path in download.find_cifar10().iterdir():
         (tmp_path / path.name).symlink_to(path)
     content = bytearray((tmp_path / name).read_bytes())
@@ -173,10 +217,9 @@ def test_of_the_real_files_the_damaged_one_is_named(cifar10, tmp_path, name):
         load_dataset("cifar10", tmp_path)
 
 
-def test_a_download_lands_checked_in_the_named_folder(small, tmp_path, monkeypatch):
+def test_download_is_checked_and_unpacked(small, tmp_path):
     with served(small.read_bytes()) as (address, _):
-        monkeypatch.setattr(download, "CIFAR10_ADDRESSES", (address,))
-        folder = download.obtain_cifar10(tmp_path / "wanted")
+        folder = download.obtain_cifar10(tmp_path / "wanted", [address])
     assert folder == tmp_path / "wanted" / download.CIFAR10_FOLDER
     assert {path.name for path in folder.iterdir()} == set(download.CIFAR10_MD5)
     left = [path.name for path in folder.parent.iterdir() if path.suffix != ".lock"]
@@ -184,44 +227,41 @@ def test_a_download_lands_checked_in_the_named_folder(small, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("stall", [False, True])
-def test_a_broken_download_goes_on_from_the_next_address(small, tmp_path, monkeypatch, stall):
+def test_download_resumes_from_the_next_address(small, tmp_path, stall):
     content = small.read_bytes()
     with (
         served(content, cut_after=200_000, stall=stall) as (broken, _),
         served(content) as (good, seen),
     ):
-        monkeypatch.setattr(download, "CIFAR10_ADDRESSES", (broken, good))
-        download.obtain_cifar10(tmp_path / "wanted")
-    (asked,) = seen
-    start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+        download.obtain_cifar10(tmp_path / "wanted", [broken, good])
+    (range_header,) = seen
+    start = int(re.fullmatch(r"bytes=(\d+)-", range_header)[1])
     assert 200_000 - download.PIECE <= start <= 200_000
 
 
-def test_wrong_bytes_are_thrown_away_and_the_next_address_asked(small, tmp_path, monkeypatch):
+def test_download_discards_wrong_bytes(small, tmp_path):
     with served(b"<html>login" * 100) as (wrong, _), served(small.read_bytes()) as (good, seen):
-        monkeypatch.setattr(download, "CIFAR10_ADDRESSES", (wrong, good))
-        download.obtain_cifar10(tmp_path / "wanted")
+        download.obtain_cifar10(tmp_path / "wanted", [wrong, good])
     assert seen == [None]
 
 
-def test_when_nothing_helps_the_message_says_everything(small, tmp_path, monkeypatch):
+def test_download_failure_names_every_attempt(small, tmp_path):
     with served(b"", status=503) as (down, _):
         nobody = "http://127.0.0.1:9/" + download.CIFAR10_ARCHIVE
-        monkeypatch.setattr(download, "CIFAR10_ADDRESSES", (down, nobody))
         with pytest.raises(DataError) as caught:
-            load_dataset("cifar10", tmp_path / "wanted")
+            download.obtain_cifar10(tmp_path / "wanted", [down, nobody])
     message = str(caught.value)
     for part in (down, "HTTP 503", nobody, "no connection", "wanted", "-p dataset digits"):
         assert part in message
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_any_download(small, tmp_path):
+def test_obtain_cifar10_needs_a_writable_folder(small, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot be put into .*file.*: Not a directory"):
+    with pytest.raises(DataError, match=r"cannot be written to .*file.*: Not a directory"):
         load_dataset("cifar10", tmp_path / "file" / "data")
 
 
-def test_the_authors_address_and_a_mirror_are_known():
+def test_addresses_include_the_authors():
     hosts = [address.split("/")[2] for address in download.CIFAR10_ADDRESSES]
     assert "www.cs.toronto.edu" in hosts
     assert len(set(hosts)) >= 2

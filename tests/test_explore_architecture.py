@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import NOTEBOOKS, run_papermill
 
-from resnetlib import augment, explore, list_variants, load_experiment, plots, schema, size
+from resnetlib import explore, list_variants, load_experiment, plots, schema, size
 from resnetlib.errors import ConfigError
 from resnetlib.explore.widget import ArchitectureExplorer, budget_bar
 from resnetlib.schema import Architecture
@@ -185,7 +185,7 @@ def test_where_widgets_are_not_drawn_the_bench_is_a_sentence(bench):
 
 def test_papermill_can_inspect_the_parameters():
     found = papermill.inspect_notebook(str(NOTEBOOK))
-    assert list(found) == ["variant", "budget", "dataset", "data_root", "seed"]
+    assert list(found) == ["variant", "budget"]
     assert found["budget"]["default"] == "5000000"
     assert all(parameter["help"] for parameter in found.values())
 
@@ -210,20 +210,16 @@ def shown_by(outputs):
     return "".join(found)
 
 
-@pytest.mark.parametrize(("dataset", "variant"), [("digits", "lite"), ("cifar10", "resnet18")])
-def test_the_notebook_runs_in_batch_and_shows_everything(dataset, variant, tmp_path, request):
-    words = ["-p", "dataset", dataset, "-p", "variant", variant]
-    if dataset == "cifar10":
-        words += ["-p", "data_root", str(request.getfixturevalue("cifar10_folder"))]
-    outputs = outputs_of(cells_after(tmp_path, *words))
+@pytest.mark.parametrize("variant", ["lite", "resnet18"])
+def test_the_notebook_runs_in_batch_and_shows_everything(variant, tmp_path):
+    outputs = outputs_of(cells_after(tmp_path, "-p", "variant", variant))
     assert not [o for all_of in outputs.values() for o in all_of if o.get("name") == "stderr"]
     pictures = {
         name
         for name, all_of in outputs.items()
         if any("image/png" in output.get("data", {}) for output in all_of)
     }
-    augmentations = set(schema.tagged_models(schema.Augment))
-    assert pictures == {"diagram", "sizes", "data"} | augmentations
+    assert pictures == {"diagram", "sizes"}
     architecture = load_experiment(variant).architecture
     parameters = f"{size.measure_size(architecture).parameters:,}"
     for cell in ("size", "summary", "published"):
@@ -234,13 +230,5 @@ def test_the_notebook_runs_in_batch_and_shows_everything(dataset, variant, tmp_p
         explore.to_yaml(architecture)
     )
     assert plots.describe_drawing(architecture) in "".join(
-        outputs["bench"][0]["data"]["text/plain"]
+        outputs["explorer"][0]["data"]["text/plain"]
     )
-
-
-def test_the_gallery_shows_every_augmentation(digits):
-    sixteen = digits.train[0][7:8].expand(16, -1, -1, -1)
-    source = NOTEBOOK.read_text()
-    for name in schema.tagged_models(schema.Augment):
-        assert f'augment.preview(\\"{name}\\"' in source
-        assert augment.preview(name, sixteen).shape == sixteen.shape

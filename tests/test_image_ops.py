@@ -1,4 +1,4 @@
-"""Operations on batches: for each image bit for bit torchvision's for the same parameter."""
+"""Operations on batches equal torchvision's on each image, bit for bit."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from resnetlib.augment import image_ops
+from resnetlib.augment import image_ops, policies
 from resnetlib.data import load_dataset
 from resnetlib.download import find_cifar10
 
@@ -31,8 +31,14 @@ def sheared(image, x=0.0, y=0.0):
     return tv.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=shear, center=[0, 0])
 
 
-def to_device(image, x=0, y=0):
+def translated(image, x=0, y=0):
     return tv.affine(image, angle=0.0, translate=[int(x), int(y)], scale=1.0, shear=[0.0, 0.0])
+
+
+def affine(name):
+    """The operation as the policies compute it: one matrix per image."""
+    matrix = policies.MATRICES[name]
+    return lambda images, values: image_ops.affine(images, matrix(values, *images.shape[2:]))
 
 
 # Name of the case: ours, torchvision's, the parameters of the images.
@@ -77,20 +83,20 @@ CASES = {
         tv.rotate,
         lambda draws, count: 15.0 * whole(-12, 12)(draws, count),
     ),
-    "shear_x": (image_ops.shear_x, lambda i, v: sheared(i, x=v), uniform(-1, 1)),
+    "shear_x": (affine("shear_x"), lambda i, v: sheared(i, x=v), uniform(-1, 1)),
     "shear_x in bins": (
-        image_ops.shear_x,
+        affine("shear_x"),
         lambda i, v: sheared(i, x=v),
         magnitudes(torch.linspace(0, 0.3, 31)),
     ),
-    "shear_y": (image_ops.shear_y, lambda i, v: sheared(i, y=v), uniform(-1, 1)),
+    "shear_y": (affine("shear_y"), lambda i, v: sheared(i, y=v), uniform(-1, 1)),
     "shear_y in bins": (
-        image_ops.shear_y,
+        affine("shear_y"),
         lambda i, v: sheared(i, y=v),
         magnitudes(torch.linspace(0, 0.99, 31)),
     ),
-    "translate_x": (image_ops.translate_x, lambda i, v: to_device(i, x=v), whole(-33, 33)),
-    "translate_y": (image_ops.translate_y, lambda i, v: to_device(i, y=v), whole(-33, 33)),
+    "translate_x": (affine("translate_x"), lambda i, v: translated(i, x=v), whole(-33, 33)),
+    "translate_y": (affine("translate_y"), lambda i, v: translated(i, y=v), whole(-33, 33)),
     "flip": (
         lambda images, v: image_ops.flip(images, v > 0),
         lambda image, v: tv.horizontal_flip(image) if v > 0 else image,
@@ -114,7 +120,7 @@ def pictures():
 
 @pytest.mark.parametrize("size", [32, 28, 2])
 @pytest.mark.parametrize("name", CASES)
-def test_each_image_is_what_torchvision_makes_of_it_alone(name, size, pictures):
+def test_operations_equal_torchvision(name, size, pictures):
     operation, reference, draw = CASES[name]
     pictures = pictures[:, :, :size, :size].contiguous()
     values = draw(torch.Generator().manual_seed(1), len(pictures))
@@ -130,7 +136,7 @@ def test_each_image_is_what_torchvision_makes_of_it_alone(name, size, pictures):
 
 @pytest.mark.parametrize("count", [0, 1])
 @pytest.mark.parametrize("name", CASES)
-def test_batches_of_no_image_and_of_one_are_batches(name, count, pictures):
+def test_operations_accept_batches_of_none_and_one(name, count, pictures):
     operation, _, draw = CASES[name]
     result = operation(pictures[:count], draw(torch.Generator().manual_seed(3), count))
     assert result.shape == (count, 3, 32, 32)
@@ -138,7 +144,7 @@ def test_batches_of_no_image_and_of_one_are_batches(name, count, pictures):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_waits_for_the_device(name):
+def test_operations_never_wait_for_the_device(name):
     """A tensor on `meta` has no values: whatever would read one on the host fails there."""
     operation, _, draw = CASES[name]
     images = torch.empty(6, 3, 32, 32, dtype=torch.uint8, device="meta")
@@ -149,7 +155,7 @@ def test_nothing_waits_for_the_device(name):
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
 @pytest.mark.parametrize("padding", [1, 4, 31])
-def test_a_window_is_torchvisions_crop_of_the_padded_image(mode, padding, pictures):
+def test_window_equals_torchvision_crop(mode, padding, pictures):
     draws = torch.Generator().manual_seed(5)
     top, left = torch.randint(2 * padding + 1, (2, len(pictures)), generator=draws)
     top[:2], left[:2] = torch.tensor([0, 2 * padding]), torch.tensor([2 * padding, 0])
@@ -161,7 +167,7 @@ def test_a_window_is_torchvisions_crop_of_the_padded_image(mode, padding, pictur
         assert torch.equal(image, tv.crop(expected, row, column, 32, 32))
 
 
-def test_a_rectangle_is_erased_and_pasted_as_torchvision_erases(pictures):
+def test_erase_and_paste_equal_torchvision(pictures):
     draws = torch.Generator().manual_seed(6)
     height, width = torch.randint(0, 20, (2, len(pictures)), generator=draws)
     top = (torch.rand(len(pictures), generator=draws) * (32 - height)).long()
@@ -177,7 +183,7 @@ def test_a_rectangle_is_erased_and_pasted_as_torchvision_erases(pictures):
         assert torch.equal(pasted[i], tv.erase(pictures[i], y, x, h, w, patch))
 
 
-def test_what_lies_outside_of_a_rectangle_is_cut_off(pictures):
+def test_erase_cuts_off_at_the_border(pictures):
     box = [torch.full((len(pictures),), value) for value in (-5, 28, 10, 10)]
     erased = image_ops.erase(pictures, *box, (9, 9, 9))
     expected = pictures.clone()
@@ -185,7 +191,7 @@ def test_what_lies_outside_of_a_rectangle_is_cut_off(pictures):
     assert torch.equal(erased, expected)
 
 
-def test_a_blend_is_the_rounded_mean_of_two_images(pictures):
+def test_blend_is_the_rounded_mean(pictures):
     share = torch.rand(len(pictures), generator=torch.Generator().manual_seed(7)).double()
     share[:3] = torch.tensor([0.0, 1.0, 0.5])
     others = pictures.roll(1, 0)

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from conftest import NOTEBOOKS
@@ -18,21 +17,28 @@ WAIT = 120_000  # milliseconds; a kernel that imports torch beside a busy machin
 
 @pytest.fixture
 def lab(tmp_path):
-    """JupyterLab on copies of the notebooks, started by our own command; its address."""
-    shutil.copytree(NOTEBOOKS, tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
-    command = [str(Path(sys.executable).with_name("resnetlib")), "lab", "--no-browser"]
+    """JupyterLab on a copy of the project, started by our own command; its address.
+
+    The command opens the notebooks of the package that it is part of: JupyterLab saves them.
+    """
+    project = tmp_path / "project"
+    for name in ("resnetlib", "params", "notebooks"):
+        ignored = shutil.ignore_patterns(".*", "__pycache__")
+        shutil.copytree(NOTEBOOKS.parent / name, project / name, ignore=ignored)
+    command = [sys.executable, "-m", "resnetlib", "lab", "--no-browser"]
     command += [
         "--allow-root",
         "--port=0",
         "--ServerApp.port_retries=0",
         "--IdentityProvider.token=t",
     ]
-    command += [f"--ServerApp.root_dir={tmp_path / 'notebooks'}"]
     environment = os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path / "config")}
-    environment["JUPYTER_DATA_DIR"] = str(tmp_path / "data")
+    environment |= {"JUPYTER_DATA_DIR": str(tmp_path / "data"), "PYTHONPATH": str(project)}
     log = tmp_path / "log"
     with log.open("w") as stream:
-        server = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
+        server = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env=environment, cwd=project
+        )
         try:
             yield _address(log, server)
         finally:
@@ -53,7 +59,7 @@ def _address(log, server):
 def test_the_notebook_is_run_to_its_end_in_jupyterlab(browser, lab, tmp_path):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(f"{lab}/tree/run_experiment.ipynb?token=t", timeout=WAIT)
-    parameters = page.locator(".jp-CodeCell .cm-content").first
+    parameters = page.locator(".jp-CodeCell .cm-content").nth(1)  # after the set-up cell
     parameters.click(timeout=WAIT)
     page.keyboard.press("Control+End")
     page.keyboard.insert_text(
@@ -70,4 +76,9 @@ def test_the_notebook_is_run_to_its_end_in_jupyterlab(browser, lab, tmp_path):
     assert page.locator('[data-mime-type="application/vnd.jupyter.error"]').count() == 0
     (folder,) = (tmp_path / "outputs" / "lite").iterdir()
     assert load_run(folder).status == "done"
+    training = page.locator(".jp-CodeCell").filter(has_text="LiveCurves")
+    training.scroll_into_view_if_needed()
+    curves = training.locator(".jp-OutputArea-output img")
+    curves.wait_for(timeout=WAIT)
+    assert curves.count() == 1  # drawn again in the same place
     page.close()

@@ -1,7 +1,9 @@
 """The notebook as its users run it: through papermill, from anywhere, rightly and wrongly."""
 
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -52,6 +54,39 @@ def test_the_defaults_are_the_variants_own_values():
     experiment = from_cells()
     assert (experiment.variant, experiment.dataset, experiment.seed) == ("lite", "cifar10", 0)
     assert experiment.overrides == {}
+
+
+def test_setup_cell_does_nothing_on_this_machine(tmp_path, monkeypatch):
+    """It is the first code cell, and what it runs elsewhere is one line."""
+    cells = json.loads(RUN_EXPERIMENT.read_text())["cells"]
+    first = next(cell for cell in cells if cell["cell_type"] == "code")
+    assert first["id"] == "setup" and len(first["source"]) <= 8
+    commands = []
+    source = "".join(first["source"]).replace("%pip", "pip")
+    source = source.replace("pip install --quiet ./project", "commands.append('install')")
+    exec(source, {"commands": commands})
+    assert commands == []
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    exec(source, {"commands": commands})
+    assert commands == []  # it is installed already
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(source, {"commands": commands})
+    assert commands == ["install"]
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebook_cells_are_small_and_introduced(path):
+    """At most 15 lines (the parameters apart), a sentence above each, no output, live links."""
+    cells = json.loads(path.read_text())["cells"]
+    for above, cell in itertools.pairwise(cells):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            tagged = "parameters" in cell["metadata"].get("tags", [])
+            assert len(cell["source"]) <= 15 or tagged, source
+            assert above["cell_type"] == "markdown", source
+            assert not cell["outputs"] and cell["execution_count"] is None, source
+        for link in re.findall(r"\]\((\w+\.ipynb)\)", source):
+            assert (NOTEBOOKS / link).is_file(), link
 
 
 def test_injected_values_win_over_the_cell_and_later_names_do_not_matter():
@@ -139,11 +174,13 @@ def test_the_executed_notebook_shows_everything_and_is_small(executed):
         for output in outputs
         if "image/png" in output.get("data", {})
     ]
-    names = ("image_grid", "curves", "confusion", "mistakes", "reliability")
+    names = ("image_grid", "draw", "curves", "confusion", "mistakes", "reliability")
     assert [name for name in names if any(f"plots.{name}(" in f for f in figures)] == list(names)
     assert len(figures) == len(names)
     text = json.dumps(notebook)
     assert "Total params" in text
+    assert "class BasicBlock(nn.Module)" in text
+    assert "ln 10 = 2.303" in text
     assert run.headline[:22] in text
 
 
@@ -151,7 +188,8 @@ def test_the_executed_notebook_has_no_warning_and_one_line_an_epoch(executed):
     notebook, _, _ = executed
     for source, outputs in outputs_of(notebook):
         assert not [o for o in outputs if o.get("name") == "stderr"], source
-        if "train(experiment)" in source:
+        if "train(experiment" in source:
+            outputs = [output for output in outputs if "text" in output]  # and the history
             lines = "".join(line for stream in outputs for line in stream["text"]).splitlines()
             assert [line.split()[:2] for line in lines] == [["epoch", f"{n}/2"] for n in range(3)]
 
@@ -165,8 +203,9 @@ def test_a_finished_run_is_shown_and_not_trained_again(executed):
     assert done.returncode == 0
     assert load_run(run.path).record["started"] == started
     for source, outputs in outputs_of(json.loads((path.parent / "again.ipynb").read_text())):
-        if "train(experiment)" in source:
-            assert not outputs
+        if "train(experiment" in source:
+            (history,) = outputs
+            assert "test_accuracy" in "".join(history["data"]["text/html"])
 
 
 def test_it_works_without_an_output_path_into_a_pipe(tmp_path):
@@ -197,8 +236,10 @@ def test_a_name_that_a_notebook_does_not_have_is_refused():
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_every_notebook_checks_its_parameters_before_anything_else(path):
     cells = json.loads(path.read_text())["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    statements = [line for line in sources[1].splitlines() if line and "import " not in line]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    tags = [cell["metadata"].get("tags", []) for cell in cells]
+    following = "".join(cells[tags.index(["parameters"]) + 1]["source"])
+    statements = [line for line in following.splitlines() if line and "import " not in line]
     checks = {"check_parameters()", "experiment = experiment_from_notebook()"}
     assert statements[0] in checks
 

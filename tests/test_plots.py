@@ -1,12 +1,18 @@
-"""Figures: what a reader sees on their axes."""
+"""Figures and tables: what a reader sees."""
+
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from matplotlib.colors import to_hex, to_rgb
 
-from resnetlib import list_variants, plots
+from resnetlib import load_experiment, plots
 from resnetlib.plots import style
+from resnetlib.schedule import learning_rate
+from resnetlib.training import Trainer, fit
 
 
 @pytest.fixture(autouse=True)
@@ -30,28 +36,54 @@ def history():
     )
 
 
-def test_curves_show_train_and_test_in_per_cent_with_the_rate_beneath(history):
-    loss, accuracy, rate = plots.curves(history, "lite")
+def test_curves_draw_training_and_test(history):
+    loss, accuracy, rate = plots.curves(history, load_experiment("lite", epochs=2))
     lines = {line.get_label(): line.get_ydata() for line in accuracy.lines}
-    assert lines["train"] == pytest.approx([10, 40, 60])
+    assert lines["training"] == pytest.approx([10, 40, 60])
     assert lines["test"] == pytest.approx([10, 50, 56.25])
-    assert rate.lines[0].get_ydata() == pytest.approx([0.1, 0.05])
     assert rate.get_position().y1 < loss.get_position().y0
     assert "56.25 %" in accuracy.get_title()
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in (loss, accuracy, rate))
 
 
-def test_curves_show_held_out_images_where_there_are_any(history):
+def labels_of(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_curves_draw_validation_where_there_is_any(history):
     history = history.assign(holdout_loss=1.0, holdout_accuracy=0.5)
-    _, accuracy, _ = plots.curves(history, "lite")
-    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == [
-        "train",
-        "held out",
-        "test",
-    ]
+    _, accuracy, _ = plots.curves(history, load_experiment("lite", epochs=2))
+    assert labels_of(accuracy) == ["training", "validation", "test"]
 
 
-def test_confusion_shows_counts_and_row_shares_under_the_class_names():
+def test_curves_say_what_the_training_loss_includes(history):
+    changes = {"label_smoothing": 0.1, "augment": "flip"}
+    loss, accuracy, _ = plots.curves(history, load_experiment("lite", epochs=2, **changes))
+    assert labels_of(loss) == ["training (label smoothing 0.1, augmented)", "test"]
+    assert labels_of(accuracy) == ["training (augmented)", "test"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "title"),
+    [
+        ("lite", "cosine, peak 0.1, set for every epoch"),
+        ("laptop", "one-cycle, peak 0.4, set for every step"),
+    ],
+)
+def test_curves_draw_the_rate_of_every_step(history, variant, title):
+    experiment = load_experiment(variant, epochs=2, holdout=10_000, batch_size=500)
+    *_, axes = plots.curves(history, experiment)
+    (line,) = axes.lines
+    epochs, rates = line.get_xdata(), line.get_ydata()
+    assert len(rates) == 2 * 80 + 1  # 40,000 images; the last rate lasts to the end
+    assert (epochs[0], epochs[80], epochs[-1]) == (0, 1, 2)
+    for step in (0, 31, 80, 159):
+        assert rates[step] == learning_rate(experiment.recipe, step, 80)
+    assert line.get_drawstyle() == "steps-post"  # a step has one rate from its start on
+    assert axes.get_title().endswith(title)
+
+
+def test_confusion_has_counts_and_row_shares():
     left, right = plots.confusion(np.array([[3, 1], [0, 4]]), ["cat", "dog"], "lite")
     assert [text.get_text() for text in left.texts] == ["3", "1", "0", "4"]
     assert [text.get_text() for text in right.texts] == ["75.0", "25.0", "0.0", "100.0"]
@@ -60,23 +92,41 @@ def test_confusion_shows_counts_and_row_shares_under_the_class_names():
     assert "87.50 % of 8" in left.figure.get_suptitle()
 
 
-def test_mistakes_are_the_wrong_images_surest_first():
+def test_mistakes_are_sorted_by_confidence():
     images = np.zeros((4, 3, 8, 8), dtype=np.uint8)
     axes = plots.mistakes(
         images, [0, 0, 1, 1], [1, 0, 0, 0], [0.6, 0.99, 0.7, 0.9], ["cat", "dog"], count=2
     )
-    assert [a.get_title() for a in axes][:3] == ["dog\n→ cat 90 %", "dog\n→ cat 70 %", ""]
-    assert "2 most confident of 3 mistakes" in axes[0].figure.get_suptitle()
+    assert [a.get_title() for a in axes][:3] == ["dog\n→ cat 90.00 %", "dog\n→ cat 70.00 %", ""]
+    assert "2 most confident of 3 errors" in axes[0].figure.get_suptitle()
 
 
-def test_a_perfect_network_has_a_figure_too():
+def test_mistakes_have_captions_that_differ():
+    images = np.zeros((3, 3, 8, 8), dtype=np.uint8)
+    axes = plots.mistakes(
+        images, [0, 0, 0], [1, 1, 1], [0.99996, 0.9998, 0.9991], ["cat", "dog"], count=3
+    )
+    captions = [a.get_title().split("dog ")[1] for a in axes[:3]]
+    assert captions == [">99.99 %", "99.98 %", "99.91 %"]
+
+
+def test_mistakes_of_a_perfect_network():
     images = np.zeros((2, 3, 8, 8), dtype=np.uint8)
     axes = plots.mistakes(images, [0, 1], [0, 1], [0.9, 0.9], ["cat", "dog"])
-    assert "0 mistakes" in axes[0].figure.get_suptitle()
+    assert "0 errors" in axes[0].figure.get_suptitle()
     plots.confusion(np.diag([3, 4]), ["cat", "dog"], "lite")
 
 
-def test_reliability_has_a_bar_for_each_bin_that_holds_images():
+def test_before_after_pairs_the_same_images():
+    before = np.stack([np.full((3, 4, 4), level, np.uint8) for level in (0, 100)])
+    axes = plots.before_after(before, {"invert": 255 - before, "none": before}, "Two")
+    assert [a.images[0].get_array()[0, 0, 0] for a in axes] == [0, 100, 255, 155, 0, 100, 0, 100]
+    assert [a.get_ylabel() for a in axes] == ["invert", "", "", "", "none", "", "", ""]
+    assert [a.get_title("left") for a in axes[:4]] == ["before", "", "after", ""]
+    assert axes[1].get_position().x1 < axes[2].get_position().x0
+
+
+def test_reliability_has_a_bar_per_filled_bin():
     calibration = pd.DataFrame(
         {"images": [0, 4, 6], "confidence": [0, 0.5, 0.9], "accuracy": [0, 0.25, 1.0]}
     )
@@ -86,31 +136,35 @@ def test_reliability_has_a_bar_for_each_bin_that_holds_images():
     assert "16.0 %" in top.get_title()
 
 
-def test_each_variant_has_a_colour_of_its_own():
-    colors = [plots.variant_color(variant) for variant in list_variants()]
+def test_variant_color_is_distinct_for_recorded_variants():
+    colors = [plots.variant_color(variant) for variant in style.VARIANT_COLORS]
     assert len(set(colors)) == len(colors)
-    assert set(list_variants()) <= set(style.VARIANT_COLORS)
-    assert plots.variant_color("mine") == plots.variant_color("mine")
 
 
-@pytest.mark.parametrize("variant", style.VARIANT_COLORS)
-def test_a_variants_line_can_be_seen_on_white(variant):
+def test_variant_color_of_a_new_name():
+    """From the name alone, in every process, and of no other variant that has a fixed colour."""
+    colors = [to_hex(plots.variant_color(name)) for name in ("mine", "yours", "ninth", "tenth")]
+    assert set(colors) <= set(style.OTHER_COLORS)
+    assert len(set(colors)) > 1
+    assert colors[0] == "#aa4499"
+    assert not set(style.OTHER_COLORS) & set(style.VARIANT_COLORS.values())
+
+
+@pytest.mark.parametrize("color", [*style.VARIANT_COLORS.values(), *style.OTHER_COLORS])
+def test_colors_are_visible_on_white(color):
     # Contrast as the Web Content Accessibility Guidelines compute it; yellow has 1.1.
-    linear = [
-        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
-        for c in plots.variant_color(variant)
-    ]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     luminance = np.dot([0.2126, 0.7152, 0.0722], linear)
     assert 1.05 / (luminance + 0.05) > 2.3
 
 
-def test_a_figure_leaves_the_style_of_the_session_as_it_was(history):
+def test_figures_leave_the_style_of_the_session(history):
     before = dict(plt.rcParams)
-    plots.curves(history, "lite")
+    plots.curves(history, load_experiment("lite", epochs=2))
     assert dict(plt.rcParams) == before
 
 
-def test_the_difference_of_two_confusions_is_signed_and_says_what_stands_out():
+def test_confusion_difference_is_signed():
     first, second = np.array([[5, 3], [0, 8]]), np.array([[7, 1], [1, 7]])
     axes = plots.confusion_difference(first, second, ["cat", "dog"], ("A", "B"))
     assert [text.get_text() for text in axes.texts] == ["−2", "+2", "−1", "+1"]
@@ -122,7 +176,7 @@ def test_the_difference_of_two_confusions_is_signed_and_says_what_stands_out():
     assert same.get_title() == "Both make the same mistakes"
 
 
-def test_difference_intervals_are_in_points_and_filled_where_significant():
+def test_difference_intervals_filled_if_significant():
     table = pd.DataFrame(
         {
             "difference": [0.02, -0.01],
@@ -144,7 +198,7 @@ def test_difference_intervals_are_in_points_and_filled_where_significant():
     assert "1 of 2" in axes.get_title() and "percentage points" in axes.get_xlabel()
 
 
-def test_image_rows_name_their_rows_and_may_differ_in_length():
+def test_image_rows_may_differ_in_length():
     rows = [np.zeros((3, 3, 4, 4), dtype=np.uint8), np.zeros((1, 3, 4, 4), dtype=np.uint8)]
     axes = plots.image_rows(rows, ["cat", "dog"], "Pets", captions=[["a", "b", "c"], ["d"]])
     assert [a.get_ylabel() for a in axes] == ["cat", "", "", "dog", "", ""]
@@ -154,7 +208,7 @@ def test_image_rows_name_their_rows_and_may_differ_in_length():
     plots.image_rows([], [], "No pets")
 
 
-def test_heat_rows_lay_each_map_over_its_image_scaled_to_its_own_largest_value():
+def test_heat_rows_scale_each_map():
     images = np.zeros((2, 3, 8, 8), dtype=np.uint8)
     maps = np.array([[[1.0, 4.0]], [[0.0, 0.0]]])  # the second speaks for nothing
     axes = plots.heat_rows(images, [maps], ["image", "map"], ["one", "two"], "Maps")
@@ -164,7 +218,7 @@ def test_heat_rows_lay_each_map_over_its_image_scaled_to_its_own_largest_value()
     assert [len(a.images) for a in axes] == [1, 1, 2, 2]
 
 
-def test_embedding_names_each_class_at_its_points_and_counts_the_mistakes():
+def test_embedding_names_classes_and_counts_errors():
     points = np.array([[0.0, 0.0], [2.0, 0.0], [10.0, 1.0], [9.0, 9.0]])
     axes = plots.embedding(points, [0, 0, 1, 1], [0, 0, 1, 0], ["cat", "dog"], "Pets")
     named = {text.get_text(): text.xy for text in axes.texts}
@@ -176,7 +230,7 @@ def test_embedding_names_each_class_at_its_points_and_counts_the_mistakes():
     assert axes.get_legend().get_texts()[0].get_text() == "mistaken (1)"
 
 
-def test_robustness_shows_the_costliest_damage_first_in_per_cent():
+def test_robustness_puts_the_costliest_first():
     table = pd.DataFrame({0: [0.9, 0.9], 1: [0.8, 0.5]}, index=["blur", "noise"])
     left, right = plots.robustness(table, 500, "lite", drop=0.13)
     assert [label.get_text() for label in left.get_yticklabels()] == ["noise", "blur"]
@@ -186,3 +240,89 @@ def test_robustness_shows_the_costliest_damage_first_in_per_cent():
     shown = [text.get_text() for text in right.get_legend().get_texts()]
     assert shown == ["blur", "noise", "13 points lost"]
     assert left.figure.get_suptitle() == "lite: noise costs most (500 test images)"
+
+
+# Live curves -------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Stands in for IPython's display: what it displays, and then updates."""
+
+    def __init__(self):
+        self.images = []
+
+    def display(self, image, display_id):
+        self.images.append(image)
+        return self
+
+    def update(self, image):
+        self.images.append(image)
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr("IPython.display.display", recorder.display)
+    return recorder.images
+
+
+def test_live_curves_draw_every_epoch_before_a_person(tiny, few_digits, displayed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr("resnetlib.plots.live.is_interactive", lambda: True)
+    monkeypatch.setattr("resnetlib.plots.live.TIME_SHARE", 1e9)
+    experiment = tiny(epochs=2)
+    training = Trainer(experiment, few_digits)
+    fit(training, 2, [plots.LiveCurves(experiment)])
+    assert len(displayed) == 4  # untrained, two epochs, and the end
+    assert all(image.data.startswith(b"\x89PNG") for image in displayed)
+    assert displayed[0].data != displayed[1].data
+    assert not plt.get_fignums()  # nothing that the notebook would display again
+
+
+def test_live_curves_leave_quick_epochs_out(tiny, few_digits, displayed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr("resnetlib.plots.live.is_interactive", lambda: True)
+    monkeypatch.setattr("resnetlib.plots.live.TIME_SHARE", 1e-9)
+    fit(Trainer(tiny(epochs=3), few_digits), 3, [plots.LiveCurves(tiny(epochs=3))])
+    assert len(displayed) == 2  # the first and the last
+
+
+@pytest.mark.parametrize(("in_notebook", "watched"), [(True, False), (False, True)])
+def test_live_curves_draw_nothing_in_batch(
+    tiny, few_digits, displayed, monkeypatch, in_notebook, watched
+):
+    """Neither under papermill nor in a terminal."""
+    if in_notebook:
+        monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    else:
+        monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.setattr("resnetlib.plots.live.is_interactive", lambda: watched)
+    fit(Trainer(tiny(), few_digits), 1, [plots.LiveCurves(tiny())])
+    assert displayed == []
+
+
+# Tables and texts of notebooks -------------------------------------------------------------------
+
+
+def test_expectations_name_published_and_recorded_accuracy():
+    facts = plots.expectations(load_experiment("lite", seed=3))
+    assert "2.303" in facts["loss before training"]
+    assert facts["published test accuracy"] == "79.87%"
+    assert facts["recorded test accuracy"] == "82.47 ± 0.58 % (5 seeds)"
+    assert "changed here" not in facts
+
+
+def test_expectations_of_a_changed_experiment():
+    facts = plots.expectations(load_experiment("lite", epochs=3, dataset="digits"))
+    assert facts["published test accuracy"] == facts["recorded test accuracy"] == "none"
+    assert "epochs" in facts["changed here"]
+
+
+def test_explain_losses_names_what_differs():
+    plain = plots.explain_losses(load_experiment("lite").recipe)
+    assert "smooth" not in plain and "augmented" not in plain
+    changed = load_experiment("lite", augment="crop,flip", label_smoothing=0.1).recipe
+    assert "augmented (crop, flip)" in plots.explain_losses(changed)
+    # The least cross-entropy of a target with 0.91 on one class and 0.01 on nine others.
+    least = torch.tensor([0.91] + [0.01] * 9).double()
+    assert f"{-(least * least.log()).sum():.3f} nats" in plots.explain_losses(changed)

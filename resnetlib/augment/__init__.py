@@ -1,7 +1,7 @@
 """Random augmentation of a whole batch on its device, each image with its own draw.
 
 Every augmentation is a `draw`, which makes all random numbers on the CPU, so that a seed gives the
-same pictures on every device, and an `apply`, which computes the pictures there. The draws follow
+same images on every device, and an `apply`, which computes the images there. The draws follow
 torchvision's per-image transforms.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from .. import rng, schema
@@ -61,7 +62,7 @@ def _cutmix(images: Tensor, targets: Tensor, box: Rectangle) -> tuple[Tensor, Te
 
 
 def _mix_targets(targets: Tensor, share: Tensor) -> Tensor:
-    """(N, classes): `share` (N,) of the own target, the rest of the one before in the batch."""
+    """(N, classes): `share` (N,) of an image's own target, the rest of the target before it."""
     share = image_ops.to_device(share.to(torch.float32)[:, None], targets.device)
     return share * targets + (1 - share) * targets.roll(1, 0)
 
@@ -82,10 +83,10 @@ class Augmentation(Protocol):
 def compose(settings: Sequence[schema.AugmentStep], num_classes: int = 10) -> Augmentation:
     """The augmentations one after another, as a function of (images, labels, generator, flip_mask).
 
-    Images uint8 (N, 3, H, W) and labels int64 (N,) on one device, the generator on the CPU; both
-    stay as they were. `flip_mask` (N,) bool, on the CPU, says which images an alternating flip
-    turns; without it one draws as any other flip. Returns new images, and the labels, or with mixup
-    or cutmix in the list always float32 probabilities (N, num_classes).
+    Images uint8 (N, 3, H, W) and labels int64 (N,) are on one device, the generator on the CPU.
+    `flip_mask` (N,) bool, on the CPU, says which images an alternating flip mirrors; without it
+    the flip draws as any other does. The function returns new images and the labels, or, if mixup
+    or cutmix is in the list, float32 probabilities (N, num_classes). It does not change its inputs.
     """
     steps = [_step(setting) for setting in settings]
     mixes = any(type(single) in BATCH_MIXES for setting in settings for single in _choices(setting))
@@ -104,17 +105,38 @@ def compose(settings: Sequence[schema.AugmentStep], num_classes: int = 10) -> Au
     return augment
 
 
-def preview(name: str, images: Tensor, seed: int = 0) -> Tensor:
-    """The augmentation of this name, with its default settings, on uint8 images (N, 3, H, W)."""
-    models = schema.tagged_models(schema.Augment)
-    if name not in models:
-        nearest = difflib.get_close_matches(name, models, n=1, cutoff=0)[0]
-        raise ValueError(
-            f"unknown augmentation {name!r}; did you mean {nearest!r}? one of {', '.join(models)}"
-        )
+def preview(augment: str | Sequence[Any], images: Tensor, seed: int = 0) -> Tensor:
+    """Augmented copies of uint8 images (N, 3, H, W), each with its own draw.
+
+    `augment` is written as in a variant file: names separated by commas, or a list such as
+    `[{"name": "crop", "padding": 8}, "flip"]`. Raises `ValueError` for what is unknown.
+    """
+    names = [name.strip() for name in augment.split(",")] if isinstance(augment, str) else []
+    known = schema.tagged_models(schema.Augment)
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise ValueError(
+                f"unknown augmentation {name!r}; did you mean {nearest!r}? "
+                f"One of: {', '.join(known)}"
+            )
+    steps = TypeAdapter(schema.Augments).validate_python(names or augment)
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    augment = compose([models[name](name=name)])
-    return augment(images, labels, rng.generator(seed, "augment"))[0]
+    return compose(steps)(images, labels, rng.generator(seed, "augment"))[0]
+
+
+def describe() -> dict[str, str]:
+    """What each augmentation does, with its default settings."""
+    return {
+        name: f"{' '.join(model.__doc__.split())} {_defaults(model(name=name))}".strip()
+        for name, model in schema.tagged_models(schema.Augment).items()
+    }
+
+
+def _defaults(step: schema.Augment) -> str:
+    values = step.model_dump(exclude={"name"}, mode="json")
+    listed = ", ".join(f"{key} {value}" for key, value in values.items())
+    return f"Defaults: {listed}." if listed else ""
 
 
 def _choices(settings: schema.AugmentStep) -> Sequence[schema.Augment]:
@@ -163,5 +185,5 @@ def _shape(images: Tensor, flip_mask: Tensor | None = None) -> Shape:
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """float32; `torch.nn.functional.one_hot` would wait for the device."""
+    """In float32; `torch.nn.functional.one_hot` would wait for the device."""
     return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(torch.float32)

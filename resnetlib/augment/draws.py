@@ -21,16 +21,16 @@ from .policies import (
 # they cut out after the normalisation, whose zero it is.
 MEAN_COLOR = (125, 123, 114)
 BLACK = (0, 0, 0)
-MAX_ATTEMPTS = 10  # of RandomErasing, to find a rectangle that fits; then the image stays as it is
+MAX_ATTEMPTS = 10  # of RandomErasing to find a rectangle that fits; else it erases nothing
 
 
 class Shape(NamedTuple):
-    """What a draw must know about the batch."""
+    """What a draw needs to know about the batch."""
 
     count: int
     height: int
     width: int
-    flip_mask: Tensor | None = None  # (N,) bool, on the CPU: whom an alternating flip turns
+    flip_mask: Tensor | None = None  # (N,) bool, on the CPU: what an alternating flip mirrors
 
 
 class Window(NamedTuple):
@@ -43,7 +43,7 @@ class Window(NamedTuple):
 
 
 class Rectangle(NamedTuple):
-    """One rectangle per image, int64 (N,) pixels; an empty one leaves the image as it is."""
+    """One rectangle per image, int64 (N,) pixels; an empty one changes nothing."""
 
     top: Tensor
     left: Tensor
@@ -67,7 +67,7 @@ def draw_flip(settings: schema.Flip, shape: Shape, generator: torch.Generator) -
 def draw_color_jitter(
     settings: schema.ColorJitter, shape: Shape, generator: torch.Generator
 ) -> Operations:
-    """The enabled operations in an order of each image's own."""
+    """The enabled operations, for each image in its own random order."""
     ranges = {
         name: (max(0.0, 1 - width), 1 + width)
         for name in ("brightness", "contrast", "saturation")
@@ -95,7 +95,7 @@ def draw_rotation(settings: schema.Rotation, shape: Shape, generator: torch.Gene
 def draw_auto_augment(
     settings: schema.AutoAugment, shape: Shape, generator: torch.Generator
 ) -> Operations:
-    """One pair of the policy; each of its operations with its probability and a random sign."""
+    """A pair of the policy per image; each operation with its probability and a random sign."""
     chosen, values, probability = policy_tables(shape.height, shape.width)
     pair = torch.randint(len(CIFAR10_POLICY), (shape.count,), generator=generator)
     acts = torch.rand(2, shape.count, generator=generator) <= probability[:, pair]
@@ -127,7 +127,7 @@ def draw_trivial_augment(
 
 
 def draw_cutout(settings: schema.Cutout, shape: Shape, generator: torch.Generator) -> Rectangle:
-    """A square about a pixel drawn from the whole image."""
+    """A square centred on a pixel drawn from the whole image."""
     size = torch.where(
         torch.rand(shape.count, generator=generator) < settings.probability, settings.size, 0
     )
@@ -160,12 +160,12 @@ def draw_random_erasing(
 
 
 def draw_mixup(settings: schema.MixUp, shape: Shape, generator: torch.Generator) -> Tensor:
-    """(N,) float64: how much each image keeps of itself."""
+    """(N,) float64: the share of each image in its mix."""
     return _draw_share(settings, shape, generator)
 
 
 def draw_cutmix(settings: schema.CutMix, shape: Shape, generator: torch.Generator) -> Rectangle:
-    """A rectangle that would take 1 - share of the image, less what lies outside."""
+    """A rectangle with 1 - share of the image's area, minus what lies outside."""
     count, image_height, image_width, _ = shape
     half = 0.5 * (1 - _draw_share(settings, shape, generator)).sqrt()
     bounds = []
@@ -180,11 +180,11 @@ def draw_cutmix(settings: schema.CutMix, shape: Shape, generator: torch.Generato
 def _draw_share(
     settings: schema.MixUp | schema.CutMix, shape: Shape, generator: torch.Generator
 ) -> Tensor:
-    """(N,) float64 from Beta(alpha, alpha), or 1 where the image shall stay as it is."""
+    """(N,) float64 from Beta(alpha, alpha), or 1 where the image is not mixed."""
     acts = torch.rand(shape.count, generator=generator) < settings.probability
     share = torch.rand(shape.count, generator=generator, dtype=torch.float64)
     if settings.alpha != 1:
-        from scipy.special import betaincinv  # takes long to import, and few recipes need it
+        from scipy.special import betaincinv  # slow to import, and few recipes need it
 
         share = torch.from_numpy(betaincinv(settings.alpha, settings.alpha, share.numpy()))
     return torch.where(acts, share, 1.0)

@@ -1,10 +1,10 @@
 """Single operations on a batch of images, each image with its own parameter.
 
 Every operation takes uint8 images (N, 3, H, W) on any device and one value per image (N,), and
-returns new uint8 images of the same shape. Values may stay on the CPU; nothing here waits for the
+returns new uint8 images of the same shape. Values may be on the CPU; nothing here waits for the
 device or draws a random number. For equal parameters each operation is the one of its name in
 `torchvision.transforms.v2.functional`, on the CPU bit for bit (tests/test_image_ops.py); only for
-images of odd size one pixel in 50,000 of a shear, half way between two, takes the other.
+images of odd size one pixel in 50,000 of a shear, half way between two, differs.
 
 Speed decides some forms: on the CPU, comparisons, `where` and direct conversions from float to
 uint8 take several times as long as arithmetic.
@@ -42,7 +42,7 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(images: Tensor, shift: Tensor) -> Tensor:
-    """The hue moved by a share of the colour circle, from -0.5 to 0.5 (Smith 1978)."""
+    """The hue shifted by a fraction of the colour circle, from -0.5 to 0.5 (Smith 1978)."""
     image = images.to(torch.float32).mul_(1 / 255)
     red, green, blue = image.unbind(1)
     high = torch.maximum(torch.maximum(red, green), blue)
@@ -72,7 +72,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from (factor above 1) or towards the smoothed image; the border stays as it is."""
+    """Away from (factor above 1) or towards the smoothed image; the border does not change."""
     height, width = images.shape[2:]
     # Over the whole batch as one line, where shifts are contiguous: nonsense at the borders only.
     line = images.to(torch.int16).flatten()
@@ -88,24 +88,24 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Only the highest bits of every level kept, 0 to 8."""
+    """The highest bits of every level, 0 to 8 of them; the others become 0."""
     return images & _per_image(256 - 2 ** (8 - bits.long()), images, torch.uint8)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Levels from the threshold on, 0 to 255, flip_mask into 255 less themselves."""
+    """Levels of at least the threshold, 0 to 255, inverted: 255 minus the level."""
     first = _per_image(threshold.to(torch.float32).ceil(), images, torch.int16)
     below = (images.to(torch.int16).sub_(first) >> 8).to(torch.uint8)  # 255 below, otherwise 0
     return (~images).bitwise_xor_(below)
 
 
 def invert(images: Tensor) -> Tensor:
-    """Every level flip_mask into 255 less itself."""
+    """Every level inverted: 255 minus the level."""
     return ~images
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Each channel stretched over 0 to 255; a channel of one level stays as it is."""
+    """Each channel stretched to 0 to 255; a channel of one level does not change."""
     low = images.amin((2, 3), keepdim=True).to(torch.float32)
     span = images.amax((2, 3), keepdim=True).to(torch.float32) - low
     flat = span == 0
@@ -132,15 +132,15 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def affine(images: Tensor, matrix: Tensor) -> Tensor:
-    """Every pixel fetched from where the matrix (N, 2, 3) sends it; closest_match, black outside.
+    """Every pixel from where the matrix (N, 2, 3) maps it: nearest pixel, black outside.
 
     The matrix acts on (x, y, 1) in pixels from the image's centre, x to the right, y down.
     """
     count, _, height, width = images.shape
     half = torch.tensor([width / 2, height / 2])
     theta = to_device(matrix.to(torch.float32).transpose(1, 2) / half, images.device)
-    places = _centred_coordinates(height, width, images.device)
-    grid = places.expand(count, -1, -1).bmm(theta).view(count, height, width, 2)
+    coordinates = _centred_coordinates(height, width, images.device)
+    grid = coordinates.expand(count, -1, -1).bmm(theta).view(count, height, width, 2)
     image = images.to(torch.float32)
     return _to_uint8(
         F.grid_sample(image, grid, mode="nearest", padding_mode="zeros", align_corners=False)
@@ -148,32 +148,12 @@ def affine(images: Tensor, matrix: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turned anticlockwise about the centre."""
+    """Rotated anticlockwise about the centre."""
     return affine(images, rotation_matrix(degrees))
 
 
-def shear_x(images: Tensor, slope: Tensor) -> Tensor:
-    """Each row moved left by slope pixels for each row that it lies below the top edge."""
-    return affine(images, shear_x_matrix(slope, images.shape[2]))
-
-
-def shear_y(images: Tensor, slope: Tensor) -> Tensor:
-    """Each column moved up by slope pixels for each column right of the left edge."""
-    return affine(images, shear_y_matrix(slope, images.shape[3]))
-
-
-def translate_x(images: Tensor, pixels: Tensor) -> Tensor:
-    """Moved right by whole pixels."""
-    return affine(images, translation_matrix(pixels, torch.zeros_like(pixels)))
-
-
-def translate_y(images: Tensor, pixels: Tensor) -> Tensor:
-    """Moved down by whole pixels."""
-    return affine(images, translation_matrix(torch.zeros_like(pixels), pixels))
-
-
 def rotation_matrix(degrees: Tensor) -> Tensor:
-    """(N, 2, 3) float64 for `affine`: a turn anticlockwise about the centre."""
+    """(N, 2, 3) float64 for `affine`: a rotation anticlockwise about the centre."""
     angle = degrees.to(torch.float64).deg2rad()
     cos, sin = angle.cos(), angle.sin()
     zero = torch.zeros_like(cos)
@@ -181,17 +161,17 @@ def rotation_matrix(degrees: Tensor) -> Tensor:
 
 
 def shear_x_matrix(slope: Tensor, height: int) -> Tensor:
-    """(N, 2, 3) float64 for `affine`: rows move, the top edge stays (torchvision's AutoAugment)."""
+    """(N, 2, 3) float64 for `affine`: rows move, the top edge does not (as in AutoAugment)."""
     return _identity_plus({1: slope, 2: slope * (height / 2)}, slope)
 
 
 def shear_y_matrix(slope: Tensor, width: int) -> Tensor:
-    """(N, 2, 3) float64 for `affine`: columns move, the left edge stays."""
+    """(N, 2, 3) float64 for `affine`: columns move, the left edge does not."""
     return _identity_plus({3: slope, 5: slope * (width / 2)}, slope)
 
 
 def translation_matrix(right: Tensor, down: Tensor) -> Tensor:
-    """(N, 2, 3) float64 for `affine`: a move by pixels."""
+    """(N, 2, 3) float64 for `affine`: a translation by pixels."""
     return _identity_plus({2: -right, 5: -down}, right)
 
 
@@ -219,13 +199,13 @@ def window(images: Tensor, top: Tensor, left: Tensor, padding: int, mode: str) -
     corner = to_device(top * wide + left, images.device)
     across = torch.arange(width, device=images.device)
     down = torch.arange(0, height * wide, wide, device=images.device)
-    places = (down[:, None] + across).view(1, 1, height * width) + corner[:, None, None]
-    shifted = padded.flatten(2).gather(2, places.expand(-1, channels, -1))
+    coordinates = (down[:, None] + across).view(1, 1, height * width) + corner[:, None, None]
+    shifted = padded.flatten(2).gather(2, coordinates.expand(-1, channels, -1))
     return shifted.view(count, channels, height, width)
 
 
 def flip(images: Tensor, flip_mask: Tensor) -> Tensor:
-    """Left and right exchanged where `flip_mask` (bool) says so."""
+    """Mirrored left to right where `flip_mask` (N,) bool is true."""
     return _chosen(
         images, images.flip(3), to_device(_mask(flip_mask), images.device)[:, None, None, None]
     )
@@ -239,7 +219,7 @@ def erase(
     width: Tensor,
     color: tuple[int, int, int],
 ) -> Tensor:
-    """A rectangle in one colour; what of it lies outside the image is cut off."""
+    """A rectangle in one colour; the part outside the image is cut off."""
     fill = torch.tensor(color, dtype=torch.uint8)[:, None, None]
     fill = to_device(fill, images.device).expand(images.shape[1:]).contiguous()
     return _chosen(images, fill, _rectangle(images, top, left, height, width))
@@ -248,12 +228,12 @@ def erase(
 def paste(
     images: Tensor, others: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor
 ) -> Tensor:
-    """The same rectangle of the other images put over these."""
+    """A rectangle of the other images pasted over these."""
     return _chosen(images, others, _rectangle(images, top, left, height, width))
 
 
 def blend(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
-    """`share` of the image and the rest of the other, rounded to the nearest level."""
+    """`share` of the image plus the rest of the other, rounded to the nearest level."""
     mixed = images.to(torch.float32).mul_(_per_image(share, images))
     mixed.addcmul_(others.to(torch.float32), _per_image(1 - share, images))
     return _to_uint8(mixed.round_())
@@ -292,15 +272,15 @@ def _centred_coordinates(height: int, width: int, device: torch.device) -> Tenso
     """(1, H × W, 3): every pixel as (x, y, 1) from the centre."""
     x = torch.linspace((1 - width) / 2, (width - 1) / 2, width, device=device)
     y = torch.linspace((1 - height) / 2, (height - 1) / 2, height, device=device)
-    places = torch.ones(height, width, 3, device=device)
-    places[..., 0] = x
-    places[..., 1] = y[:, None]
-    return places.view(1, height * width, 3)
+    coordinates = torch.ones(height, width, 3, device=device)
+    coordinates[..., 0] = x
+    coordinates[..., 1] = y[:, None]
+    return coordinates.view(1, height * width, 3)
 
 
 def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
-    places = torch.arange(-padding, size + padding, device=device).abs()
-    return size - 1 - (size - 1 - places).abs()
+    coordinates = torch.arange(-padding, size + padding, device=device).abs()
+    return size - 1 - (size - 1 - coordinates).abs()
 
 
 def _mask(where: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from . import image_ops
 
 
 class Operations(NamedTuple):
-    """Operations that each image undergoes one after another.
+    """Operations applied to each image one after another.
 
     `chosen` (passes, N) int64 holds places in `NAMES`, `values` (passes, N) float64 the parameters
     as the operations of `image_ops` take them.
@@ -21,7 +21,7 @@ class Operations(NamedTuple):
     values: Tensor
 
 
-# Matrices for `image_ops.affine` of one value per image: one gather serves all that move pixels.
+# Matrices for `image_ops.affine` from one value per image: one gather does all that move pixels.
 MATRICES: dict[str, Callable[[Tensor, int, int], Tensor]] = {
     "shear_x": lambda slope, height, _: image_ops.shear_x_matrix(slope, height),
     "shear_y": lambda slope, _, width: image_ops.shear_y_matrix(slope, width),
@@ -92,7 +92,7 @@ CIFAR10_POLICY = (
 def apply_operations(images: Tensor, draws: Operations) -> Tensor:
     """Pass by pass, every operation once on all images that drew it."""
     height, width = images.shape[2:]
-    origin = torch.arange(len(images))  # of the image that now stands at each place
+    origin = torch.arange(len(images))  # of the image that is now at each position
     for chosen, values in zip(draws.chosen, draws.values, strict=True):
         order = chosen[origin].argsort(stable=True)
         origin = origin[order]

@@ -128,7 +128,7 @@ class ArchitectureExplorer(widgets.VBox):
         facts = describe_architecture(self.architecture, self._budget)
         del facts["budget"]  # which stands beneath its bar
         bar = budget_bar(self.size.parameters, self._budget)
-        self._facts.value = bar + _table(tables.facts(facts))
+        self._facts.value = bar + _table(tables.format_facts(facts))
         axes = draw(self.architecture)
         self._picture.value = _image(axes, describe_drawing(self.architecture))
         self._show_details()
@@ -186,7 +186,7 @@ def _controls(variant: str) -> dict[str, widgets.Widget]:
 def _details(budget: int) -> dict[str, Callable[[Architecture], str]]:
     """What can be unfolded beneath the picture: a title, and what makes it."""
     return {
-        "Stage by stage": lambda a: _table(tables.figures(stages(a))),
+        "Stage by stage": lambda a: _table(tables.format_table(stages(a))),
         "Beside the published networks": lambda a: _comparison(a, budget),
         "All designs of this family within the budget": lambda a: _designs(a, budget),
         "Summary table": _summary,
@@ -198,12 +198,12 @@ def _comparison(architecture: Architecture, budget: int) -> str:
     table = rank_by_size(architecture)
     axes = sizes(published(), budget, table.loc["this design"])
     text = "Parameters against multiply-accumulates of the published networks and of this design"
-    return _image(axes, text) + _table(tables.figures(table, precision=4))
+    return _image(axes, text) + _table(tables.format_table(table, precision=4))
 
 
 def _designs(architecture: Architecture, budget: int) -> str:
     found = search(architecture, budget=budget)
-    table = _table(tables.figures(found.head(20))) if len(found) else ""
+    table = _table(tables.format_table(found.head(20))) if len(found) else ""
     return f"{len(found):,} designs within the budget; the largest are:{table}"
 
 

@@ -1,4 +1,4 @@
-"""Figures and tables. Nothing here is shown or saved."""
+"""Figures and tables. Nothing is displayed or saved, except by `LiveCurves`."""
 
 import lazy_loader
 
@@ -21,8 +21,18 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "published_against_reproduced",
             "sizes",
         ],
-        "run": ["class_balance", "confusion", "curves", "image_grid", "mistakes", "reliability"],
+        "live": ["LiveCurves"],
+        "run": [
+            "before_after",
+            "class_balance",
+            "confusion",
+            "curves",
+            "draw_history",
+            "image_grid",
+            "mistakes",
+            "reliability",
+        ],
         "style": ["class_matrix", "color_limit", "figure_style", "variant_color"],
-        "tables": ["format_facts", "format_table"],
+        "tables": ["explain_losses", "expectations", "format_facts", "format_table"],
     },
 )

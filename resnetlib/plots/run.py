@@ -1,23 +1,31 @@
 """Figures of one run: curves, confusion matrix, calibration, confident errors.
 
-Arrays and tables in, matplotlib Axes out; nothing is shown or saved here.
+Arrays and tables in, matplotlib Axes out; nothing is displayed or saved here.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ..data import TRAINING_IMAGES
+from ..experiment import Experiment
+from ..schedule import learning_rate
+from ..schema import Recipe
 from .style import TRAIN_COLOR, class_matrix, color_limit, figure_style, variant_color
 
 
-def curves(history: pd.DataFrame, variant: str) -> list[Axes]:
-    """Loss, accuracy and, beneath, the learning rate over epochs; train grey, test coloured."""
-    color = variant_color(variant)
-    epochs = history["epoch"]
+def curves(history: pd.DataFrame, experiment: Experiment) -> list[Axes]:
+    """Loss, accuracy and learning rate over epochs: training grey, test coloured.
+
+    The rate is that of every step, from the recipe; the history has one value per epoch.
+    """
+    variant, recipe = experiment.variant, experiment.recipe
     with figure_style():
         figure, grid = plt.subplot_mosaic(
             [["loss", "accuracy"], ["lr", "lr"]],
@@ -26,27 +34,14 @@ def curves(history: pd.DataFrame, variant: str) -> list[Axes]:
             layout="constrained",
         )
         loss, accuracy, rate = grid["loss"], grid["accuracy"], grid["lr"]
-        for axes, name, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
-            axes.plot(
-                epochs, scale * history[f"train_{name}"], "--", color=TRAIN_COLOR, label="train"
-            )
-            if f"holdout_{name}" in history:
-                axes.plot(
-                    epochs, scale * history[f"holdout_{name}"], ":", color=color, label="held out"
-                )
-            axes.plot(epochs, scale * history[f"test_{name}"], color=color, label="test")
-            axes.set_xlabel("epoch")
-            axes.legend(frameon=False)
-        loss.set_ylabel("cross-entropy (nats)")
-        loss.set_ylim(bottom=0)
-        loss.set_title("Loss")
-        accuracy.set_ylabel("accuracy")
-        accuracy.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
+        draw_history(loss, accuracy, history, experiment)
+        loss.set_title(f"Loss: {history['test_loss'].iloc[-1]:.3f} on the test set at the end")
         last = 100 * history["test_accuracy"].iloc[-1]
-        accuracy.set_title(f"Accuracy: {last:.2f} % on the test set after epoch {epochs.iloc[-1]}")
-        trained = history[history["epoch"] > 0]
-        rate.plot(trained["epoch"], trained["lr"], color="0.25", drawstyle="steps-mid")
-        rate.set(xlabel="epoch", ylabel="learning rate", title="Learning rate")
+        epochs = history["epoch"].iloc[-1]
+        accuracy.set_title(f"Accuracy: {last:.2f} % on the test set after epoch {epochs}")
+        rate.plot(*_rates(experiment), color="0.25", drawstyle="steps-post")
+        rate.set(xlabel="epoch", ylabel="learning rate")
+        rate.set_title(f"Learning rate: {_schedule_name(recipe)}")
         rate.set_ylim(bottom=0)
         rate.set_xlim(loss.get_xlim())
         for axes in grid.values():
@@ -55,14 +50,65 @@ def curves(history: pd.DataFrame, variant: str) -> list[Axes]:
     return [loss, accuracy, rate]
 
 
+def draw_history(loss: Axes, accuracy: Axes, history: pd.DataFrame, experiment: Experiment) -> None:
+    """Draw the curves of a history, finished or growing, into two Axes.
+
+    Args:
+        loss: the Axes that gets the cross-entropy, in nats.
+        accuracy: the Axes that gets the accuracy, in per cent.
+        history: a row per epoch, as `Run.history`.
+        experiment: gives the colour, and says how the training images were changed.
+    """
+    color = variant_color(experiment.variant)
+    changes = _training_changes(experiment.recipe)
+    # Smoothing changes the loss alone: predictions count as correct by their true class.
+    changes = {"loss": changes, "accuracy": [c for c in changes if "smoothing" not in c]}
+    for axes, name, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+        label = f"training ({', '.join(changes[name])})" if changes[name] else "training"
+        styles = {"train": ("--", TRAIN_COLOR, label)}
+        styles |= {"holdout": (":", color, "validation"), "test": ("-", color, "test")}
+        for split, (line, shade, text) in styles.items():
+            if f"{split}_{name}" in history:
+                values = scale * history[f"{split}_{name}"]
+                axes.plot(history["epoch"], values, line, color=shade, label=text)
+        axes.set_xlabel("epoch")
+        axes.legend(frameon=False)
+    loss.set_ylabel("cross-entropy (nats)")
+    loss.set_ylim(bottom=0)
+    accuracy.set_ylabel("accuracy")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
+
+
+def _training_changes(recipe: Recipe) -> list[str]:
+    """What the training loss is measured with, and the test loss is not."""
+    smoothed = [f"label smoothing {recipe.label_smoothing:g}"] if recipe.label_smoothing else []
+    return smoothed + (["augmented"] if recipe.augment else [])
+
+
+def _rates(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs done before each step, and that step's rate; the last rate twice, for its end."""
+    recipe = experiment.recipe
+    images = TRAINING_IMAGES[experiment.dataset] - recipe.holdout
+    steps_per_epoch = math.ceil(images / recipe.batch_size)
+    steps = np.arange(recipe.epochs * steps_per_epoch + 1)
+    rates = [learning_rate(recipe, step, steps_per_epoch) for step in steps[:-1].tolist()]
+    return steps / steps_per_epoch, np.array([*rates, rates[-1]])
+
+
+def _schedule_name(recipe: Recipe) -> str:
+    interval = getattr(recipe.schedule, "interval", "step")  # one_cycle has none
+    name = recipe.schedule.name.replace("_", "-")
+    return f"{name}, peak {recipe.optimizer.lr:g}, set for every {interval}"
+
+
 def confusion(matrix: np.ndarray, classes: Sequence[str], variant: str) -> list[Axes]:
-    """Counts, and per cent of each true class, side by side; row: true, column: predicted."""
+    """Images, and per cent of each true class; rows are true classes, columns predictions."""
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     with figure_style(**{"axes.grid": False}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6.2), layout="constrained")
         panels = (
             (left, matrix, "d", "Images"),
-            (right, 100 * shares, ".1f", "Per cent of the true class"),
+            (right, 100 * shares, ".1f", "Per cent of each true class"),
         )
         for axes, values, fmt, name in panels:
             class_matrix(
@@ -72,21 +118,21 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], variant: str) -> list[
                 annot=True,
                 fmt=fmt,
                 cmap="Blues",
-                # Mistakes would vanish beside a full diagonal: the scale ends at twice the worst.
+                # Errors would vanish beside a full diagonal: the scale ends at twice the largest.
                 vmax=color_limit(values),
                 cbar=False,
             )
             axes.set_title(name)
         share = np.trace(matrix) / matrix.sum()
         figure.suptitle(
-            f"{variant}: {100 * share:.2f} % of {matrix.sum():,} test images right",
+            f"{variant}: {100 * share:.2f} % of {matrix.sum():,} test images correct",
             fontweight="bold",
         )
     return [left, right]
 
 
 def reliability(calibration: pd.DataFrame, ece: float, variant: str) -> list[Axes]:
-    """Accuracy against confidence in bins, and beneath how many images each bin holds."""
+    """Accuracy against confidence in bins, and the number of images in each bin."""
     edges = np.linspace(0, 1, len(calibration) + 1)
     width = edges[1]
     centers = edges[:-1] + width / 2
@@ -102,11 +148,15 @@ def reliability(calibration: pd.DataFrame, ece: float, variant: str) -> list[Axe
             color=variant_color(variant),
             label="accuracy",
         )
-        top.plot([0, 1], [0, 100], "--", color="0.3", label="perfectly calibrated")
+        outline = [patheffects.withStroke(linewidth=4, foreground="white")]  # seen on any colour
+        top.plot(
+            [0, 1], [0, 100], "--", color="0.2", label="perfectly calibrated", path_effects=outline
+        )
         top.set(ylabel="accuracy in the bin", xlim=(0, 1), ylim=(0, 100))
         top.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
         top.set_title(
-            f"{variant}: calibration error {100 * ece:.1f} % (ECE, {len(edges) - 1} bins)"
+            f"{variant}: calibration error {100 * ece:.1f} % (ECE, {len(edges) - 1} bins)\n"
+            "bars below the line: overconfident"
         )
         top.legend(frameon=False, loc="upper left")
         bottom.bar(centers, calibration["images"], width * 0.92, color="0.55")
@@ -123,27 +173,42 @@ def mistakes(
     classes: Sequence[str],
     count: int = 24,
 ) -> list[Axes]:
-    """The wrong images that the network was surest of, under what they are and were taken for.
+    """The most confident errors: true class, predicted class and confidence above each image.
 
-    Images uint8 (N, 3, H, W); labels, predictions and confidences (N,), confidences from 0 to 1.
+    Args:
+        images: uint8 (N, 3, H, W).
+        labels: true classes (N,).
+        predictions: predicted classes (N,).
+        confidences: the largest softmax probability of each image (N,), from 0 to 1.
+        classes: names of the classes.
+        count: how many errors to draw at most.
     """
     labels, predictions, confidences = map(np.asarray, (labels, predictions, confidences))
     wrong = np.flatnonzero(labels != predictions)
-    shown = wrong[np.argsort(-confidences[wrong], kind="stable")][:count]
+    indices = wrong[np.argsort(-confidences[wrong], kind="stable")][:count]
     captions = [
-        f"{classes[labels[i]]}\n→ {classes[predictions[i]]} {100 * confidences[i]:.0f} %"
-        for i in shown
+        f"{classes[labels[i]]}\n→ {classes[predictions[i]]} {_confidence(confidences[i])}"
+        for i in indices
     ]
-    title = f"The {len(shown)} most confident of {len(wrong):,} mistakes (true → predicted)"
-    return image_grid(np.asarray(images)[shown], captions, title)
+    title = f"The {len(indices)} most confident of {len(wrong):,} errors (true → predicted)"
+    return image_grid(np.asarray(images)[indices], captions, title)
+
+
+def _confidence(value: float) -> str:
+    """Two decimals, by which confident errors still differ; never rounded up to certainty."""
+    return f"{100 * value:.2f} %" if value < 0.99995 else ">99.99 %"
 
 
 def image_grid(
     images: np.ndarray, captions: Sequence[str], title: str, columns: int = 8
 ) -> list[Axes]:
-    """Images in rows of eight, each under its caption.
+    """Images in rows, each under its caption.
 
-    Images uint8 (N, 3, H, W).
+    Args:
+        images: uint8 (N, 3, H, W).
+        captions: one text per image.
+        title: the text above all.
+        columns: images in a row.
     """
     images = np.asarray(images)
     rows = max(1, -(-len(images) // columns))
@@ -164,8 +229,36 @@ def image_grid(
     return list(grid.flat)
 
 
+def before_after(before: np.ndarray, after: Mapping[str, np.ndarray], title: str) -> list[Axes]:
+    """A row per name: the same images on the left, what became of them on the right.
+
+    Images uint8 (N, 3, H, W), as many after as before. Axes row by row.
+    """
+    count = len(before)
+    gap = 0.35  # of an image's width, between the two halves
+    with figure_style(**{"axes.grid": False}):
+        figure = plt.figure(
+            figsize=(1.8 * count + 1.9, 0.9 * len(after) + 0.9), layout="constrained"
+        )
+        grid = figure.add_gridspec(
+            len(after), 2 * count + 1, width_ratios=[1] * count + [gap] + [1] * count
+        )
+        drawn = []
+        for row, (name, changed) in enumerate(after.items()):
+            for column, image in enumerate([*before, *changed]):
+                axes = figure.add_subplot(grid[row, column + (column >= count)])
+                axes.set(xticks=[], yticks=[], frame_on=False)
+                axes.imshow(np.moveaxis(np.asarray(image), 0, -1), interpolation="nearest")
+                drawn.append(axes)
+            drawn[-2 * count].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
+        for axes, text in ((drawn[0], "before"), (drawn[count], "after")):
+            axes.set_title(text, loc="left", fontsize=10)
+        figure.suptitle(title, fontweight="bold")
+    return drawn
+
+
 def class_balance(counts: np.ndarray, classes: Sequence[str], variant: str) -> Axes:
-    """How many images were predicted as each class, in per cent; counts (C,), classes C names."""
+    """Share of the images predicted as each class, in per cent; counts (C,), classes C names."""
     counts = np.asarray(counts)
     expected = 100 / len(counts)
     shares = 100 * counts / counts.sum()

@@ -1,5 +1,6 @@
 """Colours and style shared by all figures."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,8 +11,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-# One colour a variant, everywhere: told apart with red-green blindness too, dark enough for a line
-# on white. Seaborn's colour-blind safe palette but for its pale pink, its yellow and its grey.
+# One colour per variant, everywhere: distinct with red-green blindness too, dark enough for a line
+# on white. Seaborn's colour-blind safe palette without its pale pink, its yellow and its grey.
+# A new variant needs no entry: see `variant_color`.
 VARIANT_COLORS = {
     "lite": "#0173b2",  # blue
     "improved_sgd": "#de8f05",  # orange
@@ -25,6 +27,8 @@ VARIANT_COLORS = {
     "laptop94": "#006633",  # dark green
     "champion": "#56b4e9",  # sky blue
 }
+# For all other variants: of Paul Tol's colour-blind safe palette "muted" what is not used above.
+OTHER_COLORS = ("#44aa99", "#999933", "#cc6677", "#aa4499")  # teal, olive, rose, purple
 TRAIN_COLOR = "0.55"  # grey: training is the background that a test curve is read against
 STYLE = {
     "axes.grid": True,
@@ -40,10 +44,10 @@ STYLE = {
 
 @contextmanager
 def figure_style(**changes: object) -> Iterator[None]:
-    """Our style, for as long as a figure is made.
+    """Use the project's style within a `with` block, with changes such as `**{"axes.grid": False}`.
 
-    Not `plt.rc_context`: that would also take back what the notebook's backend sets when the first
-    figure loads it, and no later figure would be shown.
+    Not `plt.rc_context`: that would also undo what a notebook's backend sets when the first figure
+    loads it, and no later figure would be displayed.
     """
     style = STYLE | changes
     before = {name: plt.rcParams[name] for name in style}
@@ -55,14 +59,13 @@ def figure_style(**changes: object) -> Iterator[None]:
 
 
 def variant_color(variant: str) -> tuple[float, float, float]:
-    """The variant's colour; a variant without one gets one of these by its name."""
-    palette = list(VARIANT_COLORS.values())
-    color = VARIANT_COLORS.get(variant, palette[sum(variant.encode()) % len(palette)])
-    return to_rgb(color)
+    """The variant's colour; for a name that has none one of `OTHER_COLORS`, always the same."""
+    other = OTHER_COLORS[zlib.crc32(variant.encode()) % len(OTHER_COLORS)]
+    return to_rgb(VARIANT_COLORS.get(variant, other))
 
 
 def class_matrix(axes: Axes, values: np.ndarray, classes: Sequence[str], **settings: Any) -> None:
-    """A square for each true class (row) and predicted one (column); `sns.heatmap`'s settings."""
+    """Draw a square per true class (row) and predicted class (column); `sns.heatmap`'s settings."""
     sns.heatmap(
         values,
         square=True,
@@ -79,5 +82,6 @@ def class_matrix(axes: Axes, values: np.ndarray, classes: Sequence[str], **setti
 
 
 def color_limit(values: np.ndarray) -> float:
+    """Where the colour scale of a confusion matrix ends: at twice its largest error."""
     off_diagonal = values[~np.eye(len(values), dtype=bool)]
     return max(float(2 * off_diagonal.max()), 1.0)

@@ -1,24 +1,91 @@
-"""Styled tables for notebooks: plain data in, a pandas Styler out."""
+"""Tables and texts of notebooks: a pandas Styler or Markdown from plain data."""
 
+import math
 from collections.abc import Mapping
 
 import pandas as pd
 from pandas.io.formats.style import Styler
+
+from ..experiment import Experiment
+from ..resnet import NUM_CLASSES
+from ..runs.find import reference_runs
+from ..schema import Recipe
 
 _LEFT = [{"selector": "th, td", "props": "text-align: left"}]
 _RIGHT = [{"selector": "th.col_heading, td", "props": "text-align: right"}]
 
 
 def format_facts(content: Mapping[str, str]) -> Styler:
-    """Names and what is to be said of them, in two columns; nothing is cut short."""
+    """Names and values in two columns; no text is shortened."""
     frame = pd.DataFrame({"": content.values()}, index=list(content))
     return frame.style.format(escape="html").hide(axis="columns").set_table_styles(_LEFT)
 
 
 def format_table(frame: pd.DataFrame, precision: int = 3) -> Styler:
-    """A table of numbers: right-aligned, thousands separated, one precision; – where none is."""
+    """A table of numbers: right-aligned, thousands separated, one precision; – for no value."""
     return (
         frame.style.format(precision=precision, thousands=",", na_rep="–", escape="html")
         .format_index(escape="html")
         .set_table_styles(_RIGHT)
     )
+
+
+def expectations(experiment: Experiment) -> dict[str, str]:
+    """What the curves should start at, and where this variant ended for its authors and here."""
+    published = experiment.published_for_dataset.test_accuracy
+    facts = {
+        "loss before training": f"about ln {NUM_CLASSES} = {math.log(NUM_CLASSES):.3f} nats: all "
+        f"{NUM_CLASSES} classes are about equally likely",
+        "accuracy before training": f"about {1 / NUM_CLASSES:.0%}: a guess",
+        "published test accuracy": "none" if published is None else f"{published:.2%}",
+        "recorded test accuracy": _recorded(experiment),
+    }
+    if changed := experiment.overrides.keys() - {"dataset", "seed"}:
+        names = ", ".join(sorted(changed))
+        facts["changed here"] = f"{names}: the accuracy may end elsewhere"
+    return facts
+
+
+def _recorded(experiment: Experiment) -> str:
+    """The mean of the recorded runs of the variant's own recipe, with its spread over seeds."""
+    accuracies = pd.Series(
+        [
+            run.metrics["test_accuracy"]
+            for run in reference_runs()
+            if run.record["variant"] == experiment.variant
+            and run.record["dataset"] == experiment.dataset
+            and not run.record["overrides"].keys() - {"seed"}
+        ]
+    )
+    if accuracies.empty:
+        return "none"
+    seeds = f"{len(accuracies)} seed{'s' if len(accuracies) > 1 else ''}"
+    spread = f" ± {100 * accuracies.std():.2f}" if len(accuracies) > 1 else ""
+    return f"{100 * accuracies.mean():.2f}{spread} % ({seeds})"
+
+
+def explain_losses(recipe: Recipe) -> str:
+    """How the training loss of this recipe differs from its test loss, as Markdown."""
+    reasons = ["it is the mean over an epoch in which the weights still change"]
+    if recipe.augment:
+        names = ", ".join(step.name for step in recipe.augment)
+        reasons.append(f"its images are augmented ({names}), which makes them harder")
+    if recipe.label_smoothing:
+        smoothing = recipe.label_smoothing
+        reasons.append(
+            f"its targets are smoothed: the true class gets {_true_share(smoothing):.3g} instead "
+            f"of 1, each other class {smoothing / NUM_CLASSES:.3g}. Even perfect predictions "
+            f"cost {_smallest_loss(smoothing):.3f} nats"
+        )
+    listed = "\n".join(f"- {reason}." for reason in reasons)
+    return f"The training loss is not measured as the test loss is:\n\n{listed}"
+
+
+def _true_share(smoothing: float) -> float:
+    return 1 - smoothing + smoothing / NUM_CLASSES
+
+
+def _smallest_loss(smoothing: float) -> float:
+    """The entropy of a smoothed target, in nats: the least that a smoothed loss can be."""
+    shares = [_true_share(smoothing)] + [smoothing / NUM_CLASSES] * (NUM_CLASSES - 1)
+    return -sum(share * math.log(share) for share in shares)

@@ -1,6 +1,7 @@
 """Write what a finished training leaves: metrics, tables, predictions, weights and figures."""
 
 import io
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from ..data import Dataset
 from ..evaluation import Evaluation, wilson_interval
 from ..experiment import Experiment
 from ..size import count_parameters, macs
-from .run import WEIGHTS
+from .record import write_record
+from .run import WEIGHTS, Run
 
 
 def write_history(folder: Path, history: "pd.DataFrame") -> None:
@@ -128,7 +130,7 @@ def write_figures(
 
     classes, variant = evaluation.classes, experiment.variant
     figures = {
-        "curves": curves(history, variant),
+        "curves": curves(history, experiment),
         "confusion_matrix": confusion(evaluation.confusion, classes, variant),
         "reliability": reliability(evaluation.calibration, evaluation.ece, variant),
         "mistakes": mistakes(
@@ -141,3 +143,22 @@ def write_figures(
         figure.savefig(buffer, format="png", bbox_inches="tight", dpi=FIGURE_DPI)
         plt.close(figure)
         files.write_bytes(folder / f"{name}.png", buffer.getvalue())
+
+
+def redraw_figures(run: Run, images: Tensor) -> list[str]:
+    """Draw the figures of a finished run anew, those that its folder has; their names.
+
+    Nothing is computed again and no other file changes, except `run.json`, which gets the new
+    checksums. `images` are those of the test set, uint8 (N, 3, H, W).
+    """
+    kept = sorted(path.name for path in (run.path / "figures").glob("*.png"))
+    if not kept:
+        return []
+    with tempfile.TemporaryDirectory() as temporary:
+        drawn = Path(temporary)
+        write_figures(drawn, run.history, run.evaluation, images, run.experiment)
+        for name in kept:
+            files.write_bytes(run.path / "figures" / name, (drawn / name).read_bytes())
+    checksums = {f"figures/{name}": files.sha256(run.path / "figures" / name) for name in kept}
+    write_record(run.path, run.record | {"artifacts": run.record["artifacts"] | checksums})
+    return kept
