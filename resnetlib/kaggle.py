@@ -1,4 +1,4 @@
-"""A competition's pickle in, a checked CSV out."""
+"""Kaggle submissions: read a competition's pickle safely, predict, write a checked CSV."""
 
 import csv
 import io
@@ -26,21 +26,16 @@ from .runs.run import Run
 
 HEADER = ["ID", "Labels"]
 SHAPE = (32, 32, 3)  # height, width, channels: unlike the rows of CIFAR-10's own files
-CLASS_COMPETITION = 10_000  # images
 EXPECTED = "expected a pickle of {'data': uint8 (N, 32, 32, 3), 'ids': N different ids}"
-PACKED = {b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip"}  # how downloads of a competition begin
-TTA_MODES = {  # of each image, whose logits are averaged; mirror and translations as in airbench
-    "none": "1 (the image itself)",
-    "flip": "2 (itself and mirrored), logits averaged",
-    "flip_and_shift": "6 (three positions, each also mirrored), logits averaged",
-}
+# Views of each image, whose logits are averaged; mirror and translations as in airbench.
+TTA_MODES = {"none": 1, "flip": 2, "flip_and_shift": 6}
 
 
 @dataclass(frozen=True)
 class CompetitionTestSet:
     """Images uint8 (N, 3, 32, 32) and their ids, in the order of the file.
 
-    `labels`, int64 (N,), are there only in a rehearsal.
+    Only a dry run has `labels`, int64 (N,).
     """
 
     path: Path
@@ -49,34 +44,33 @@ class CompetitionTestSet:
     labels: Tensor | None = None
 
     def describe(self, dataset: Dataset) -> dict[str, str]:
-        """What was read, beside the data that the network was trained on, for reading."""
-        count = f"{len(self.ids):,}"
-        if self.labels is None and len(self.ids) != CLASS_COMPETITION:
-            count += f" (the class competition has {CLASS_COMPETITION:,})"
-        rehearsal = f"none given: a rehearsal on the labelled test set of {dataset.name}"
-        per_channel = "{:.3f}, {:.3f}, {:.3f}".format
-        own_mean = (self.images.double().mean((0, 2, 3)) / 255).tolist()
+        """File, number, ids and mean of the images, and the mean of the training images."""
+        mean = self.images.double().mean((0, 2, 3)) / 255
+        dry_run = f"dry run on the labelled test set of {dataset.name}"
         return {
-            "file": display_path(self.path) if self.labels is None else rehearsal,
-            "images": count,
-            "ids": ", ".join(self.ids[:3]) + f", … {self.ids[-1]}",
-            "mean (R, G, B) of these images": per_channel(*own_mean),
-            "mean of the training images": per_channel(*dataset.mean),
+            "file": display_path(self.path) if self.labels is None else dry_run,
+            "images": f"{len(self.ids):,}",
+            "ids": f"{', '.join(self.ids[:3])}, … {self.ids[-1]}",
+            "mean of these images (R, G, B)": _per_channel(mean.tolist()),
+            "mean of the training images": _per_channel(dataset.mean),
         }
 
 
-def read_competition(path: str | Path) -> CompetitionTestSet:
-    """Read the pickle that a competition gives, never running code from it.
+def _per_channel(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
 
-    It holds `data`, uint8 (N, 32, 32, 3), and `ids`, a list or array of N whole numbers or texts;
-    keys and texts may be bytes. Raises `DataError`, in one line, for whatever is otherwise: another
-    order of the axes is told, not guessed.
+
+def read_competition(path: str | Path) -> CompetitionTestSet:
+    """Read a competition's pickle without running code from it.
+
+    It holds `data`, uint8 (N, 32, 32, 3), and `ids`, a list or array of N integers or strings;
+    keys and strings may be bytes. Raises `DataError`, in one line, for anything else.
     """
     path = Path(path).expanduser()
     content = _unpickle(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: its content is {_kind(content)}; {EXPECTED}")
-    content = {_text(key, str(key)): value for key, value in content.items()}
+    content = {_text(key): value for key, value in content.items()}
     for key in ("data", "ids"):
         if key not in content:
             found = ", ".join(map(repr, content)) or "none"
@@ -90,31 +84,19 @@ def _unpickle(path: Path) -> Any:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    for beginning, name in PACKED.items():
-        if content.startswith(beginning):
-            raise DataError(f"{path} is a {name} archive; unpack it and name the file inside")
     try:
         return files.unpickle_arrays(content)
-    except pickle.UnpicklingError as error:
-        raise DataError(f"{path}: {error}; {EXPECTED}") from None
-    except Exception as error:  # a damaged pickle raises whatever it happens upon
-        raise DataError(
-            f"{path} is no readable pickle ({type(error).__name__}); {EXPECTED}"
-        ) from None
+    except Exception as error:  # a damaged pickle may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: {reason}; {EXPECTED}; unpack an archive first") from None
 
 
 def _images(path: Path, data: Any) -> Tensor:
     if not isinstance(data, np.ndarray):
         raise DataError(f"{path}: data is {_kind(data)}; {EXPECTED}")
-    remedy = {
-        (3, 32, 32): "; its channels come first: data.transpose(0, 2, 3, 1) puts them last",
-        (3072,): "; for rows as in CIFAR-10's own files, "
-        "data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) does it",
-    }
     if data.shape[1:] != SHAPE or not len(data):
         raise DataError(
-            f"{path}: data has the shape {data.shape}, expected (N, 32, 32, 3)"
-            f"{remedy.get(data.shape[1:], '')}"
+            f"{path}: data has shape {data.shape}, expected (N, 32, 32, 3): height, width, channels"
         )
     if data.dtype != np.uint8:
         raise DataError(f"{path}: data is {data.dtype}, expected uint8 from 0 to 255")
@@ -131,22 +113,21 @@ def _ids(path: Path, ids: Any, images: int) -> tuple[str, ...]:
     for row, value in enumerate(listed):
         text = _text(value)
         if not text:
-            raise DataError(f"{path}: ids[{row}] is {value!r}, expected a whole number or text")
+            raise DataError(f"{path}: ids[{row}] is {value!r}, expected an integer or a string")
         if text in rows:
-            raise DataError(f"{path}: the id {text!r} stands twice, at {rows[text]} and {row}")
+            raise DataError(f"{path}: the id {text!r} appears twice, at {rows[text]} and {row}")
         rows[text] = row
     return tuple(rows)
 
 
-def _text(value: Any, otherwise: str = "") -> str:
-    """A whole number, text, or bytes of UTF-8 as text."""
+def _text(value: Any) -> str:
+    """An integer, a string, or bytes of UTF-8 as a string; anything else as an empty one."""
     if isinstance(value, bytes):
         try:
             return value.decode()
         except UnicodeDecodeError:
-            return otherwise
-    allowed = isinstance(value, int | str) and not isinstance(value, bool)
-    return str(value) if allowed else otherwise
+            return ""
+    return str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
 
 
 def _kind(value: Any) -> str:
@@ -154,25 +135,28 @@ def _kind(value: Any) -> str:
 
 
 def dry_run(dataset: Dataset) -> CompetitionTestSet:
-    """The labelled test set, written as a competition's pickle and read back from it."""
+    """The labelled test set, written as a competition's pickle and read back."""
     images, labels = dataset.test
     data = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"rehearsal-{dataset.name}.pkl"
+        path = Path(folder) / f"dry-run-{dataset.name}.pkl"
         path.write_bytes(pickle.dumps({b"data": data, b"ids": list(range(len(data)))}))
         return replace(read_competition(path), labels=labels)
 
 
 def predict(run: Run, images: Tensor, dataset: Dataset, *, tta: str = "none") -> Tensor:
-    """Logits (N, 10) float32 of uint8 images (N, 3, H, W), computed as in the run's own evaluation.
+    """Logits (N, 10) float32, computed as in the run's own evaluation.
 
-    `dataset` is the run's own: the normalisation comes from its training images. `tta` other than
-    "none" averages logits over views of each image (`TTA_MODES`); accuracies with and without it
-    are not comparable.
+    Args:
+        run: whose weights predict.
+        images: uint8 (N, 3, H, W).
+        dataset: the run's own; its training images determine the normalisation.
+        tta: one of `TTA_MODES`. Others than "none" average the logits over several views of each
+            image; accuracies with and without are not comparable.
     """
     check_tta(tta)
-    compute = resolve_device_settings(run.experiment)
-    model = run.model().to(compute.device, memory_format=compute.memory_format)
+    settings = resolve_device_settings(run.experiment)
+    model = run.model().to(settings.device, memory_format=settings.memory_format)
     mean, std = normalization(run.experiment.recipe, dataset)
     unlabelled = torch.full((len(images),), -1)
     with no_tf32():
@@ -184,7 +168,7 @@ def predict(run: Run, images: Tensor, dataset: Dataset, *, tta: str = "none") ->
                 unlabelled,
                 mean=mean,
                 std=std,
-                batch_size=EVALUATION_BATCH[compute.device.type],
+                batch_size=EVALUATION_BATCH[settings.device.type],
             ).logits
             for weight, view in _views(images, tta)
         )
@@ -193,30 +177,30 @@ def predict(run: Run, images: Tensor, dataset: Dataset, *, tta: str = "none") ->
 def check_tta(tta: str) -> None:
     """Raises `ConfigError` for a name that is not in `TTA_MODES`."""
     if tta not in TTA_MODES:
-        close = closest_match(str(tta), TTA_MODES)
-        raise ConfigError(f"unknown tta {tta!r}{close} One of: {', '.join(TTA_MODES)}")
+        nearest = closest_match(str(tta), TTA_MODES) or "."
+        raise ConfigError(f"unknown tta {tta!r}{nearest} One of: {', '.join(TTA_MODES)}")
 
 
 def _views(images: Tensor, tta: str) -> Iterator[tuple[float, Tensor]]:
     """Views of the images with their weights, as in airbench (Jordan 2024).
 
-    Half of the weight is on the images in place, a quarter each on them moved by a pixel up and
-    left, and down and right.
+    The unshifted images have half of the weight. The images shifted by one pixel up and left, and
+    down and right, have a quarter each.
     """
     if tta == "none":
         yield 1.0, images
         return
     if tta == "flip":
-        places = [(1.0, images)]
+        positions = [(1.0, images)]
     else:
-        places = [(0.5, images), (0.25, _shift(images, 1)), (0.25, _shift(images, -1))]
-    for weight, placed in places:
-        yield weight / 2, placed
-        yield weight / 2, placed.flip(-1)
+        positions = [(0.5, images), (0.25, _shift(images, 1)), (0.25, _shift(images, -1))]
+    for weight, view in positions:
+        yield weight / 2, view
+        yield weight / 2, view.flip(-1)
 
 
 def _shift(images: Tensor, by: int) -> Tensor:
-    """Images moved diagonally by a pixel; what comes in at the edges is reflected."""
+    """Images shifted diagonally by one pixel, with reflected edges."""
     size = images.shape[-1]
     source = (torch.arange(size) + by).abs()  # -1 -> 1
     source = torch.where(source == size, size - 2, source)
@@ -226,35 +210,34 @@ def _shift(images: Tensor, by: int) -> Tensor:
 def describe_prediction(
     run: Run, competition: CompetitionTestSet, logits: Tensor, tta: str
 ) -> dict[str, str]:
-    """How sure the network is beside how sure it is of its test set; accuracy in a rehearsal."""
+    """Mean confidence here and on the labelled test set; in a dry run also the accuracies.
+
+    Args:
+        run: whose weights predicted.
+        competition: the images.
+        logits: what `predict` returned.
+        tta: the mode that it used.
+    """
     own = run.evaluation
     confidence = logits.double().softmax(1).amax(1).mean()
-    told = {
-        "images": f"{len(logits):,}",
-        "views of each": TTA_MODES[tta],
+    facts = {
+        "views of each image": str(TTA_MODES[tta]),
         "mean confidence": f"{confidence:.1%}",
-        "mean confidence on the labelled test set, one view": f"{own.confidences.mean():.1%}",
+        "mean confidence on the labelled test set, 1 view": f"{own.confidences.mean():.1%}",
+        "accuracy on the labelled test set, 1 view": f"{own.accuracy:.2%}",
     }
-    known = f"{own.accuracy:.2%}"
-    if competition.labels is None:
-        return told | {"accuracy": f"not known here; {known} on the labelled test set, one view"}
-    here = Evaluation(logits, competition.labels, own.classes)
-    right = int(here.correct.sum())
-    measured = f"{here.accuracy:.2%} ({right:,} of {len(logits):,} right)"
-    name = "accuracy" if tta == "none" else f"accuracy with tta {tta}"
-    told |= {name: measured, "accuracy in the run's own evaluation, one view": known}
-    if tta == "none":
-        gap = (logits - own.logits).abs().max()
-        told["logits"] = (
-            f"within {gap:.0e} of the run's own" if gap else "the run's own, bit for bit"
-        )
-    return told
+    if competition.labels is not None:
+        accuracy = Evaluation(logits, competition.labels).accuracy
+        difference = (logits - own.logits).abs().max()
+        facts["accuracy of this dry run"] = f"{accuracy:.2%}"
+        facts["largest difference from the run's own logits"] = f"{difference:.0e}"
+    return facts
 
 
 def least_certain(logits: Tensor, classes: Sequence[str], count: int = 24) -> pd.DataFrame:
-    """The images whose two likeliest classes are closest, closest first.
+    """The images whose two most likely classes have the closest probabilities, closest first.
 
-    A row each: index of the image, `first` and `second` class, and their probabilities.
+    One row per image: its index, `first` and `second` class, and their probabilities.
     """
     probabilities, labels = logits.double().softmax(1).topk(2)
     margins = probabilities[:, 0] - probabilities[:, 1]
@@ -280,10 +263,16 @@ def submission_path(
     output: str | Path | None = None,
     output_root: str | Path | None = None,
 ) -> Path:
-    """Where the submission goes: `output`, else a name that tells file, run and views.
+    """Where to write the submission: `output`, or a name made of file, run and views.
 
-    That stands under `<output root>/submissions/`, never in the run folder, whose content is
-    recorded. An earlier submission is replaced; `ConfigError` where anything else is in the way.
+    An earlier submission may be replaced. Raises `ConfigError` when it would replace anything else.
+
+    Args:
+        run: whose weights predict.
+        file: the competition's file.
+        tta: one of `TTA_MODES`.
+        output: the CSV file; by default one in `<output root>/submissions/`.
+        output_root: `outputs/` by default.
     """
     check_tta(tta)
     parts = [Path(file).stem, run.record["variant"], run.path.resolve().name]
@@ -303,7 +292,7 @@ def submission_path(
 
 
 def write_submission(path: Path, ids: Sequence[str], labels: Tensor) -> None:
-    """Write `ID,Labels`, a row for each id in the given order; whole or not at all."""
+    """Write `ID,Labels` atomically, one row per id in the given order."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(HEADER)
@@ -317,55 +306,42 @@ def write_submission(path: Path, ids: Sequence[str], labels: Tensor) -> None:
 
 
 def check_submission(path: str | Path, ids: Sequence[str]) -> pd.DataFrame:
-    """The rows of a submission as it stands on disk: ID (text) and Labels (0 to 9).
+    """Read a submission from the disk: ID (string) and Labels (0 to 9).
 
-    Raises `DataError` that names the first wrong line: header, number of rows, ids and their
-    order, labels.
+    Raises `DataError` that names what is wrong: header, first wrong row, or number of rows.
     """
     path = Path(path)
-    lines = _lines(path)
-    header = lines[0][1] if lines else []
-    if header != HEADER:
-        raise DataError(f"{path}, line 1: {','.join(header)!r}, expected {','.join(HEADER)!r}")
-    allowed = [str(label) for label in range(NUM_CLASSES)]
-    for (line, row), expected in zip(lines[1:], ids, strict=False):
-        where = f"{path}, line {line}"
-        if len(row) != len(HEADER):
-            raise DataError(f"{where}: {','.join(row)!r}, expected an id and a label")
-        if row[0] != expected:
-            raise DataError(f"{where}: the id is {row[0]!r}, expected {expected!r}")
-        if row[1] not in allowed:
-            raise DataError(f"{where}: the label is {row[1]!r}, expected 0 to {NUM_CLASSES - 1}")
-    count = len(lines) - 1
-    if count != len(ids):
-        raise DataError(f"{path} has {count:,} rows below its header, expected {len(ids):,}")
-    return pd.DataFrame([row for _, row in lines[1:]], columns=HEADER).astype({"Labels": int})
-
-
-def _lines(path: Path) -> list[tuple[int, list[str]]]:
-    """The rows of a CSV, each with the number of the line that it ends on."""
     try:
-        reader = csv.reader(io.StringIO(path.read_bytes().decode(), newline=""))
-        return [(reader.line_num, row) for row in reader]
+        table = pd.read_csv(
+            path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False
+        )
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV: {error}") from None
+    except ValueError as error:  # includes pandas' own errors and those of UTF-8
+        raise DataError(f"{path} is not a CSV file: {' '.join(str(error).split())}") from None
+    header, *rows = table.to_numpy().tolist()
+    if header != HEADER:
+        raise DataError(
+            f"{path}: the header is {','.join(header)!r}, expected {','.join(HEADER)!r}"
+        )
+    labels = [str(label) for label in range(NUM_CLASSES)]
+    for number, ((found, label), expected) in enumerate(zip(rows, ids, strict=False), start=1):
+        if found != expected:
+            raise DataError(f"{path}, row {number}: the id is {found!r}, expected {expected!r}")
+        if label not in labels:
+            raise DataError(
+                f"{path}, row {number}: the label is {label!r}, expected 0 to {NUM_CLASSES - 1}"
+            )
+    if len(rows) != len(ids):
+        raise DataError(f"{path} has {len(rows):,} rows, expected {len(ids):,}")
+    return pd.DataFrame(rows, columns=HEADER).astype({"Labels": int})
 
 
-def describe_submission(
-    path: Path, run: Run, competition: CompetitionTestSet, tta: str
-) -> dict[str, str]:
-    """Where a checked submission stands and how it is uploaded."""
+def upload_command(path: Path, run: Run, tta: str) -> str:
+    """The command that uploads a submission; COMPETITION is to be filled in."""
     views = "" if tta == "none" else f", tta {tta}"
     message = f"{run.record['variant']}, seed {run.record['seed']}{views}"
-    command = f'kaggle competitions submit -c COMPETITION -f "{display_path(path)}" -m "{message}"'
-    rehearsal = "not this one: a rehearsal has the ids and images of the labelled test set"
-    return {
-        "submission": display_path(path),
-        "rows": f"{len(competition.ids):,}, all checked",
-        "upload": command if competition.labels is None else rehearsal,
-    }
+    return f'kaggle competitions submit -c COMPETITION -f "{display_path(path)}" -m "{message}"'
 
 
 def submit(
@@ -377,12 +353,19 @@ def submit(
     data_root: str | Path | None = None,
     output_root: str | Path | None = None,
 ) -> Path:
-    """Read the competition's file, predict with the run, write and check the CSV; its path.
+    """Predict a competition's file with a run, write and check the CSV, and return its path.
 
-    `run` is one, or what `find_run` takes: a run folder or a variant, whose best run is used.
-    Raises `ConfigError` before any work for what cannot be done, `DataError` for bad data.
+    Args:
+        run: a run, or what `find_run` takes; a variant means one of its runs on CIFAR-10.
+        file: the competition's pickle.
+        output: the CSV file; by default one in `<output root>/submissions/`.
+        tta: one of `TTA_MODES`.
+        data_root: folder to look for the training data in before the usual ones.
+        output_root: folder of the user's runs; `outputs/` by default.
+
+    Raises `ConfigError` before any work for a bad argument and `DataError` for bad data.
     """
-    run = run if isinstance(run, Run) else find_run(run, output_root, dataset="cifar10", best=True)
+    run = run if isinstance(run, Run) else find_run(run, output_root, dataset="cifar10")
     path = submission_path(run, file, tta=tta, output=output, output_root=output_root)
     competition = read_competition(file)
     dataset = load_dataset(run.experiment.dataset, data_root)

@@ -1,18 +1,16 @@
-"""Two runs side by side: choosing them, what is said of them, and the notebook both ways."""
+"""Comparison of two runs: choosing them, statistics and images, and the notebook."""
 
 import json
-import re
 import shutil
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import papermill
 import pytest
 from conftest import NOTEBOOKS, run_papermill
-from nbclient import NotebookClient
 
 from resnetlib import analysis, load_experiment, train
+from resnetlib.analysis.significance import format_points
 from resnetlib.errors import ConfigError, RunError
 from resnetlib.plots.leaderboard import overlaid_curves
 from resnetlib.runs.find import reference_runs
@@ -32,146 +30,188 @@ def outputs(tmp_path_factory):
     return root
 
 
-def copied(folder, place, **changes):
-    """A copy of a run folder whose record says something else."""
-    shutil.copytree(folder, place)
-    record = json.loads((place / "run.json").read_text()) | changes
-    (place / "run.json").write_text(json.dumps(record))
-    return place
+def copied(folder, target, **changes):
+    """A copy of a run folder with changes in its record."""
+    shutil.copytree(folder, target)
+    record = json.loads((target / "run.json").read_text()) | changes
+    (target / "run.json").write_text(json.dumps(record))
+    return target
 
 
-def names(root, *chosen, **settings):
-    return analysis.select(*chosen, output_root=root, **settings).pair.names
+def compare(root, first=None, second=None):
+    return analysis.compare_runs(first, second, dataset="digits", output_root=root)
+
+
+def names(root, first=None, second=None):
+    return compare(root, first, second).names
 
 
 # Choosing ----------------------------------------------------------------------------------------
 
 
-def test_what_is_not_given_is_found(outputs):
+def test_compare_runs_chooses_what_is_not_given(outputs):
     assert names(outputs) == ("lite seed 1", "se seed 0")  # the newest, then another recipe's
-    assert names(outputs, "lite") == ("lite seed 0", "se seed 0")
+    assert names(outputs, "lite") == ("lite seed 1", "se seed 0")
     assert names(outputs, None, "se") == ("lite seed 1", "se seed 0")
+    assert names(outputs, None, "lite") == ("se seed 0", "lite seed 1")
 
 
-def test_a_run_is_meant_by_variant_label_or_folder(outputs):
-    assert names(outputs, "lite", "se") == ("lite seed 0", "se seed 0")
-    assert names(outputs, "lite", "lite") == ("lite seed 0", "lite seed 1")
+def test_compare_runs_accepts_variants_and_folders(outputs):
+    assert names(outputs, "lite", "se") == ("lite seed 1", "se seed 0")
+    assert names(outputs, "lite", "lite") == ("lite seed 1", "lite seed 0")
     (folder,) = (outputs / "se").iterdir()
-    assert names(outputs, "lite seed 1", str(folder)) == ("lite seed 1", "se seed 0")
+    assert names(outputs, "lite", str(folder)) == ("lite seed 1", "se seed 0")
+    assert names(outputs, f"se/{folder.name}", "lite") == ("se seed 0", "lite seed 1")
 
 
-def test_a_run_elsewhere_joins_by_its_folder(outputs):
+def test_compare_runs_accepts_a_folder_elsewhere(outputs):
     (folder,) = (outputs / "se").iterdir()
-    assert names(outputs / "lite", "lite", str(folder)) == ("lite seed 0", "se seed 0")
+    assert names(outputs / "lite", "lite", str(folder)) == ("lite seed 1", "se seed 0")
 
 
-def test_runs_of_one_seed_are_told_apart_by_what_they_change(outputs, tmp_path):
+def test_compare_runs_finds_recorded_runs(tmp_path):
+    pair = analysis.compare_runs("lite", "lite", output_root=tmp_path)
+    assert pair.names == ("lite seed 0", "lite seed 1")
+    assert len(pair.runs) == len(reference_runs())
+
+
+def test_compare_runs_is_not_disturbed_by_damaged_runs(outputs, tmp_path):
+    root = shutil.copytree(outputs, tmp_path / "outputs")
+    (folder,) = (root / "se").iterdir()
+    (copied(folder, root / "se" / "damaged", started="x") / "predictions.npz").write_bytes(b"?")
+    (copied(folder, root / "se" / "record", started="y") / "run.json").write_text("[]")
+    pair = compare(root, "se", "lite")
+    assert set(pair.runs) == {"se seed 0", "lite seed 0", "lite seed 1"}
+    assert len(pair.table) == 3
+
+
+def test_labels_name_what_runs_of_one_seed_change(outputs, tmp_path):
     (plain,) = (outputs / "se").iterdir()
     overrides = json.loads((plain / "run.json").read_text())["overrides"]
     copied(plain, tmp_path / "a")
     copied(plain, tmp_path / "b", overrides=overrides | {"recipe.optimizer.lr": 0.05}, started="x")
-    assert set(analysis.finished_runs(tmp_path)) == {"se seed 0", "se seed 0, lr 0.05"}
+    (first, second) = (str(folder) for folder in (outputs / "lite").iterdir())
+    pair = analysis.compare_runs(first, second, output_root=tmp_path)
+    assert {"se seed 0", "se seed 0, lr 0.05"} < set(pair.runs)
 
 
 @pytest.mark.parametrize(
-    ("chosen", "error", "told"),
+    ("chosen", "error", "message"),
     [
-        (("liet",), ConfigError, "'liet' is no run folder.*; did you mean 'lite'"),
-        (("dropout",), ConfigError, "'dropout' is no run folder.*\nThere are .*: lite, se"),
-        (("lite seed 1", "lite seed 1"), RunError, "lite seed 1 is chosen twice"),
-        ((None, None, "cifar10"), RunError, "no two finished runs of cifar10: train another"),
+        (
+            ("liet",),
+            ConfigError,
+            "no finished run of 'liet' with .* on digits; did you mean 'lite'",
+        ),
+        (("dropout",), ConfigError, "no finished run of 'dropout' .* with one: lite, se"),
+        (("se", "se"), ConfigError, "no finished run of 'se' .* other than .*/se/digits-seed0"),
+        (("se", "FOLDER"), RunError, "se/digits-seed0-.* is chosen twice; choose another"),
     ],
 )
-def test_a_choice_that_cannot_be_is_told_in_a_line_or_two(outputs, chosen, error, told):
-    first, second, dataset = (*chosen, None, None)[:3]
-    with pytest.raises(error, match=told):
-        analysis.select(first, second, dataset=dataset, output_root=outputs)
+def test_compare_runs_names_what_exists(outputs, chosen, error, message):
+    (folder,) = (outputs / "se").iterdir()
+    with pytest.raises(error, match=message) as raised:
+        compare(outputs, *(str(folder) if name == "FOLDER" else name for name in chosen))
+    assert "\n" not in str(raised.value)
 
 
-def test_one_run_alone_has_nothing_beside_it(outputs):
-    with pytest.raises(RunError, match="holds no two finished runs of one data set: train another"):
-        analysis.select(output_root=outputs / "se")
-    with pytest.raises(RunError, match="no other finished run to compare se seed 0 with"):
-        analysis.select("se", output_root=outputs / "se")
+def test_compare_runs_needs_two_runs_of_one_test_set(outputs):
+    for chosen in ((None,), ("se",)):
+        with pytest.raises(RunError, match=r"se/digits-.* needs another finished run on digits"):
+            compare(outputs / "se", *chosen)
 
 
-def test_runs_on_different_test_sets_are_refused(outputs):
+def test_compare_runs_refuses_different_test_sets(outputs):
+    (folder,) = (outputs / "se").iterdir()
     elsewhere = str(reference_runs()[0].path)
     with pytest.raises(RunError, match=r"different test sets \(450 and 10,000 images\)"):
-        analysis.select("lite seed 1", elsewhere, output_root=outputs)
+        analysis.compare_runs(str(folder), elsewhere, output_root=outputs)
 
 
-def test_an_unfinished_run_is_refused_by_folder_and_not_listed(outputs, tmp_path):
+def test_compare_runs_refuses_an_unfinished_run(outputs, tmp_path):
     (folder,) = (outputs / "se").iterdir()
     broken = copied(folder, tmp_path / "broken", status="interrupted")
-    assert analysis.finished_runs(tmp_path) == {}
-    with pytest.raises(RunError, match="interrupted; only finished runs"):
-        analysis.select("lite", str(broken), output_root=outputs)
+    with pytest.raises(RunError, match="broken is not finished: its status is 'interrupted'"):
+        compare(outputs, "lite", str(broken))
 
 
-# What is said ------------------------------------------------------------------------------------
+# Statistics and images ---------------------------------------------------------------------------
 
 
-def test_images_that_one_alone_gets_right_come_with_both_predictions(outputs, digits):
-    pair = analysis.select("lite", "se", output_root=outputs).pair
+def test_only_correct_gives_images_and_both_predictions(outputs, digits):
+    pair = compare(outputs, "lite", "se")
     found = 0
     for name, other in (pair.names, pair.names[::-1]):
         images, captions, title = pair.only_correct(name)
         right, wrong = (pair.runs[label].evaluation for label in (name, other))
-        alone = np.flatnonzero(right.correct & ~wrong.correct)
-        assert len(images) == len(captions) == min(16, len(alone))
-        assert f"✓ {name} right, ✗ {other} wrong" in title
-        found += len(alone)
+        only_right = np.flatnonzero(right.correct & ~wrong.correct)
+        assert len(images) == len(captions) == min(16, len(only_right))
+        assert f"✓ {name} correct, ✗ {other} wrong: {len(images)} of {len(only_right)}" in title
+        found += len(only_right)
         for image, caption in zip(images, captions, strict=True):
-            (at,) = [i for i in alone if (digits.test[0][i] == image).all()]
+            (index,) = [i for i in only_right if (digits.test[0][i] == image).all()]
             true, correct, mistaken = caption.splitlines()
-            assert true == str(int(right.labels[at]))
-            assert (
-                correct.startswith(f"✓ {int(right.predictions[at])} ") and f"✓ {true} " in correct
-            )
-            assert mistaken.startswith(f"✗ {int(wrong.predictions[at])} ")
+            assert true == str(int(right.labels[index]))
+            assert correct.startswith(f"✓ {int(right.predictions[index])} ")
+            assert f"✓ {true} " in correct
+            assert mistaken.startswith(f"✗ {int(wrong.predictions[index])} ")
     assert found == pair.comparison.only_first + pair.comparison.only_second > 0
 
 
-def test_two_seeds_of_one_recipe_say_nothing_of_a_design():
-    pair = analysis.select("lite seed 1", "lite seed 0").pair
+def test_counts_are_the_table_of_mcnemars_test(outputs):
+    pair = compare(outputs, "lite", "se")
+    first, second = (run.evaluation.correct for run in pair.selected)
+    assert pair.counts.loc["lite seed 1 correct", "se seed 0 wrong"] == (first & ~second).sum()
+    assert pair.counts.loc["lite seed 1 wrong", "se seed 0 correct"] == (~first & second).sum()
+    assert pair.counts.to_numpy().sum() == 450
+
+
+def test_verdict_of_two_seeds_names_the_common_recipe():
+    pair = analysis.compare_runs("lite", "lite")
     assert "lite seed 1 is better than lite seed 0 by 1.40 points" in pair.verdict
-    assert "Both come from one recipe" in pair.verdict
+    assert "Both have the same recipe" in pair.verdict
     seeds = sum(run.record["variant"] == "lite" for run in reference_runs())
     assert f"(n = {seeds})" in pair.recipes
 
 
-def test_the_curves_of_two_seeds_are_told_apart():
-    axes = overlaid_curves(analysis.select("lite", "lite").pair.histories)
+def test_verdict_says_that_a_run_was_selected_on_the_test_set(tiny, outputs):
+    chosen = train(tiny(select="best_test", epochs=2, seed=4))
+    pair = compare(outputs, str(chosen.path), "se")
+    assert "was selected on the test set; its accuracy is optimistically biased" in pair.verdict
+    assert "optimistically" not in compare(outputs, "lite", "se").verdict
+
+
+def test_histories_of_two_seeds_have_different_lines():
+    axes = overlaid_curves(analysis.compare_runs("lite", "lite").histories)
     lines = [(line.get_color(), line.get_linestyle()) for line in axes.lines]
     assert len(set(lines)) == len(axes.get_legend().get_texts()) == 2
     plt.close(axes.figure)
 
 
 def test_recipes_are_compared_over_their_seeds(outputs):
-    pair = analysis.select("lite", "se", output_root=outputs).pair
-    assert "Both come from one recipe" not in pair.verdict
-    assert pair.recipes.startswith(
-        "Whether one recipe is better cannot be told: only one seed of se"
-    )
+    pair = compare(outputs, "lite", "se")
+    assert "Both have the same recipe" not in pair.verdict
+    assert pair.recipes.startswith("The recipes cannot be compared: only one seed of se")
     assert "lite: " in pair.recipes and "(n = 2)" in pair.recipes
 
 
-def test_every_run_is_set_beside_the_first(outputs):
-    pair = analysis.select("se", "lite", output_root=outputs).pair
+def test_table_compares_every_run_with_the_first(outputs):
+    pair = compare(outputs, "se", "lite")
     assert set(pair.differences.index) == {"lite seed 0", "lite seed 1"}
-    page = pair.table.to_html()
-    parameters = pair.runs["se seed 0"].metrics["parameters"]
-    assert all(text in page for text in ("lite seed 1", "se seed 0", f"{parameters:,}", "p (Holm)"))
-    own = pair.differences.loc["lite seed 0", "difference"]
+    table = pair.table
+    assert set(table.index) == {"se seed 0", "lite seed 0", "lite seed 1"}
+    assert table.loc["se seed 0", "parameters"] == pair.runs["se seed 0"].metrics["parameters"]
+    assert table.loc["se seed 0", "p (Holm)"] == "–"
+    difference = pair.differences.loc["lite seed 0", "difference"]
     accuracies = [pair.runs[name].evaluation.accuracy for name in ("lite seed 0", "se seed 0")]
-    assert own == pytest.approx(accuracies[0] - accuracies[1])
+    assert difference == pytest.approx(accuracies[0] - accuracies[1])
+    assert table.loc["lite seed 0", "minus the first (points)"] == format_points(difference)
 
 
 # The notebook ------------------------------------------------------------------------------------
 
 
-def told(outputs):
+def text_of(outputs):
     """All text of a cell's outputs."""
     return "".join(
         part if isinstance(part, str) else "".join(part)
@@ -180,62 +220,25 @@ def told(outputs):
     )
 
 
-def test_papermill_can_inspect_the_parameters():
+def test_parameters_are_inspectable():
     found = papermill.inspect_notebook(str(NOTEBOOK))
     assert list(found) == ["first", "second", "dataset", "output_root", "data_root"]
     assert all(p["inferred_type_name"] == "str" and p["help"] for p in found.values())
 
 
-def test_in_batch_it_compares_the_recorded_runs(cifar10_folder, tmp_path):
+def test_notebook_compares_the_recorded_runs(cifar10_folder, tmp_path):
     words = ["-p", "first", "lite", "-p", "second", "lite"]
     done = run_papermill(NOTEBOOK, "out.ipynb", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     notebook = json.loads((tmp_path / "out.ipynb").read_text())
-    shown = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
-    assert not [output for output in shown if output.get("name") == "stderr"]
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 5
-    text = told(shown)
-    assert "lite seed 0 against lite seed 1" in text
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    results = [output for cell in code for output in cell["outputs"]]
+    assert not [output for output in results if output.get("name") == "stderr"]
+    assert all(len(cell["outputs"]) <= 1 for cell in code)
+    assert sum("image/png" in output.get("data", {}) for output in results) == 5
+    text = text_of(results)
+    assert "lite seed 0 and lite seed 1" in text
     assert "Distinguishable on these 10,000 images: lite seed 1 is better than lite seed 0" in text
-    assert "Both come from one recipe" in text
+    assert "Both have the same recipe" in text
     assert "widgets" not in notebook["metadata"]  # a report shows it without any network
     assert (tmp_path / "out.ipynb").stat().st_size < 2_000_000
-
-
-def test_another_choice_in_a_list_or_by_call_changes_what_is_shown(outputs):
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    parameters.source += f"\nfirst, second, output_root = 'lite', 'se', {str(outputs)!r}"
-    steps = [
-        'selection.lists[0].value = "lite seed 1"',
-        'selection.lists[1].value = "lite seed 1"',
-        'selection.choose("se", "lite")\n[box.value for box in selection.lists]',
-    ]
-    notebook.cells += [nbformat.v4.new_code_cell(step) for step in steps]
-    *cells, listed, twice, called = notebook.cells
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    client = NotebookClient(notebook, timeout=120)
-
-    def run(*some):
-        for cell in some:
-            client.execute_cell(cell, notebook.cells.index(cell))
-        shows = [cell for cell in code if "selection.show(" in cell.source]
-        figures = [cell.outputs[0].data.get("image/png") for cell in shows]
-        assert all(len(cell.outputs) == 1 for cell in shows)
-        return shows[0].outputs[0].data["text/plain"], figures
-
-    with client.setup_kernel():
-        verdict, figures = run(*code)
-        assert re.search(r"lite seed 0 .*se seed 0|se seed 0 .*lite seed 0", verdict)
-        changed, others = run(listed)
-        assert "lite seed 1" in changed and "lite seed 0" not in changed
-        drawn = [i for i, figure in enumerate(figures) if figure]
-        assert len(drawn) == 5
-        assert all(figures[i] != others[i] for i in drawn)
-        refused, nothing = run(twice)
-        assert refused == "lite seed 1 is chosen twice; choose another run beside it"
-        assert not any(nothing)
-        verdict, figures = run(called)
-        assert "se seed 0" in verdict and "lite seed 0" in verdict and any(figures)
-        assert told(called.outputs) == "['se seed 0', 'lite seed 0']"
-    assert not [o for cell in notebook.cells for o in cell.get("outputs", []) if "ename" in o]

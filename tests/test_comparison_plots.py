@@ -120,13 +120,13 @@ def history(*accuracies):
 
 def test_curves_of_one_variant_share_a_colour_and_seeds_an_entry():
     axes = overlaid_curves(
-        {
-            "lite, seed 0": history(0.1, 0.5, 0.8),
-            "lite, seed 1": history(0.1, 0.6, 0.7),
-            "lite, seed 1, run 2": history(0.1, 0.6, 0.7),
-            "lite epochs 4": history(0.1, 0.6, 0.9),
-            "wide66": history(0.1, 0.6, 0.9),
-        }
+        [
+            ("lite", "lite", history(0.1, 0.5, 0.8)),
+            ("lite", "lite", history(0.1, 0.6, 0.7)),
+            ("lite", "lite", history(0.1, 0.6, 0.7)),
+            ("lite", "lite epochs 4", history(0.1, 0.6, 0.9)),
+            ("wide66", "wide66", history(0.1, 0.6, 0.9)),
+        ]
     )
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         "lite (3 runs)",
@@ -140,7 +140,7 @@ def test_curves_of_one_variant_share_a_colour_and_seeds_an_entry():
     ]
     assert axes.lines[0].get_linestyle() != axes.lines[3].get_linestyle()
     assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title()
-    assert overlaid_curves({}).get_legend() is None
+    assert overlaid_curves([]).get_legend() is None
 
 
 def test_published_and_reproduced_stand_on_one_line_with_their_difference(table):

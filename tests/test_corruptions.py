@@ -1,4 +1,4 @@
-"""Damaged images: what they are, and what they do to a network's accuracy."""
+"""Corrupted images: their definition, and the accuracy that is measured on them."""
 
 import io
 
@@ -7,18 +7,24 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from resnetlib import schema, train
+from resnetlib import schema
 from resnetlib.analysis import corruptions
-from resnetlib.analysis.corruptions import CORRUPTIONS, accuracy_drops, corrupt, robustness, verdict
-from resnetlib.analysis.errors import evaluation_settings
+from resnetlib.analysis.corruptions import (
+    CORRUPTIONS,
+    accuracy_drops,
+    corrupt,
+    describe_robustness,
+    robustness,
+)
 
 NAMES = list(CORRUPTIONS)
 
 
 @pytest.fixture(scope="module")
 def photographs():
-    """Sixteen smooth random images, which every damage changes; uint8 (16, 3, 32, 32)."""
+    """Sixteen smooth random images, which every corruption changes; uint8 (16, 3, 32, 32)."""
     coarse = torch.rand(16, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")
     return (60 + 130 * smooth).clamp(0, 255).to(torch.uint8)
@@ -33,19 +39,19 @@ def as_pillow(image):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_damage_grows_with_strength_and_leaves_the_given_images_alone(name, photographs):
+def test_corrupt_grows_with_severity_and_copies(name, photographs):
     before = photographs.clone()
-    damaged = [corrupt(photographs, name, severity) for severity in range(6)]
-    assert all((d.dtype, d.shape) == (torch.uint8, photographs.shape) for d in damaged)
-    assert torch.equal(damaged[0], photographs)
-    distances = [distance(d, photographs) for d in damaged]
+    corrupted = [corrupt(photographs, name, severity) for severity in range(6)]
+    assert all((d.dtype, d.shape) == (torch.uint8, photographs.shape) for d in corrupted)
+    assert torch.equal(corrupted[0], photographs)
+    distances = [distance(d, photographs) for d in corrupted]
     assert distances == sorted(distances)
     assert len(set(distances)) == 6
     assert torch.equal(photographs, before)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_damage_is_a_function_of_the_seed_and_moves_no_global_state(name, photographs):
+def test_corrupt_depends_on_the_seed_alone(name, photographs):
     state = torch.get_rng_state()
     first, again = (corrupt(photographs, name, 3, seed=1) for _ in range(2))
     assert torch.equal(first, again)
@@ -54,29 +60,29 @@ def test_damage_is_a_function_of_the_seed_and_moves_no_global_state(name, photog
     assert torch.equal(first, other) == (name != "noise")
 
 
-def test_noise_has_the_deviation_that_it_says():
+def test_noise_has_its_standard_deviation():
     grey = torch.full((50, 3, 32, 32), 128, dtype=torch.uint8)
     for severity, sigma in enumerate((0.04, 0.06, 0.08, 0.09, 0.10), start=1):
         deviation = corrupt(grey, "noise", severity).float().std() / 255
         assert deviation == pytest.approx(sigma, rel=0.03)
 
 
-def test_blur_spreads_a_point_as_a_gaussian_of_its_width():
+def test_blur_is_a_gaussian_of_its_width():
     point = torch.zeros(1, 3, 33, 33, dtype=torch.uint8)
     point[:, :, 16, 16] = 255
     row = corrupt(point, "blur", 5)[0, 0].sum(0).double()  # sigma 1 pixel
-    places = torch.arange(33) - 16
-    assert (row * places**2).sum() / row.sum() == pytest.approx(1, abs=0.1)
+    offsets = torch.arange(33) - 16
+    assert (row * offsets**2).sum() / row.sum() == pytest.approx(1, abs=0.1)
 
 
-def test_brightness_and_contrast_are_the_factors_they_say():
+def test_brightness_and_contrast_apply_their_factors():
     image = torch.tensor([100, 140], dtype=torch.uint8).repeat(1, 3, 4, 2)
     assert corrupt(image, "brightness", 5)[0, 0, 0].tolist() == [160, 224, 160, 224]
     halved = corrupt(image, "contrast", 2)[0, 0, 0]
     assert halved.tolist() == pytest.approx([110, 130, 110, 130], abs=1)
 
 
-def test_jpeg_is_that_of_pillow(photographs):
+def test_jpeg_equals_pillow(photographs):
     for severity, quality in enumerate((80, 65, 58, 50, 40), start=1):
         buffer = io.BytesIO()
         as_pillow(photographs[0]).save(buffer, "JPEG", quality=quality)
@@ -84,14 +90,14 @@ def test_jpeg_is_that_of_pillow(photographs):
         assert (corrupt(photographs[:1], "jpeg", severity)[0].numpy() == expected).all()
 
 
-def test_pixelation_is_that_of_cifar10_c(photographs):
+def test_pixelation_equals_cifar10_c(photographs):
     small = as_pillow(photographs[3]).resize((20, 20), Image.Resampling.BOX)  # 0.65 of 32
     expected = np.asarray(small.resize((32, 32), Image.Resampling.BOX))
-    damaged = corrupt(photographs, "pixelation", 5)[3].numpy()
-    assert (damaged == np.moveaxis(expected, -1, 0)).all()
+    pixelated = corrupt(photographs, "pixelation", 5)[3].numpy()
+    assert (pixelated == np.moveaxis(expected, -1, 0)).all()
 
 
-def test_neighbours_are_turned_opposite_ways():
+def test_rotation_alternates_its_direction():
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     image[:, :, 14:18] = 255  # a level bar
     first, second = corrupt(image.repeat(2, 1, 1, 1), "rotation", 3)
@@ -102,33 +108,57 @@ def test_neighbours_are_turned_opposite_ways():
 
 
 @pytest.mark.parametrize(
-    ("name", "severity", "images", "told"),
+    ("name", "severity", "images", "message"),
     [
         ("nois", 1, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "did you mean 'noise'"),
         ("noise", 6, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "severity = 6: give 0"),
         ("noise", 1, torch.zeros(1, 3, 32, 32), "takes uint8"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(name, severity, images, told):
-    with pytest.raises(ValueError, match=told):
+def test_corrupt_refuses_bad_arguments(name, severity, images, message):
+    with pytest.raises(ValueError, match=message):
         corrupt(images, name, severity)
 
 
-def test_a_trained_network_loses_accuracy_to_damage(tiny, few_digits):
-    network = {"depths": [1, 1, 1], "widths": [4, 8, 16]}  # 96 % right after four epochs
-    experiment = tiny(epochs=4, batch_size=32, **network)
-    run, (images, labels) = train(experiment), few_digits.test
-    settings = evaluation_settings(experiment, few_digits)
-    accuracies = robustness(run.model(), images, labels, **settings)
+class Contrast(nn.Module):
+    """Predicts class 1 where the standard deviation of the pixels exceeds a threshold."""
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(threshold))
+
+    def forward(self, images):
+        deviations = images.std((1, 2, 3))
+        return torch.stack([self.threshold - deviations, deviations - self.threshold], dim=1)
+
+
+RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "device": "cpu"}
+
+
+def test_robustness_evaluates_the_corrupted_images(photographs):
+    """The accuracies are those computed from the images that `corrupt` gives."""
+    deviations = photographs.float().div(255).std((1, 2, 3))
+    threshold = deviations.median().item()
+    labels = (deviations > threshold).long()
+    accuracies = robustness(Contrast(threshold), photographs, labels, **RAW, seed=5)
     assert list(accuracies.index) == NAMES
     assert list(accuracies.columns) == [0, 1, 2, 3, 4, 5]
-    assert len(set(accuracies[0])) == 1
-    strongest = accuracies[0] - accuracies[5]
-    assert strongest["noise"] > 0
-    assert (strongest[["blur", "contrast", "rotation"]] > 0.3).all()
+    assert (accuracies[0] == 1).all()
+    assert accuracies.loc["contrast", 5] == 0.5  # every image is now predicted as class 0
+    for name in NAMES:
+        for severity in range(1, 6):
+            corrupted = corrupt(photographs, name, severity, seed=5).float() / 255
+            expected = ((corrupted.std((1, 2, 3)) > threshold) == labels).double().mean()
+            assert accuracies.loc[name, severity] == pytest.approx(expected.item(), abs=1 / 16)
 
 
-# What is said of it ------------------------------------------------------------------------------
+def test_robustness_is_the_same_for_the_same_seed(photographs):
+    model, labels = Contrast(0.1), torch.arange(16) % 2
+    first, again = (robustness(model, photographs, labels, **RAW, seed=1) for _ in range(2))
+    pd.testing.assert_frame_equal(first, again)
+
+
+# Tables of it ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -141,33 +171,35 @@ def accuracies():
     return pd.DataFrame.from_dict(rows, orient="index", columns=pd.RangeIndex(6))
 
 
-def test_drops_are_in_points_costliest_first(accuracies):
+def test_accuracy_drops_are_in_points_costliest_first(accuracies):
     table = accuracy_drops(accuracies)
     assert list(table.index) == ["noise", "blur", "rotation"]
     assert table["mean drop"].tolist() == pytest.approx([30, 7, 6])
-    assert table["strongest"].tolist() == pytest.approx([50, 20, 10])
-    assert table["loses 13 from"].astype(object).tolist() == [2, 5, pd.NA]
+    assert table["largest drop"].tolist() == pytest.approx([50, 20, 10])
+    assert table["13 points from severity"].astype(object).tolist() == [2, 5, pd.NA]
 
 
-def test_the_verdict_names_the_costliest_the_thirteen_points_and_what_to_try(accuracies):
-    told = verdict(accuracies, 1000, ["mixup"])
-    assert "**Noise costs most**: 30.0 points on average" in told
-    assert "from 90.00% on the undamaged images (1,000 of them" in told
-    assert "loses as much to noise from σ 0.06 and blur from σ 1 px" in told
-    assert "It does not to rotation" in told
-    assert "- noise: no augmentation here does such damage. `mixup` (in use)" in told
-    assert "- blur: `auto_augment`" in told
+def test_accuracy_drops_name_augmentations_to_try(accuracies):
+    table = accuracy_drops(accuracies, ["rotation", "auto_augment"])
+    assert table["in use"].to_dict() == {
+        "noise": "–",
+        "blur": "auto_augment",
+        "rotation": "rotation, auto_augment",
+    }
+    assert table.loc["blur", "to try"] == "rand_augment, trivial_augment"
+    assert table.loc["noise", "to try"] == "–"
 
 
-def test_a_robust_network_is_told_so(accuracies):
-    told = verdict(accuracies.loc[["rotation"]], 1000, ["rotation"])
-    assert "No damage measured here costs this network as much" in told
-    assert "- rotation: `rotation` (in use), `auto_augment`" in told
+def test_describe_robustness_gives_clean_accuracy_and_mean_drop(accuracies):
+    facts = describe_robustness(accuracies, 1000)
+    assert facts["clean accuracy"].startswith("90.00% (95 % interval 87.9")
+    assert facts["images"] == "1,000"
+    assert facts["mean drop"] == "14.3 points over 3 corruptions"
 
 
-def test_every_augmentation_advised_is_one_of_ours():
-    ours = schema.tagged_models(schema.Augment)
-    advised = {name for kind in CORRUPTIONS.values() for name in kind.augmentations}
-    assert advised <= set(ours)
-    assert {"mixup", "cutout", "cutmix"} <= set(ours)  # named in the verdict
+def test_corruptions_name_existing_augmentations():
+    augmentations = set(schema.tagged_models(schema.Augment))
+    named = {name for kind in CORRUPTIONS.values() for name in kind.augmentations}
+    assert named <= augmentations
+    assert {"mixup", "cutout", "cutmix"} <= augmentations  # named in analyze_errors.ipynb
     assert corruptions.caption("jpeg", 5) == "quality 40"

@@ -1,4 +1,4 @@
-"""What a network confuses and looks at; temperature; which run is looked at."""
+"""Error analysis of one network: attribution, confused pairs and temperature."""
 
 import shutil
 
@@ -39,7 +39,7 @@ def state_of(model):
     return tensors, [m.training for m in model.modules()], hooks, grads, flags
 
 
-def assert_as_it_was(model, before):
+def assert_unchanged(model, before):
     tensors, *rest = before
     assert all(torch.equal(tensors[name], value) for name, value in model.state_dict().items())
     assert state_of(model)[1:] == tuple(rest)
@@ -62,8 +62,8 @@ def test_grad_cam_at_the_last_feature_map_is_cam(model, images):
     torch.testing.assert_close(maps, cam.clamp_min(0) / 16**2)
 
 
-def test_grad_cam_of_a_network_worked_out_by_hand():
-    """The gradients of two channels are 1 and -1 in the mean: the first less the second."""
+def test_grad_cam_matches_a_calculation_by_hand():
+    """The mean gradients of two channels are 1 and -1: the first minus the second."""
     network = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(3 * 4, 2))
     network[2].weight.data[1] = torch.tensor([4, 0, 0, 0, 0, -2, -2, 0, 0, 0, 0, 0]).float()
     image = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
@@ -73,28 +73,28 @@ def test_grad_cam_of_a_network_worked_out_by_hand():
     torch.testing.assert_close(maps, torch.tensor([[[1.0, 0.2], [0.0, 0.0]]]))
 
 
-def test_grad_cam_looks_at_any_layer(model, images):
+def test_grad_cam_accepts_any_layer(model, images):
     maps = grad_cam(model, images, torch.zeros(5, dtype=torch.int64), **RAW, layer="stages.0")
     assert maps.shape == (5, 32, 32)
 
 
-def test_embeddings_are_what_the_linear_layer_is_given(model, images):
+def test_embeddings_are_inputs_of_the_linear_layer(model, images):
     features = embeddings(model, images, **RAW, batch_size=2)
     logits = evaluate(model, images, torch.zeros(5, dtype=torch.int64), **RAW).logits
     torch.testing.assert_close(model.linear(features), logits)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_comes_back_as_it_was(model, images, training):
+def test_attribution_does_not_change_the_model(model, images, training):
     model.train(training)
     model.stem[0].weight.requires_grad_(False)
     before = state_of(model)
     grad_cam(model, images, torch.zeros(5, dtype=torch.int64), **RAW)
     embeddings(model, images, **RAW)
-    assert_as_it_was(model, before)
+    assert_unchanged(model, before)
 
 
-def test_tsne_is_the_same_for_the_same_seed_and_keeps_groups_apart():
+def test_tsne_is_deterministic_and_separates_groups():
     groups = torch.randn(3, 20, 8, generator=torch.Generator().manual_seed(0))
     features = (groups + 20 * torch.eye(8)[:3, None]).flatten(0, 1)
     points = tsne(features, seed=1)
@@ -105,12 +105,12 @@ def test_tsne_is_the_same_for_the_same_seed_and_keeps_groups_apart():
     assert torch.pdist(middles).min() > spread
 
 
-# Mistakes ----------------------------------------------------------------------------------------
+# Errors ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def evaluation():
-    """Cats: 2 right, 2 taken for dogs; dogs: 1 right, 1 taken for a cat; a frog taken for a dog."""
+    """Cats: 2 correct, 2 predicted dog; dogs: 1 correct, 1 predicted cat; a frog predicted dog."""
     rows = [(0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 3), (1, 1, 2), (1, 0, 5), (2, 1, 4)]
     logits = torch.zeros(len(rows), 3)
     for row, (_, predicted, size) in zip(logits, rows, strict=True):
@@ -118,7 +118,7 @@ def evaluation():
     return Evaluation(logits, torch.tensor([row[0] for row in rows]), ("cat", "dog", "frog"))
 
 
-def test_confused_pairs_are_counted_the_most_frequent_first(evaluation):
+def test_confused_pairs_are_sorted_by_frequency(evaluation):
     pairs = confused_pairs(evaluation)
     assert list(pairs.index) == [("cat", "dog"), ("dog", "cat"), ("frog", "dog")]
     assert pairs.loc[("cat", "dog")].tolist() == [2, 50, 50, 1]
@@ -126,7 +126,7 @@ def test_confused_pairs_are_counted_the_most_frequent_first(evaluation):
     assert len(confused_pairs(evaluation, count=1)) == 1
 
 
-def test_examples_and_mistakes_come_surest_first(evaluation):
+def test_errors_are_sorted_by_confidence(evaluation):
     assert misclassified_as(evaluation, "cat", "dog").tolist() == [3, 2]
     assert misclassified_as(evaluation, "frog", "cat").tolist() == []
     assert most_confident_errors(evaluation, 3).tolist() == [5, 6, 3]
@@ -134,7 +134,7 @@ def test_examples_and_mistakes_come_surest_first(evaluation):
         misclassified_as(evaluation, "cat", "horse")
 
 
-def test_a_perfect_network_confuses_nothing():
+def test_errors_of_a_perfect_network_are_empty():
     perfect = Evaluation(5 * torch.eye(3), torch.arange(3), ("cat", "dog", "frog"))
     assert confused_pairs(perfect).empty
     assert most_confident_errors(perfect, 8).tolist() == []
@@ -152,11 +152,11 @@ def drawn(temperature, count=20_000):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_the_temperature_is_found_that_the_logits_were_multiplied_by(temperature):
+def test_fit_temperature_finds_the_factor(temperature):
     assert fit_temperature(drawn(temperature)) == pytest.approx(temperature, rel=0.03)
 
 
-def test_a_temperature_mends_calibration_and_moves_no_prediction():
+def test_calibrated_lowers_ece_and_keeps_predictions():
     scaled = calibrated(drawn(2.5))
     assert scaled.before.ece > 0.1
     assert scaled.after.ece < 0.02
@@ -168,8 +168,8 @@ def test_a_temperature_mends_calibration_and_moves_no_prediction():
     assert scaled.table.loc["cross-entropy (nats)", "with temperature"] == scaled.after.loss
 
 
-def test_no_image_has_a_temperature_that_it_was_fitted_on():
-    """Where one image's label is changed, its own temperature stays, and the other half's moves."""
+def test_calibrated_fits_on_other_images():
+    """A changed label of one image changes the temperature of the other half only."""
     measured = drawn(1.0, count=40)
     labels = measured.labels.clone()
     labels[7] = (labels[7] + 1) % 10
@@ -180,7 +180,7 @@ def test_no_image_has_a_temperature_that_it_was_fitted_on():
     assert not moved[7]
 
 
-def test_held_out_images_are_used_where_there_are_any():
+def test_calibrated_uses_held_out_images():
     scaled = calibrated(drawn(2.5), held_out=drawn(2.0, count=5_000))
     assert scaled.temperatures == pytest.approx((2.0,), rel=0.05)
     assert scaled.fitted_on == "5,000 training images held out of this run"
@@ -202,7 +202,7 @@ def run(trained, tmp_path):
     return load_run(shutil.copytree(trained.path, folder))
 
 
-def test_held_out_images_are_those_that_training_held_out(run, digits):
+def test_held_out_gives_the_images_of_training(run, digits):
     settings = {"mean": digits.mean, "std": digits.std}
     measured = held_out(run, run.model(), digits, **settings)
     assert len(measured.labels) == 100
@@ -210,12 +210,12 @@ def test_held_out_images_are_those_that_training_held_out(run, digits):
 
 
 @pytest.mark.parametrize("wanted", [0, 451, True, 2.5])
-def test_a_number_of_images_that_cannot_be_is_refused(wanted, model):
+def test_corruption_sample_size_refuses_bad_numbers(wanted, model):
     with pytest.raises(ConfigError, match=r"images = .*: give a whole number from 1 to 450"):
         corruption_sample_size(wanted, model, 450)
 
 
-def test_large_networks_are_measured_on_fewer_images():
+def test_corruption_sample_size_falls_with_model_size():
     counts = [
         corruption_sample_size(None, build_model(load_experiment(name).architecture), 10_000)
         for name in ("lite", "improved_sgd", "resnet18")

@@ -1,4 +1,4 @@
-"""Tests and intervals against published values, by simulation, and by hand."""
+"""Statistical tests and intervals, checked by published values, by simulation and by hand."""
 
 from itertools import pairwise
 
@@ -26,20 +26,20 @@ def evaluation(predictions, labels, classes=3):
 # Two networks ------------------------------------------------------------------------------------
 
 
-def test_mcnemar_and_newcombe_give_the_values_of_the_textbook():
-    """Cavo et al. 2012 as worked out by Fagerland, Lydersen and Laake 2017, chapter 8."""
-    told = Comparison(59, 6, 16, 80)
-    assert told.p_value == pytest.approx(0.052479, abs=5e-7)
-    assert told.difference == pytest.approx(-0.0621, abs=5e-5)
-    assert told.interval == pytest.approx((-0.1186, -0.0046), abs=5e-5)
-    assert not told.distinguishable  # the exact test decides, also beside an interval without 0
+def test_mcnemar_and_newcombe_match_the_textbook():
+    """Cavo et al. 2012 as computed by Fagerland, Lydersen and Laake 2017, chapter 8."""
+    result = Comparison(59, 6, 16, 80)
+    assert result.p_value == pytest.approx(0.052479, abs=5e-7)
+    assert result.difference == pytest.approx(-0.0621, abs=5e-5)
+    assert result.interval == pytest.approx((-0.1186, -0.0046), abs=5e-5)
+    assert not result.distinguishable  # the exact test decides, also beside an interval without 0
 
 
-def test_mcnemar_of_another_known_table():
+def test_mcnemar_matches_another_known_table():
     assert Comparison(101, 121, 59, 33).p_value == pytest.approx(4.434e-6, rel=1e-3)
 
 
-def test_swapping_the_networks_mirrors_everything():
+def test_comparison_is_symmetric():
     one, other = Comparison(700, 90, 50, 160), Comparison(700, 50, 90, 160)
     assert one.p_value == other.p_value
     assert one.difference == -other.difference
@@ -50,73 +50,75 @@ def test_swapping_the_networks_mirrors_everything():
     ("images", "shares"),
     [(10_000, (0.74, 0.07, 0.06, 0.13)), (450, (0.90, 0.04, 0.02, 0.04))],
 )
-def test_the_interval_holds_the_true_difference_in_95_of_100_cases(images, shares):
+def test_interval_covers_95_per_cent(images, shares):
     tables = np.random.default_rng(0).multinomial(images, shares, size=1000)
     true = shares[1] - shares[2]
-    held = [low <= true <= high for low, high in (Comparison(*t).interval for t in tables.tolist())]
-    assert 0.93 <= np.mean(held) <= 0.98
+    covered = [
+        low <= true <= high for low, high in (Comparison(*t).interval for t in tables.tolist())
+    ]
+    assert 0.93 <= np.mean(covered) <= 0.98
 
 
 @pytest.mark.parametrize(
     "table", [(10, 0, 0, 0), (0, 0, 0, 10), (0, 10, 0, 0), (5, 0, 0, 5), (0, 5, 5, 0)]
 )
-def test_extreme_tables_have_finite_intervals_about_the_difference(table):
-    told = Comparison(*table)
-    low, high = told.interval
-    assert -1 <= low <= told.difference <= high <= 1
-    assert 0 <= told.p_value <= 1
+def test_interval_of_extreme_tables_is_finite(table):
+    result = Comparison(*table)
+    low, high = result.interval
+    assert -1 <= low <= result.difference <= high <= 1
+    assert 0 <= result.p_value <= 1
 
 
-def test_networks_that_no_image_separates_are_not_distinguishable():
+def test_p_value_without_disagreement_is_1():
     assert Comparison(90, 0, 0, 10).p_value == 1
 
 
-def test_images_are_counted_by_who_is_right():
+def test_compare_predictions_counts_images():
     labels = [0, 0, 1, 1, 2]
-    told = compare_predictions(
+    result = compare_predictions(
         evaluation([0, 0, 1, 0, 1], labels), evaluation([0, 1, 0, 1, 0], labels), ("A", "B")
     )
-    assert (told.both, told.only_first, told.only_second, told.neither) == (1, 2, 1, 1)
-    assert told.accuracies == (0.6, 0.4)
-    assert told.names == ("A", "B")
+    assert (result.both, result.only_first, result.only_second, result.neither) == (1, 2, 1, 1)
+    assert result.accuracies == (0.6, 0.4)
+    assert result.names == ("A", "B")
 
 
-def test_the_verdict_says_which_is_better_and_by_how_much():
-    told = Comparison(800, 90, 40, 70, ("A", "B")).verdict
-    assert told.startswith("Distinguishable on these 1,000 images: A is better than B by 5.00")
+def test_verdict_names_the_better_network():
+    result = Comparison(800, 90, 40, 70, ("A", "B")).verdict
+    assert result.startswith("Distinguishable on these 1,000 images: A is better than B by 5.00")
     mirrored = Comparison(800, 40, 90, 70, ("A", "B")).verdict
-    assert mirrored == told.replace("A is better than B", "B is better than A")
+    assert mirrored == result.replace("A is better than B", "B is better than A")
 
 
-def test_the_verdict_says_when_two_cannot_be_told_apart():
-    told = Comparison(800, 60, 65, 75, ("A", "B")).verdict
-    assert told.startswith("Not distinguishable on these 1,000 images: A minus B is −0.50 points")
-    assert "exact McNemar p = 0.721" in told
+def test_verdict_without_a_significant_difference():
+    result = Comparison(800, 60, 65, 75, ("A", "B")).verdict
+    assert result.startswith("Not distinguishable on these 1,000 images: A minus B is −0.50 points")
+    assert "exact McNemar p = 0.721" in result
 
 
-def test_different_test_sets_are_refused():
+def test_compare_predictions_refuses_other_test_sets():
     with pytest.raises(ValueError, match=r"different test sets \(2 and 3 images\)"):
         compare_predictions(evaluation([0, 1], [0, 1]), evaluation([0, 1, 2], [0, 1, 2]))
     with pytest.raises(ValueError, match="different test sets"):
         compare_predictions(evaluation([0, 1], [0, 1]), evaluation([0, 1], [0, 2]))
 
 
-def test_one_network_beside_itself_is_refused():
+def test_compare_predictions_refuses_one_network_twice():
     one = evaluation([0, 1], [0, 1])
-    with pytest.raises(ValueError, match="one network twice"):
+    with pytest.raises(ValueError, match="the same network twice"):
         compare_predictions(one, Evaluation(one.logits.clone(), one.labels.clone()))
 
 
 # Several networks --------------------------------------------------------------------------------
 
 
-def test_holm_of_a_known_example():
+def test_holm_matches_a_known_example():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]).tolist() == [1, 1]
     assert holm([]).tolist() == []
 
 
-def test_the_others_are_compared_with_the_first_and_corrected_for_their_number():
+def test_compare_to_reference_corrects_p_values():
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=2000)
     some = [
@@ -129,18 +131,19 @@ def test_the_others_are_compared_with_the_first_and_corrected_for_their_number()
     plain = compare_predictions(some[1], first)
     assert table.loc["better", "difference"] == plain.difference > 0.05
     assert (table.loc["better", "low"], table.loc["better", "high"]) == plain.interval
+    assert table["significant"].tolist() == [True, False]
     assert table.loc["better", "p"] == 2 * plain.p_value < 0.05 < table.loc["same", "p"]
 
 
 # Recipes -----------------------------------------------------------------------------------------
 
 
-def test_welchs_interval_worked_out_by_hand():
-    told = compare_seeds([0.80, 0.81, 0.82], [0.83, 0.84, 0.85], ("A", "B"))
+def test_compare_seeds_gives_welchs_interval():
+    result = compare_seeds([0.80, 0.81, 0.82], [0.83, 0.84, 0.85], ("A", "B"))
     # both standard deviations are 0.01, so 4 degrees of freedom, for which t is 2.776
     half = 2.776 * 0.01 * (2 / 3) ** 0.5
-    assert told.interval == pytest.approx((-0.03 - half, -0.03 + half), abs=1e-5)
-    assert told.verdict.splitlines() == [
+    assert result.interval == pytest.approx((-0.03 - half, -0.03 + half), abs=1e-5)
+    assert result.verdict.splitlines() == [
         "The recipe B is better over these seeds: the means differ by −3.00 points "
         "(95 % interval −5.27 to −0.73; Welch p = 0.021).",
         "A: 81.00 ± 1.00 % (n = 3)",
@@ -148,36 +151,36 @@ def test_welchs_interval_worked_out_by_hand():
     ]
 
 
-def test_the_spreads_of_two_recipes_may_differ():
-    told = compare_seeds([0.80, 0.82, 0.84, 0.86], [0.90, 0.901])
+def test_compare_seeds_allows_unequal_spreads():
+    result = compare_seeds([0.80, 0.82, 0.84, 0.86], [0.90, 0.901])
     # Welch and Satterthwaite: standard error and degrees of freedom from both variances
     parts = np.array(
         [np.var([0.80, 0.82, 0.84, 0.86], ddof=1) / 4, np.var([0.9, 0.901], ddof=1) / 2]
     )
     freedom = parts.sum() ** 2 / (parts**2 / [3, 1]).sum()
     half = student.ppf(0.975, freedom) * parts.sum() ** 0.5
-    assert told.interval == pytest.approx((-0.0705 - half, -0.0705 + half))
+    assert result.interval == pytest.approx((-0.0705 - half, -0.0705 + half))
 
 
-def test_recipes_that_overlap_are_not_distinguishable():
-    told = compare_seeds([0.80, 0.82], [0.81, 0.83]).verdict
-    assert told.startswith("The recipes are not distinguishable over these seeds")
+def test_compare_seeds_of_overlapping_recipes():
+    result = compare_seeds([0.80, 0.82], [0.81, 0.83]).verdict
+    assert result.startswith("The recipes are not distinguishable over these seeds")
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "why"),
+    ("first", "second", "reason"),
     [
         ([0.8], [0.9, 0.91], "only one seed of A."),
         ([0.8], [0.9], "only one seed of A and of B."),
-        ([0.8, 0.8], [0.9, 0.9], "no spread at all."),
+        ([0.8, 0.8], [0.9, 0.9], "zero spread."),
     ],
 )
-def test_without_a_spread_recipes_cannot_be_told_apart(first, second, why):
-    told = compare_seeds(first, second, ("A", "B"))
-    assert (told.interval, told.p_value) == (None, None)
-    assert told.verdict.splitlines()[0] == f"Whether one recipe is better cannot be told: {why}"
+def test_compare_seeds_without_a_spread(first, second, reason):
+    result = compare_seeds(first, second, ("A", "B"))
+    assert (result.interval, result.p_value) == (None, None)
+    assert result.verdict.splitlines()[0] == f"The recipes cannot be compared: {reason}"
 
 
-def test_more_seeds_narrow_the_interval():
+def test_interval_narrows_with_more_seeds():
     widths = [np.ptp(compare_seeds([0.80, 0.82] * n, [0.81, 0.83] * n).interval) for n in (1, 2, 8)]
     assert all(wide > narrow for wide, narrow in pairwise(widths))

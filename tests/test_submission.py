@@ -1,4 +1,4 @@
-"""A competition's file read safely, predictions as the run's own, and a CSV that is checked."""
+"""Kaggle submissions: safe reading, predictions equal to the run's own, a checked CSV."""
 
 import os
 import pickle
@@ -46,7 +46,7 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 @pytest.mark.parametrize("keys", [(b"data", b"ids"), ("data", "ids")])
-def test_a_file_of_any_protocol_is_read_channel_by_channel(write, pixels, protocol, keys):
+def test_read_competition_accepts_every_protocol(write, pixels, protocol, keys):
     data, ids = keys
     read = kaggle.read_competition(write({data: pixels, ids: [7, 3, 5]}, protocol))
     assert read.images.dtype == torch.uint8
@@ -56,8 +56,8 @@ def test_a_file_of_any_protocol_is_read_channel_by_channel(write, pixels, protoc
     assert read.ids == IDS
 
 
-def test_a_file_written_by_python_2_is_read(tmp_path, pixels):
-    """Its texts are bytes, and numpy's parts stand where they stood then."""
+def test_read_competition_accepts_python_2_files(tmp_path, pixels):
+    """Its strings are bytes, and numpy's modules have their old names."""
     content = pickle.dumps({b"data": pixels, b"ids": [b"7", b"3", b"5"]}, protocol=2)
     old = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     assert old != content or np.lib.NumpyVersion(np.__version__) < "2.0.0"
@@ -81,7 +81,7 @@ def test_a_file_written_by_python_2_is_read(tmp_path, pixels):
         np.array(["7", "3", "5"], dtype=object),
     ],
 )
-def test_ids_of_every_kind_are_the_same_ids(write, pixels, ids):
+def test_read_competition_accepts_ids_of_every_kind(write, pixels, ids):
     assert kaggle.read_competition(write({b"data": pixels, b"ids": ids})).ids == IDS
 
 
@@ -91,7 +91,9 @@ class Exploit:
 
 
 @pytest.mark.parametrize("place", ["whole", "data", "ids", "extra"])
-def test_code_in_the_file_is_refused_and_not_run(write, pixels, tmp_path, monkeypatch, place):
+def test_read_competition_refuses_code_without_running_it(
+    write, pixels, tmp_path, monkeypatch, place
+):
     monkeypatch.chdir(tmp_path)
     content = {b"data": pixels, b"ids": [7, 3, 5]}
     content = Exploit() if place == "whole" else content | {place.encode(): Exploit()}
@@ -101,30 +103,31 @@ def test_code_in_the_file_is_refused_and_not_run(write, pixels, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"data": None}, "data is of type NoneType; expected a pickle of {'data': uint8"),
         ({"data": [[0]]}, "data is of type list"),
-        ({"data": "channels first"}, r"\(3, 3, 32, 32\).*data.transpose\(0, 2, 3, 1\) puts"),
-        ({"data": "rows"}, r"\(3, 3072\).*reshape\(-1, 3, 32, 32\).transpose\(0, 2, 3, 1\)"),
+        ({"data": "channels first"}, r"shape \(3, 3, 32, 32\), .*: height, width, channels"),
+        ({"data": "rows"}, r"shape \(3, 3072\), expected"),
         ({"data": "grey"}, r"shape \(3, 32, 32\), expected \(N, 32, 32, 3\)"),
         ({"data": "large"}, r"shape \(3, 64, 64, 3\), expected"),
         ({"data": "no images"}, r"shape \(0, 32, 32, 3\), expected"),
         ({"data": "float"}, "data is float64, expected uint8 from 0 to 255"),
         ({"ids": [7, 3]}, "has 3 images and 2 ids"),
-        ({"ids": [7, 3, 7]}, "the id '7' stands twice, at 0 and 2"),
-        ({"ids": [7, 3, "3"]}, "the id '3' stands twice, at 1 and 2"),
-        ({"ids": [7, 3.5, 5]}, r"ids\[1\] is 3.5, expected a whole number or text"),
+        ({"ids": [7, 3, 7]}, "the id '7' appears twice, at 0 and 2"),
+        ({"ids": [7, 3, "3"]}, "the id '3' appears twice, at 1 and 2"),
+        ({"ids": [7, 3.5, 5]}, r"ids\[1\] is 3.5, expected an integer or a string"),
         ({"ids": [7, 3, True]}, r"ids\[2\] is True"),
         ({"ids": [7, 3, None]}, r"ids\[2\] is None"),
         ({"ids": ["", "3", "5"]}, r"ids\[0\] is ''"),
         ({"ids": [7, b"\xff", 5]}, r"ids\[1\] is b'\\xff'"),
+        ({"ids": [7, b"a\xff", 5]}, r"ids\[1\] is b'a\\xff'"),
         ({"ids": np.zeros((3, 1))}, r"ids\[0\] is \[0.0\]"),
         ({"ids": 7}, "ids is of type int"),
     ],
 )
-def test_what_is_wrong_with_the_content_is_told_in_one_line(write, pixels, change, told):
-    damaged = {
+def test_read_competition_names_wrong_content_in_one_line(write, pixels, change, message):
+    wrong = {
         "channels first": pixels.transpose(0, 3, 1, 2),
         "rows": pixels.reshape(3, -1),
         "grey": pixels[..., 0],
@@ -134,72 +137,73 @@ def test_what_is_wrong_with_the_content_is_told_in_one_line(write, pixels, chang
     }
     content = {"data": pixels, "ids": [7, 3, 5]} | change
     if isinstance(content["data"], str):
-        content["data"] = damaged[content["data"]]
-    with pytest.raises(DataError, match=told) as caught:
+        content["data"] = wrong[content["data"]]
+    with pytest.raises(DataError, match=message) as caught:
         kaggle.read_competition(write(content))
     assert "\n" not in str(caught.value)
     assert "test.pkl" in str(caught.value)
 
 
-def test_what_is_no_such_file_is_told(write, pixels, tmp_path):
-    def told(path):
+def test_read_competition_names_an_unusable_file(write, pixels, tmp_path):
+    def message(path):
         with pytest.raises(DataError) as caught:
             kaggle.read_competition(path)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "cannot be read: No such file" in told(tmp_path / "absent.pkl")
-    assert "cannot be read: Is a directory" in told(tmp_path)
-    assert "has no key 'ids'; its keys: 'data', 'labels'" in told(
+    assert "cannot be read: No such file" in message(tmp_path / "absent.pkl")
+    assert "cannot be read: Is a directory" in message(tmp_path)
+    assert "has no key 'ids'; its keys: 'data', 'labels'" in message(
         write({b"data": pixels, b"labels": [1]})
     )
-    assert "its content is of type list" in told(write([1, 2]))
+    assert "its content is of type list" in message(write([1, 2]))
     whole = pickle.dumps({b"data": pixels, b"ids": [7, 3, 5]})
     path = tmp_path / "damaged.pkl"
     for content in (b"", b"ID,Labels\n0,1\n", whole[:-50], bytes(100), b"<!DOCTYPE html>"):
         path.write_bytes(content)
-        assert "damaged.pkl" in told(path) and "expected a pickle of" in told(path)
-    for beginning, name in ((b"PK\x03\x04", "ZIP"), (b"\x1f\x8b\x08", "gzip")):
-        path.write_bytes(beginning + whole)
-        assert f"is a {name} archive; unpack it" in told(path)
+        assert "damaged.pkl" in message(path) and "expected a pickle of" in message(path)
+    for archive in (b"PK\x03\x04", b"\x1f\x8b\x08"):
+        path.write_bytes(archive + whole)
+        assert "unpack an archive first" in message(path)
 
 
-def test_another_number_of_images_is_told(write, pixels, digits):
+def test_describe_gives_number_ids_and_means(write, pixels, digits):
     read = kaggle.read_competition(write({b"data": pixels, b"ids": [7, 3, 5]}))
     facts = read.describe(digits)
-    assert facts["images"] == "3 (the class competition has 10,000)"
+    assert facts["images"] == "3"
     assert facts["ids"].startswith("7, 3, 5")
-    assert facts["mean (R, G, B) of these images"].startswith(f"{pixels[..., 0].mean() / 255:.3f}")
+    assert facts["mean of these images (R, G, B)"].startswith(f"{pixels[..., 0].mean() / 255:.3f}")
 
 
 # Predicting --------------------------------------------------------------------------------------
 
 
-def test_the_labelled_test_set_gives_the_runs_own_logits(run, digits):
-    rehearsal = kaggle.dry_run(digits)
-    assert torch.equal(rehearsal.images, digits.test[0])
-    logits = kaggle.predict(run, rehearsal.images, digits)
+def test_dry_run_gives_the_logits_of_the_run(run, digits):
+    test_set = kaggle.dry_run(digits)
+    assert torch.equal(test_set.images, digits.test[0])
+    logits = kaggle.predict(run, test_set.images, digits)
     assert torch.equal(logits, run.evaluation.logits)
-    assert run.evaluation.accuracy > 0.2  # twice chance
-    facts = kaggle.describe_prediction(run, rehearsal, logits, "none")
-    assert facts["accuracy"].startswith(f"{run.metrics['test_accuracy']:.2%}")
-    assert facts["logits"] == "the run's own, bit for bit"
+    assert len(run.evaluation.predictions.unique()) > 1  # else any images would give the same
+    facts = kaggle.describe_prediction(run, test_set, logits, "none")
+    assert facts["accuracy of this dry run"] == f"{run.metrics['test_accuracy']:.2%}"
+    assert facts["largest difference from the run's own logits"] == "0e+00"
 
 
 @pytest.mark.parametrize("normalize", ["none", "per_image_std"])
-def test_every_normalization_of_a_recipe_is_followed(tiny, digits, normalize):
+def test_predict_uses_the_normalization_of_the_recipe(tiny, digits, normalize):
     run = train(tiny(normalize=normalize))
     logits = kaggle.predict(run, digits.test[0], digits)
     assert torch.equal(logits, run.evaluation.logits)
 
 
-def test_cifar10_through_the_competitions_format_gives_exactly_the_accuracy(cifar10):
+def test_predict_reproduces_the_recorded_lite(cifar10):
     run = recorded_lite()
-    rehearsal = kaggle.dry_run(cifar10)
-    logits = kaggle.predict(run, rehearsal.images, cifar10)
-    right = int((logits.argmax(1) == rehearsal.labels).sum())
-    assert right / 10_000 == run.metrics["test_accuracy"]
-    assert torch.allclose(logits, run.evaluation.logits, rtol=0, atol=1e-4)
+    test_set = kaggle.dry_run(cifar10)
+    logits = kaggle.predict(run, test_set.images, cifar10)
+    assert torch.allclose(logits, run.evaluation.logits, rtol=0, atol=1e-3)
+    margins = run.evaluation.logits.topk(2).values.diff().abs()[:, 0]
+    same = logits.argmax(1) == run.evaluation.predictions
+    assert same[margins > 2e-3].all()  # closer ones may differ on another processor
 
 
 def test_views_are_those_of_airbench():
@@ -221,7 +225,7 @@ def test_views_are_those_of_airbench():
         assert torch.equal(view.double(), image)
 
 
-def test_logits_are_averaged_over_an_image_and_its_mirror_image(run, digits):
+def test_predict_averages_logits_over_the_views(run, digits):
     images = digits.test[0][:40]
     one, mirrored = (kaggle.predict(run, x, digits) for x in (images, images.flip(-1)))
     both = kaggle.predict(run, images, digits, tta="flip")
@@ -231,16 +235,16 @@ def test_logits_are_averaged_over_an_image_and_its_mirror_image(run, digits):
     assert not torch.allclose(shifted, both, atol=1e-2)
 
 
-def test_an_accuracy_of_several_views_is_called_so(run, digits):
-    rehearsal = kaggle.dry_run(digits)
-    logits = kaggle.predict(run, rehearsal.images, digits, tta="flip")
-    facts = kaggle.describe_prediction(run, rehearsal, logits, "flip")
-    assert "accuracy" not in facts
-    assert "accuracy with tta flip" in facts
-    assert facts["views of each"].startswith("2 ")
+def test_describe_prediction_gives_the_number_of_views(run, digits):
+    test_set = kaggle.dry_run(digits)
+    logits = kaggle.predict(run, test_set.images, digits, tta="flip")
+    facts = kaggle.describe_prediction(run, test_set, logits, "flip")
+    assert facts["views of each image"] == "2"
+    accuracy = (logits.argmax(1) == digits.test[1]).double().mean()
+    assert facts["accuracy of this dry run"] == f"{accuracy:.2%}"
 
 
-def test_the_most_uncertain_images_come_first():
+def test_least_certain_sorts_by_margin():
     shares = torch.tensor([[0.90, 0.05, 0.05], [0.45, 0.10, 0.45], [0.50, 0.40, 0.10]])
     table = kaggle.least_certain(shares.log(), ["a", "b", "c"], count=2)
     assert table.index.tolist() == [1, 2]
@@ -253,7 +257,7 @@ def test_the_most_uncertain_images_come_first():
 # Writing -----------------------------------------------------------------------------------------
 
 
-def test_a_submission_is_written_in_the_order_of_the_file(tmp_path):
+def test_write_submission_keeps_the_order_of_the_file(tmp_path):
     path = tmp_path / "new" / "submission.csv"
     kaggle.write_submission(path, IDS, torch.tensor([9, 0, 4]))
     assert path.read_text() == "ID,Labels\n7,9\n3,0\n5,4\n"
@@ -262,55 +266,54 @@ def test_a_submission_is_written_in_the_order_of_the_file(tmp_path):
     assert written["Labels"].tolist() == [9, 0, 4]
 
 
-def test_ids_with_commas_quotes_and_line_breaks_survive(tmp_path):
-    ids = ("a,b", 'say "c"', "d\ne")
-    kaggle.write_submission(tmp_path / "s.csv", ids, torch.tensor([1, 2, 3]))
+def test_write_submission_quotes_ids(tmp_path):
+    ids = ("a,b", 'say "c"', "d\ne", "NA", " 007")
+    kaggle.write_submission(tmp_path / "s.csv", ids, torch.tensor([1, 2, 3, 4, 5]))
     assert kaggle.check_submission(tmp_path / "s.csv", ids)["ID"].tolist() == list(ids)
 
 
-def test_line_ends_of_windows_are_no_damage(tmp_path):
+def test_check_submission_accepts_windows_line_ends(tmp_path):
     (tmp_path / "s.csv").write_bytes(b"ID,Labels\r\n7,9\r\n3,0\r\n5,4\r\n")
     assert len(kaggle.check_submission(tmp_path / "s.csv", IDS)) == 3
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
-        ("", "line 1: '', expected 'ID,Labels'"),
-        ("id,label\n7,9\n3,0\n5,4\n", "line 1: 'id,label', expected 'ID,Labels'"),
-        ("\ufeffID,Labels\n7,9\n3,0\n5,4\n", "line 1"),
-        ("7,9\n3,0\n5,4\n", "line 1: '7,9'"),
-        ("ID,Labels\n7,9\n3,0\n", "has 2 rows below its header, expected 3"),
-        ("ID,Labels\n7,9\n3,0\n5,4\n6,1\n", "has 4 rows below its header, expected 3"),
-        ("ID,Labels\n7,9\n5,4\n3,0\n", "line 3: the id is '5', expected '3'"),
-        ("ID,Labels\n7,9\n7,9\n5,4\n", "line 3: the id is '7', expected '3'"),
-        ("ID,Labels\n7,9\n\n3,0\n5,4\n", "line 3: '', expected an id and a label"),
-        ("ID,Labels\n7,9\n3,0,1\n5,4\n", "line 3: '3,0,1', expected an id and a label"),
-        ("ID,Labels\n7,9\n3,0\n5,10\n", "line 4: the label is '10', expected 0 to 9"),
-        ("ID,Labels\n7,9\n3,-1\n5,4\n", "line 3: the label is '-1'"),
-        ("ID,Labels\n7,9.0\n3,0\n5,4\n", "line 2: the label is '9.0'"),
-        ("ID,Labels\n7,9\n3,cat\n5,4\n", "line 3: the label is 'cat'"),
-        ("ID,Labels\n7,9\n3,\n5,4\n", "line 3: the label is ''"),
-        ("ID,Labels\n" + "7" * 200_000 + ",9\n", "is no CSV"),
+        ("", "is not a CSV file"),
+        ("id,label\n7,9\n3,0\n5,4\n", "the header is 'id,label', expected 'ID,Labels'"),
+        ("7,9\n3,0\n5,4\n", "the header is '7,9'"),
+        ("ID,Labels\n7,9\n3,0\n", "has 2 rows, expected 3"),
+        ("ID,Labels\n7,9\n3,0\n5,4\n6,1\n", "has 4 rows, expected 3"),
+        ("ID,Labels\n7,9\n5,4\n3,0\n", "row 2: the id is '5', expected '3'"),
+        ("ID,Labels\n7,9\n7,9\n5,4\n", "row 2: the id is '7', expected '3'"),
+        ("ID,Labels\n7,9\n\n3,0\n5,4\n", "row 2: the id is '', expected '3'"),
+        ("ID,Labels\n7,9\n3,0,1\n5,4\n", "is not a CSV file: .*line 3, saw 3"),
+        ("ID,Labels\n7,9\n3,0\n5,10\n", "row 3: the label is '10', expected 0 to 9"),
+        ("ID,Labels\n7,9\n3,-1\n5,4\n", "row 2: the label is '-1'"),
+        ("ID,Labels\n7,9.0\n3,0\n5,4\n", "row 1: the label is '9.0'"),
+        ("ID,Labels\n7,9\n3,cat\n5,4\n", "row 2: the label is 'cat'"),
+        ("ID,Labels\n7,9\n3,\n5,4\n", "row 2: the label is ''"),
+        ("ID,Labels\n7,9\n3\n5,4\n", "row 2: the label is"),
     ],
 )
-def test_the_first_damage_of_a_submission_is_named(tmp_path, content, told):
+def test_check_submission_names_the_first_mistake(tmp_path, content, message):
     path = tmp_path / "s.csv"
     path.write_text(content)
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         kaggle.check_submission(path, IDS)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_text_or_not_there_is_no_submission(tmp_path):
+def test_check_submission_refuses_an_unusable_file(tmp_path):
     (tmp_path / "s.csv").write_bytes(b"ID,Labels\n\xff\xfe,1\n")
-    with pytest.raises(DataError, match="is no CSV"):
+    with pytest.raises(DataError, match="is not a CSV file"):
         kaggle.check_submission(tmp_path / "s.csv", IDS)
     with pytest.raises(DataError, match="cannot be read"):
         kaggle.check_submission(tmp_path / "absent.csv", IDS)
 
 
-def test_submit_replaces_a_submission_and_nothing_else(run, digits, write, tmp_path):
+def test_submit_replaces_only_a_submission(run, digits, write, tmp_path):
     data = digits.test[0][:50].permute(0, 2, 3, 1).numpy()
     file = write({b"data": data, b"ids": list(range(100, 150))})
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
@@ -321,7 +324,7 @@ def test_submit_replaces_a_submission_and_nothing_else(run, digits, write, tmp_p
     written = kaggle.check_submission(path, [str(n) for n in range(100, 150)])
     assert written["Labels"].tolist() == run.evaluation.predictions[:50].tolist()
 
-    path.write_text("ID,Labels\nof an earlier day,3\n")
+    path.write_text("ID,Labels\nearlier,3\n")
     assert kaggle.submit(run.path, file, output_root=tmp_path) == path
     assert len(path.read_text().splitlines()) == 51
     mirrored = kaggle.submit(run, file, output_root=tmp_path, tta="flip")
@@ -329,38 +332,41 @@ def test_submit_replaces_a_submission_and_nothing_else(run, digits, write, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
-        ({"output": "notes.txt"}, "notes.txt is there and is no submission; name another file"),
+        ({"output": "notes.txt"}, "notes.txt exists and is not a submission; name another file"),
         ({"output": "."}, "is a folder; name a file in it"),
         ({"output": "notes.txt/s.csv"}, "cannot be written"),
         ({"tta": "flop"}, "unknown tta 'flop'; did you mean 'flip'"),
         ({"tta": None}, "unknown tta None"),
     ],
 )
-def test_submit_refuses_what_would_lose_something_or_is_unknown(
-    run, write, pixels, tmp_path, settings, told
+def test_submit_refuses_to_replace_files_and_unknown_tta(
+    run, write, pixels, tmp_path, settings, message
 ):
     notes = tmp_path / "notes.txt"
-    notes.write_text("not to be lost")
+    notes.write_text("to keep")
     if "output" in settings:
         settings = {"output": tmp_path / settings["output"]}
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         kaggle.submit(run, write({b"data": pixels, b"ids": [7, 3, 5]}), **settings)
-    assert notes.read_text() == "not to be lost"
+    assert notes.read_text() == "to keep"
 
 
-def test_the_command_to_upload_is_given_but_not_for_a_rehearsal(run, write, pixels, digits):
-    read = kaggle.read_competition(write({b"data": pixels, b"ids": [7, 3, 5]}))
-    told = kaggle.describe_submission(PROJECT / "s.csv", run, read, "flip")["upload"]
-    assert told == (
+def test_upload_command_names_file_run_and_views(run):
+    assert kaggle.upload_command(PROJECT / "s.csv", run, "flip") == (
         'kaggle competitions submit -c COMPETITION -f "s.csv" -m "lite, seed 0, tta flip"'
     )
-    told = kaggle.describe_submission(PROJECT / "s.csv", run, kaggle.dry_run(digits), "none")
-    assert "kaggle" not in told["upload"]
 
 
-def test_the_class_balance_shows_shares_counts_and_equal_shares():
+def test_submit_accepts_a_variant(write, cifar10):
+    data = cifar10.test[0][:20].permute(0, 2, 3, 1).numpy()
+    file = write({b"data": data, b"ids": list(range(20))})
+    path = kaggle.submit("lite", file, output_root=file.parent)
+    assert path.name == f"test-lite-{recorded_lite().path.name}.csv"
+
+
+def test_class_balance_draws_shares_and_counts():
     axes = plots.class_balance(np.array([30, 0, 1170]), ["a", "b", "c"], "lite")
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([2.5, 0, 97.5])
     assert [text.get_text() for text in axes.texts] == ["30", "0", "1,170"]

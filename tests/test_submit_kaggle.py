@@ -1,4 +1,4 @@
-"""The notebook `submit_kaggle` as its users run it: through papermill, from anywhere."""
+"""The notebook submit_kaggle under papermill, from any working directory."""
 
 import json
 import pickle
@@ -41,7 +41,7 @@ def text_of(outputs):
     )
 
 
-def test_papermill_can_inspect_the_parameters():
+def test_parameters_are_inspectable():
     found = papermill.inspect_notebook(str(NOTEBOOK))
     assert list(found) == ["run", "file", "output", "tta", "data_root", "output_root"]
     assert all(parameter["help"] for parameter in found.values())
@@ -49,38 +49,38 @@ def test_papermill_can_inspect_the_parameters():
 
 
 @pytest.fixture(scope="module")
-def rehearsal(run, tmp_path_factory):
-    """Without a file: the labelled test set through the same path."""
-    folder = tmp_path_factory.mktemp("rehearsal")
+def dry_run(run, tmp_path_factory):
+    """The folder of an executed notebook that was given no file."""
+    folder = tmp_path_factory.mktemp("dry_run")
     done = execute(folder, run=run.path, output_root=folder / "outputs")
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def test_a_rehearsal_shows_the_runs_own_accuracy(rehearsal, run):
-    shown = text_of(outputs_of(rehearsal)["prediction"])
-    assert shown.count(f"{run.metrics['test_accuracy']:.2%}") == 2
-    assert "the run's own, bit for bit" in shown.replace("&#x27;", "'").replace("&#39;", "'")
-    (path,) = (rehearsal / "outputs" / "submissions").iterdir()
+def test_dry_run_gives_the_accuracy_of_the_run(dry_run, run):
+    facts = text_of(outputs_of(dry_run)["prediction"])
+    assert facts.count(f"{run.metrics['test_accuracy']:.2%}") == 2
+    assert "0e+00" in facts  # the logits are equal to the last bit
+    (path,) = (dry_run / "outputs" / "submissions").iterdir()
     written = check_submission(path, [str(n) for n in range(450)])
     assert written["Labels"].tolist() == run.evaluation.predictions.tolist()
-    assert "a rehearsal" in text_of(outputs_of(rehearsal)["upload"])
+    assert "dry run: nothing to upload" in text_of(outputs_of(dry_run)["upload"])
 
 
-def test_the_executed_notebook_shows_everything_and_no_warning(rehearsal):
-    outputs = outputs_of(rehearsal)
-    for name, shown in outputs.items():
-        assert not [o for o in shown if o.get("name") == "stderr"], name
+def test_notebook_has_all_figures_and_no_warning(dry_run):
+    outputs = outputs_of(dry_run)
+    for name, parts in outputs.items():
+        assert not [o for o in parts if o.get("name") == "stderr"], name
     figures = {
         name
-        for name, shown in outputs.items()
-        if any("image/png" in o.get("data", {}) for o in shown)
+        for name, parts in outputs.items()
+        if any("image/png" in o.get("data", {}) for o in parts)
     }
     assert figures == {"images", "balance", "uncertain"}
-    assert (rehearsal / "out.ipynb").stat().st_size < 3_000_000
+    assert (dry_run / "out.ipynb").stat().st_size < 3_000_000
 
 
-def test_a_file_of_cifar10_images_becomes_a_submission_of_the_recorded_lite(cifar10, tmp_path):
+def test_notebook_submits_the_recorded_lite(cifar10, tmp_path):
     (run,) = [run for run in reference_runs() if run.path.as_posix().endswith(REFERENCE)]
     data = np.ascontiguousarray(cifar10.test[0][:1000].permute(0, 2, 3, 1).numpy())
     ids = [f"image-{n}" for n in range(1000)]
@@ -88,15 +88,18 @@ def test_a_file_of_cifar10_images_becomes_a_submission_of_the_recorded_lite(cifa
     done = execute(tmp_path, run=REFERENCE, file="test.pkl", output="mine.csv")
     assert done.returncode == 0, done.stderr
     written = check_submission(tmp_path / "mine.csv", ids)
-    assert written["Labels"].tolist() == run.evaluation.predictions[:1000].tolist()
+    evaluation = run.evaluation
+    margins = evaluation.logits[:1000].topk(2).values.diff().abs()[:, 0]
+    same = written["Labels"].to_numpy() == evaluation.predictions[:1000].numpy()
+    assert same[margins.numpy() > 2e-3].all()  # closer ones may differ on another processor
     outputs = outputs_of(tmp_path)
-    assert not [o for shown in outputs.values() for o in shown if o.get("name") == "stderr"]
-    assert "1,000 (the class competition has 10,000)" in text_of(outputs["file"])
-    assert "not known here" in text_of(outputs["prediction"])
+    assert not [o for parts in outputs.values() for o in parts if o.get("name") == "stderr"]
+    assert ">1,000<" in text_of(outputs["file"])
+    assert "dry run" not in text_of(outputs["prediction"])
     assert "kaggle competitions submit" in text_of(outputs["upload"])
 
 
-def test_a_mistake_is_told_in_one_line_before_anything_is_predicted(run, tmp_path):
+def test_notebook_names_a_missing_file_in_one_line(run, tmp_path):
     done = execute(tmp_path, run=run.path, output_root=tmp_path / "outputs", file="absent.pkl")
     assert done.returncode == 1
     assert "DataError: absent.pkl cannot be read: No such file" in done.stderr

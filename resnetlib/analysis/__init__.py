@@ -7,16 +7,16 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "attribution": ["embeddings", "grad_cam", "tsne"],
         "calibration": ["Calibrated", "calibrated", "fit_temperature", "held_out"],
-        "comparison": ["RunPair", "Selection", "find_label", "finished_runs", "select"],
+        "comparison": ["RunPair", "compare_runs"],
         "corruptions": [
             "Corruption",
             "accuracy_drops",
             "caption",
             "corrupt",
             "corruption_sample_size",
+            "describe_robustness",
             "examples",
             "robustness",
-            "verdict",
         ],
         "errors": [
             "confused_pairs",

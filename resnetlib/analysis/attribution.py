@@ -1,4 +1,4 @@
-"""Grad-CAM, embeddings and t-SNE: what a network looks at, and how it arranges images."""
+"""Grad-CAM, embeddings and t-SNE: which parts of an image count, and which images are similar."""
 
 import copy
 from collections.abc import Sequence
@@ -23,27 +23,34 @@ def grad_cam(
     std: Sequence[float],
     layer: str = "final_activation",
 ) -> Tensor:
-    """Where a layer's features speak for a class: float32 (N, h, w), 0 where they do not.
+    """Where a layer's features support a class: float32 (N, h, w), 0 where they do not.
 
     ReLU of the sum over channels of activation times the mean gradient of the class's logit
-    (Selvaraju et al. 2017, eq. 1 and 2). Images uint8 (N, 3, H, W), one class each, int64 (N,);
-    h × w is the layer's resolution, by default that of the last feature map. Works on a copy: the
-    model stays as it was.
+    (Selvaraju et al. 2017, eq. 1 and 2). h × w is the layer's resolution. Works on a copy of the
+    model.
+
+    Args:
+        model: the network.
+        images: uint8 (N, 3, H, W).
+        classes: one class per image, int64 (N,).
+        mean: per channel, for normalisation.
+        std: per channel, for normalisation.
+        layer: name of the submodule; by default the last feature map.
     """
     replica = copy.deepcopy(model).eval()
-    seen = []
+    outputs = []
 
-    def from_here(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        seen.append(output.detach().requires_grad_())
-        return seen[0]
+    def keep_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        outputs.append(output.detach().requires_grad_())
+        return outputs[0]
 
-    replica.get_submodule(layer).register_forward_hook(from_here)
+    replica.get_submodule(layer).register_forward_hook(keep_output)
     device = next(replica.parameters()).device
     with torch.enable_grad():
         logits = replica(normalize(images.to(device), mean, std))  # (N, classes)
-        chosen = logits.gather(1, classes.to(device)[:, None])
-        (features,) = seen  # (N, C, h, w)
-        (gradient,) = torch.autograd.grad(chosen.sum(), features)
+        class_logits = logits.gather(1, classes.to(device)[:, None])
+        (features,) = outputs  # (N, C, h, w)
+        (gradient,) = torch.autograd.grad(class_logits.sum(), features)
     weights = gradient.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
     return F.relu((weights * features.detach()).sum(1)).cpu()
 
@@ -57,16 +64,16 @@ def embeddings(
     batch_size: int = 1000,
     device: str | torch.device = "auto",
 ) -> Tensor:
-    """What the last layer is given: float32 (N, C) on the CPU, for uint8 images (N, 3, H, W).
+    """Inputs of the last layer: float32 (N, C) on the CPU, for uint8 images (N, 3, H, W).
 
-    The settings are those of `evaluate`. Works on a copy: the model stays as it was.
+    The settings are those of `evaluate`. Works on a copy of the model.
     """
     replica = copy.deepcopy(model)
-    seen: list[Tensor] = []
-    replica.linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].cpu()))
+    features: list[Tensor] = []
+    replica.linear.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].cpu()))
     no_labels = torch.zeros(len(images), dtype=torch.int64)
     evaluate(replica, images, no_labels, mean=mean, std=std, batch_size=batch_size, device=device)
-    return torch.cat(seen)
+    return torch.cat(features)
 
 
 def tsne(features: Tensor, seed: int = 0) -> np.ndarray:

@@ -16,22 +16,22 @@ from ..runs.run import Run
 
 
 def held_out(run: Run, model: nn.Module, data: Dataset, **settings: Any) -> Evaluation | None:
-    """The network on the training images that the run held out; None where it held out none."""
+    """Evaluate the network on the images that the run held out of training; None without any."""
     experiment = run.experiment
     if not experiment.recipe.holdout:
         return None
     images, labels = data.train
-    _, places = split_holdout(labels, experiment.recipe.holdout, experiment.seed)
-    return evaluate(model, images[places], labels[places], **settings)
+    _, indices = split_holdout(labels, experiment.recipe.holdout, experiment.seed)
+    return evaluate(model, images[indices], labels[indices], **settings)
 
 
-# Far beyond what networks need: Guo et al. find 1 to 3. Only where every image is right is there
-# no best temperature, and the lower bound is the answer.
+# Far beyond what networks need: Guo et al. find 1 to 3. If every prediction is correct there is no
+# optimum, and the lower bound is the result.
 BOUNDS = (0.05, 20.0)
 
 
 def fit_temperature(evaluation: Evaluation) -> float:
-    """The temperature that the logits are to be divided by: the one of least cross-entropy."""
+    """The temperature by which to divide the logits: the one with the lowest cross-entropy."""
     from scipy.optimize import minimize_scalar  # slow to import
 
     logits, labels = evaluation.logits.double(), evaluation.labels
@@ -45,9 +45,9 @@ def fit_temperature(evaluation: Evaluation) -> float:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """An evaluation before and after, and the temperatures, none fitted on what it is applied to.
+    """An evaluation before and after temperature scaling.
 
-    `fitted_on` says in words which images they were fitted on.
+    No temperature is applied to images that it was fitted on; `fitted_on` describes those.
     """
 
     before: Evaluation
@@ -74,23 +74,24 @@ class Calibrated:
 def calibrated(
     evaluation: Evaluation, held_out: Evaluation | None = None, seed: int = 0
 ) -> Calibrated:
-    """The evaluation under a temperature fitted on other images.
+    """Scale an evaluation by a temperature fitted on other images.
 
-    These are the held-out images where there are any. Otherwise the images are halved at random
-    and each half has the temperature of the other, so that none is both fitted and judged on.
+    These are the held-out images if there are any. Otherwise the images are split at random into
+    two halves, and each is scaled by the temperature fitted on the other.
     """
     if held_out is not None:
         temperature = fit_temperature(held_out)
         after = replace(evaluation, logits=evaluation.logits / temperature)
-        told = f"{len(held_out.labels):,} training images held out of this run"
-        return Calibrated(evaluation, after, (temperature,), told)
+        fitted_on = f"{len(held_out.labels):,} training images held out of this run"
+        return Calibrated(evaluation, after, (temperature,), fitted_on)
     order = torch.randperm(len(evaluation.labels), generator=rng.generator(seed, "calibration"))
     logits = evaluation.logits.clone()
     temperatures = []
     halves = order.tensor_split(2)
-    for fitted, judged in (halves, halves[::-1]):
+    for fitted, scaled in (halves, halves[::-1]):
         half = Evaluation(evaluation.logits[fitted], evaluation.labels[fitted])
         temperatures.append(fit_temperature(half))
-        logits[judged] /= temperatures[-1]
-    told = "each half of the test images for the other"
-    return Calibrated(evaluation, replace(evaluation, logits=logits), tuple(temperatures), told)
+        logits[scaled] /= temperatures[-1]
+    after = replace(evaluation, logits=logits)
+    fitted_on = "each half of the test images for the other"
+    return Calibrated(evaluation, after, tuple(temperatures), fitted_on)

@@ -1,4 +1,4 @@
-"""Confused classes and confident errors."""
+"""Error analysis: pairs of classes that are confused, and the most confident errors."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..experiment import Experiment
 
 
 def evaluation_settings(experiment: Experiment, data: Dataset) -> dict[str, Any]:
-    """The keywords of `evaluate` as the experiment's training had them."""
+    """The keyword arguments of `evaluate` that training used."""
     device = resolve_device_settings(experiment).device
     mean, std = normalization(experiment.recipe, data)
     return {
@@ -25,15 +25,15 @@ def evaluation_settings(experiment: Experiment, data: Dataset) -> dict[str, Any]
 
 
 def confused_pairs(evaluation: Evaluation, count: int = 6) -> pd.DataFrame:
-    """The most frequent mistakes: a row for each (true, predicted), named by class.
+    """The most frequent errors: a row per (true, predicted) pair of class names.
 
-    `images` taken so, their `share of class` (of the true class) and `share of mistakes` in per
-    cent, and how many are taken `the other way`.
+    Columns: number of `images`, `share of class` (the true one) and `share of errors` in per cent,
+    and the number of errors in `reverse`.
     """
     matrix = evaluation.confusion
     wrong = matrix * ~np.eye(len(matrix), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    pairs = [np.unravel_index(place, wrong.shape) for place in order]
+    pairs = [np.unravel_index(index, wrong.shape) for index in order]
     pairs = [(true, predicted) for true, predicted in pairs if wrong[true, predicted]]
     names = evaluation.per_class.index
     rows = [
@@ -42,19 +42,19 @@ def confused_pairs(evaluation: Evaluation, count: int = 6) -> pd.DataFrame:
             "predicted": names[predicted],
             "images": wrong[true, predicted],
             "share of class": 100 * wrong[true, predicted] / matrix[true].sum(),
-            "share of mistakes": 100 * wrong[true, predicted] / wrong.sum(),
-            "the other way": wrong[predicted, true],
+            "share of errors": 100 * wrong[true, predicted] / wrong.sum(),
+            "reverse": wrong[predicted, true],
         }
         for true, predicted in pairs
     ]
-    columns = ["images", "share of class", "share of mistakes", "the other way"]
+    columns = ["images", "share of class", "share of errors", "reverse"]
     return pd.DataFrame(rows, columns=["true", "predicted", *columns]).set_index(
         ["true", "predicted"]
     )
 
 
 def misclassified_as(evaluation: Evaluation, true: str, predicted: str) -> Tensor:
-    """Places (N,) of the images of one class that were taken for another, the surest first."""
+    """Indices (N,) of images of one class predicted as another, most confident first."""
     names = list(evaluation.per_class.index)
     for name in (true, predicted):
         if name not in names:
@@ -62,11 +62,14 @@ def misclassified_as(evaluation: Evaluation, true: str, predicted: str) -> Tenso
     found = (evaluation.labels == names.index(true)) & (
         evaluation.predictions == names.index(predicted)
     )
-    places = found.nonzero()[:, 0]
-    return places[evaluation.confidences[places].argsort(descending=True, stable=True)]
+    return _most_confident_first(evaluation, found)
 
 
 def most_confident_errors(evaluation: Evaluation, count: int) -> Tensor:
-    """Places (count,) of the wrong images that the network was surest of."""
-    places = (~evaluation.correct).nonzero()[:, 0]
-    return places[evaluation.confidences[places].argsort(descending=True, stable=True)][:count]
+    """Indices (count,) of the misclassified images with the highest confidence."""
+    return _most_confident_first(evaluation, ~evaluation.correct)[:count]
+
+
+def _most_confident_first(evaluation: Evaluation, mask: Tensor) -> Tensor:
+    indices = mask.nonzero()[:, 0]
+    return indices[evaluation.confidences[indices].argsort(descending=True, stable=True)]

@@ -1,8 +1,7 @@
-"""Is one network, or one recipe, better than another? Tests and intervals from kept predictions.
+"""Statistical tests and intervals: is one network, or one recipe, better than another?
 
-`compare_predictions` is about two trained networks on one set of test images. It cannot
-tell recipes apart: a recipe trained again with another seed gives another network.
-`compare_seeds` is for recipes.
+`compare_predictions` compares two trained networks on one set of test images. It does not compare
+recipes: the same recipe trained with another seed gives another network. `compare_seeds` does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +14,12 @@ import torch
 
 from ..evaluation import Evaluation, wilson_interval
 
-ALPHA = 0.05  # below this p two networks are called distinguishable; intervals hold 95 %
+ALPHA = 0.05  # a p value below it is significant; intervals are 95 % intervals
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many images both networks get right, only one of them, or neither.
+    """How many images both networks, only one of them, or neither classify correctly.
 
     Accuracies and their difference (first minus second) are fractions of 1.
     """
@@ -51,9 +50,9 @@ class Comparison:
         """The 95 % interval of the difference of paired proportions: Newcombe's method 10.
 
         Wilson's intervals of both accuracies, squared and added with their correlation (Newcombe
-        1998, Statistics in Medicine 17, 2635-2650). In 20,000 simulated comparisons it held the
-        true difference in 94.9 to 95.2 % with 10,000 images and in 95.1 to 97.9 % with 450;
-        where hardly any image separates two networks, it is wider than it need be.
+        1998, Statistics in Medicine 17, 2635-2650). In 20,000 simulated comparisons it contained
+        the true difference in 94.9 to 95.2 % with 10,000 images and in 95.1 to 97.9 % with 450;
+        it is wider than necessary where the networks disagree on very few images.
         """
         first, second = self.accuracies
         (low1, high1), (low2, high2) = (wilson_interval(p, self.images) for p in (first, second))
@@ -67,7 +66,7 @@ class Comparison:
 
     @property
     def _correlation(self) -> float:
-        """Of being right, with the continuity correction that Newcombe's method 10 has."""
+        """Correlation of correctness, with the continuity correction of Newcombe's method 10."""
         a, b, c, d = self.both, self.only_first, self.only_second, self.neither
         product = a * d - b * c
         if product > 0:
@@ -77,32 +76,32 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact test: among images that one alone gets right, is it each as often?"""
+        """McNemar's exact test: of images that one network gets right, does each get as many?"""
         from scipy.stats import binomtest  # slow to import
 
-        apart = self.only_first + self.only_second
-        return float(binomtest(self.only_first, apart).pvalue) if apart else 1.0
+        discordant = self.only_first + self.only_second
+        return float(binomtest(self.only_first, discordant).pvalue) if discordant else 1.0
 
     @property
     def distinguishable(self) -> bool:
-        """By the exact test, which is a little more careful than the interval."""
+        """By the exact test, which is slightly more conservative than the interval."""
         return self.p_value < ALPHA
 
     @property
     def verdict(self) -> str:
-        """The answer in a sentence, differences in percentage points."""
-        where = f"on these {self.images:,} images"
+        """The result in a sentence, differences in percentage points."""
+        images = f"on these {self.images:,} images"
         low, high = self.interval
         if not self.distinguishable:
             return (
-                f"Not distinguishable {where}: {self.names[0]} minus {self.names[1]} is "
+                f"Not distinguishable {images}: {self.names[0]} minus {self.names[1]} is "
                 f"{format_points(self.difference)} points (95 % interval {format_points(low)} to "
                 f"{format_points(high)}; exact McNemar {_p(self.p_value)})."
             )
         better, worse = self.names if self.difference > 0 else self.names[::-1]
         least, most = sorted((100 * abs(low), 100 * abs(high)))
         return (
-            f"Distinguishable {where}: {better} is better than {worse} by "
+            f"Distinguishable {images}: {better} is better than {worse} by "
             f"{100 * abs(self.difference):.2f} points (95 % interval {least:.2f} to {most:.2f}; "
             f"exact McNemar {_p(self.p_value)})."
         )
@@ -111,9 +110,9 @@ class Comparison:
 def compare_predictions(
     first: Evaluation, second: Evaluation, names: tuple[str, str] = ("the first", "the second")
 ) -> Comparison:
-    """Two networks on the same test images.
+    """Compare two networks on the same test images.
 
-    Raises `ValueError` when the labels differ, or when it is one network compared with itself.
+    Raises `ValueError` when the labels differ or the outputs are identical.
     """
     if not torch.equal(first.labels, second.labels):
         raise ValueError(
@@ -121,14 +120,14 @@ def compare_predictions(
             f"({len(first.labels):,} and {len(second.labels):,} images)"
         )
     if torch.equal(first.logits, second.logits):
-        raise ValueError("their outputs are equal to the last bit: it is one network twice")
+        raise ValueError("their outputs are identical: it is the same network twice")
     one, other = first.correct, second.correct
     counts = [one & other, one & ~other, ~one & other, ~one & ~other]
     return Comparison(*(int(count.sum()) for count in counts), names=names)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p values corrected for their number (Holm 1979): one error in all, with probability 5 %."""
+    """p values corrected for multiple tests, for the family-wise error rate (Holm 1979)."""
     p_values = np.asarray(p_values, dtype=float)
     order = p_values.argsort()
     steps = p_values[order] * np.arange(len(order), 0, -1)
@@ -138,9 +137,9 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def compare_to_reference(first: Evaluation, others: Mapping[str, Evaluation]) -> pd.DataFrame:
-    """Each of the others minus the first: `difference`, `low`, `high`, and `p` after Holm.
+    """Each of the others minus the first: `difference`, `low`, `high`, `p` (Holm), `significant`.
 
-    One that holds the very outputs of the first is the same network and left out.
+    A network whose outputs are identical to those of the first is left out.
     """
     rows = {
         name: compare_predictions(other, first)
@@ -152,7 +151,8 @@ def compare_to_reference(first: Evaluation, others: Mapping[str, Evaluation]) ->
         index=list(rows),
         columns=["difference", "low", "high"],
     )
-    return table.assign(p=holm([row.p_value for row in rows.values()]))
+    p_values = holm([row.p_value for row in rows.values()])
+    return table.assign(p=p_values, significant=p_values < ALPHA)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class SeedComparison:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Welch's 95 % t interval of the difference of means; None where no spread is known."""
+        """Welch's 95 % t interval of the difference of means; None where it has no spread."""
         bounds = self._welch and self._welch.confidence_interval()
         return (float(bounds.low), float(bounds.high)) if bounds else None
 
@@ -190,26 +190,26 @@ class SeedComparison:
 
     @property
     def verdict(self) -> str:
-        """The answer in a sentence, then a line for each recipe: mean, standard deviation, n."""
+        """The result in a sentence, then a line per recipe: mean, standard deviation, n."""
         sides = dict(zip(self.names, (self.first, self.second), strict=True))
         lines = [f"{name}: {format_seeds(values)}" for name, values in sides.items()]
-        return "\n".join([self._answer(sides), *lines])
+        return "\n".join([self._result(sides), *lines])
 
-    def _answer(self, sides: Mapping[str, tuple[float, ...]]) -> str:
+    def _result(self, sides: Mapping[str, tuple[float, ...]]) -> str:
         if self.interval is None:
             single = [name for name, values in sides.items() if len(values) < 2]
-            why = f"only one seed of {' and of '.join(single)}" if single else "no spread at all"
-            return f"Whether one recipe is better cannot be told: {why}."
+            reason = f"only one seed of {' and of '.join(single)}" if single else "zero spread"
+            return f"The recipes cannot be compared: {reason}."
         low, high = self.interval
-        told = (
+        numbers = (
             f"the means differ by {format_points(self.difference)} points "
             f"(95 % interval {format_points(low)} to {format_points(high)}; "
             f"Welch {_p(self.p_value)})."
         )
         if self.p_value >= ALPHA:
-            return f"The recipes are not distinguishable over these seeds: {told}"
+            return f"The recipes are not distinguishable over these seeds: {numbers}"
         better = self.names[0] if self.difference > 0 else self.names[1]
-        return f"The recipe {better} is better over these seeds: {told}"
+        return f"The recipe {better} is better over these seeds: {numbers}"
 
 
 def compare_seeds(
@@ -217,7 +217,7 @@ def compare_seeds(
     second: Sequence[float],
     names: tuple[str, str] = ("the first", "the second"),
 ) -> SeedComparison:
-    """Two recipes, each by the test accuracy of one run per seed (fractions of 1)."""
+    """Compare two recipes, each by the test accuracy of one run per seed (fractions of 1)."""
     if not len(first) or not len(second):
         raise ValueError("give the accuracy of at least one seed of each recipe")
     return SeedComparison(tuple(first), tuple(second), names)
@@ -230,15 +230,15 @@ def format_seeds(accuracies: Sequence[float]) -> str:
 
 
 def format_points(fraction: float) -> str:
-    """`−0.66`: a difference in percentage points, always with its sign."""
+    """A difference in percentage points with its sign, such as `−0.66`."""
     return f"{100 * fraction:+.2f}".replace("-", "−")
 
 
 def format_p_value(value: float) -> str:
-    """A p value in three digits, `< 0.001` below them."""
+    """A p value with three decimals; `< 0.001` if it is smaller."""
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _p(value: float) -> str:
-    told = format_p_value(value)
-    return f"p {told}" if told.startswith("<") else f"p = {told}"
+    text = format_p_value(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"

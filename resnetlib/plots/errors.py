@@ -1,6 +1,6 @@
 """Figures of an error analysis: differences between runs, heat maps, embeddings, robustness.
 
-Arrays and tables in, matplotlib Axes out; nothing is shown or saved here.
+Arrays and tables in, matplotlib Axes out; nothing is displayed or saved here.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,13 @@ def confusion_difference(
 ) -> Axes:
     """The first confusion matrix minus the second, in images; row: true, column: predicted.
 
-    On the diagonal more is better, elsewhere it is worse. Both are of the same test images.
+    Positive numbers favour the first on the diagonal and the second elsewhere.
+
+    Args:
+        first: confusion matrix (C, C) in images.
+        second: that of another network on the same test images.
+        classes: names of the C classes.
+        names: labels of the two networks.
     """
     difference = np.asarray(first) - np.asarray(second)
     limit = max(int(abs(difference).max()), 1)
@@ -32,13 +38,13 @@ def confusion_difference(
             classes,
             annot=[[_signed(value) for value in row] for row in difference],
             fmt="",
-            cmap="PuOr_r",  # told apart with any colour vision
+            cmap="PuOr_r",  # safe for any colour vision
             center=0,
             vmin=-limit,
             vmax=limit,
             cbar_kws={"shrink": 0.8, "label": f"images: {names[0]} minus {names[1]}"},
         )
-        axes.set_title(_largest(difference, classes, names))
+        axes.set_title("Confusion matrices: the first minus the second")
     return axes
 
 
@@ -46,39 +52,24 @@ def _signed(value: float) -> str:
     return f"{value:+d}".replace("-", "−") if value else "0"
 
 
-def _largest(difference: np.ndarray, classes: Sequence[str], names: tuple[str, str]) -> str:
-    """The class and the confusion that separate two networks most, in words."""
-    right = np.diagonal(difference)
-    wrong = difference - np.diag(right)
-    if not wrong.any():
-        return "Both make the same mistakes"
-    best = abs(right).argmax()
-    true, taken = np.unravel_index(abs(wrong).argmax(), wrong.shape)
-    who = [names[0] if count > 0 else names[1] for count in (right[best], wrong[true, taken])]
-    return (
-        f"{classes[best]}: {abs(right[best])} more right with {who[0]}\n"
-        f"{classes[true]} taken for {classes[taken]}: {abs(wrong[true, taken])} more with {who[1]}"
-    )
-
-
 def difference_intervals(table: pd.DataFrame, reference: str) -> Axes:
-    """Each network's accuracy minus the reference's, with its interval, about a line at 0.
+    """Each network's accuracy minus the reference's, with its interval and a line at 0.
 
-    `table` is that of `significance.against`, fractions of 1, with the column `variant` for the
-    colour; hollow where the difference is not significant.
+    `table` is that of `significance.compare_to_reference`, fractions of 1, with the column
+    `variant` for the colour. Markers are filled where the difference is significant.
     """
     with figure_style(**{"axes.grid.axis": "x"}):
         _, axes = plt.subplots(figsize=(8, 1.4 + 0.36 * max(len(table), 1)), layout="constrained")
         rows = table.itertuples()
-        for place, row in enumerate(rows):
+        for y, row in enumerate(rows):
             color = variant_color(row.variant)
             axes.errorbar(
                 100 * row.difference,
-                place,
+                y,
                 xerr=[[100 * (row.difference - row.low)], [100 * (row.high - row.difference)]],
                 fmt="o",
                 color=color,
-                markerfacecolor=color if row.p < 0.05 else "white",
+                markerfacecolor=color if row.significant else "white",
                 capsize=3,
             )
         axes.axvline(0, color="0.25", linewidth=1)
@@ -87,8 +78,10 @@ def difference_intervals(table: pd.DataFrame, reference: str) -> Axes:
         axes.set_xlabel(
             f"accuracy minus that of {reference} (percentage points, each with its 95 % interval)"
         )
-        told = int((table["p"] < 0.05).sum())
-        axes.set_title(f"{told} of {len(table)} can be told from {reference} (filled)")
+        axes.set_title(
+            f"{table['significant'].sum()} of {len(table)} differ significantly from {reference} "
+            "(filled)"
+        )
     return axes
 
 
@@ -99,9 +92,14 @@ def image_rows(
     column_labels: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
 ) -> list[Axes]:
-    """A labelled row for each sequence of images, uint8 (N, 3, H, W); rows may differ in length.
+    """A labelled row for each sequence of images; rows may differ in length.
 
-    `column_labels` stand above the first row, `captions` above each image of each row.
+    Args:
+        images: for each row uint8 (N, 3, H, W).
+        row_labels: text to the left of each row.
+        title: title of the figure.
+        column_labels: text above the first row.
+        captions: for each row the text above each image.
     """
     columns = max([1, *map(len, images)])
     with figure_style(**{"axes.grid": False}):
@@ -133,10 +131,16 @@ def heat_rows(
     captions: Sequence[str],
     title: str,
 ) -> list[Axes]:
-    """Images uint8 (N, 3, H, W), and beneath them one row for each array of maps (N, h, w).
+    """Images, and below them one row for each set of heat maps drawn over the images.
 
-    Each map is scaled to its own largest value; the brighter the image, the more it counts.
-    `row_labels` names the images and then the maps.
+    Each map is scaled to its own largest value; bright parts count most.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        maps: for each row an array (N, h, w).
+        row_labels: text to the left of the images, then of each row of maps.
+        captions: text above each image.
+        title: title of the figure.
     """
     blank = [images] * (1 + len(maps))
     axes = image_rows(blank, row_labels, title, captions)
@@ -163,7 +167,15 @@ def embedding(
     classes: Sequence[str],
     title: str,
 ) -> Axes:
-    """Images as points (N, 2), coloured by true class, named at the class's middle; mistakes ×."""
+    """Images as points, coloured by true class and named at the class's median; errors are ×.
+
+    Args:
+        points: coordinates (N, 2).
+        labels: true classes (N,).
+        predictions: predicted classes (N,).
+        classes: names of the classes.
+        title: title of the figure.
+    """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     wrong = labels != predictions
     palette = np.array(sns.color_palette("colorblind", len(classes)))
@@ -177,7 +189,7 @@ def embedding(
             marker="X",
             edgecolors="black",
             linewidths=0.4,
-            label=f"mistaken ({wrong.sum():,})",
+            label=f"misclassified ({wrong.sum():,})",
         )
         for label, name in enumerate(classes):
             own = points[(labels == label) & ~wrong]
@@ -201,10 +213,13 @@ def embedding(
 def robustness(
     accuracies: pd.DataFrame, images: int, variant: str, drop: float | None = None
 ) -> list[Axes]:
-    """Accuracy under each damage: as numbers, the costliest first, and as curves over strength.
+    """Accuracy under each corruption: as numbers, costliest first, and as curves over severity.
 
-    `accuracies`, fractions of 1, has a row a damage and a column a strength, 0 for undamaged.
-    A dashed line stands `drop`, a fraction of 1, below the undamaged images.
+    Args:
+        accuracies: fractions of 1, a row per corruption and a column per severity, 0 for clean.
+        images: how many images they were measured on.
+        variant: name for the title.
+        drop: draw a dashed line this far below the clean accuracy, a fraction of 1.
     """
     accuracies = 100 * accuracies.loc[accuracies.mean(axis=1).sort_values().index]
     palette = sns.color_palette("colorblind", len(accuracies))
@@ -224,7 +239,7 @@ def robustness(
             ax=left,
         )
         left.grid(False)
-        left.set(title="Accuracy in per cent", xlabel="strength (0: undamaged)", ylabel="")
+        left.set(title="Accuracy in per cent", xlabel="severity (0: clean)", ylabel="")
         left.tick_params(axis="y", rotation=0)
         markers = "osD^vPX"
         for number, (name, row) in enumerate(accuracies.iterrows()):
@@ -235,11 +250,11 @@ def robustness(
                 marker=markers[number % len(markers)],
                 label=name,
             )
-        right.set(title="The same over strength", xlabel="strength (0: undamaged)")
+        right.set(title="Accuracy over severity", xlabel="severity (0: clean)")
         right.set_ylabel("accuracy")
         right.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
         right.xaxis.set_major_locator(MaxNLocator(integer=True))
-        # Beside the curves, in the order in which they end.
+        # The legend has the order in which the curves end.
         ends = accuracies.iloc[:, -1].sort_values(ascending=False).index
         by_name = dict(zip(accuracies.index, right.lines, strict=True))
         handles = {name: by_name[name] for name in ends}

@@ -7,8 +7,7 @@ filled.
 """
 
 import itertools
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import matplotlib.pyplot as plt
@@ -159,22 +158,21 @@ def accuracy_against(table: pd.DataFrame, size: Literal["parameters", "macs"]) -
     return axes
 
 
-def overlaid_curves(histories: Mapping[str, pd.DataFrame]) -> Axes:
-    """Test accuracy over epochs, one curve a history, under labels such as `lite, seed 1`.
+def overlaid_curves(histories: Sequence[tuple[str, str, pd.DataFrame]]) -> Axes:
+    """Test accuracy over epochs, one curve per history.
 
-    A label begins with its variant's name, which gives the colour. Labels that differ in nothing
-    but `seed 1` or `seed 1, run 2` share one entry of the legend; other experiments of one variant
-    differ in dashes.
+    Each history comes with its variant, which gives the colour, and a label. Histories with the
+    same variant and label share one entry of the legend; other labels of one variant differ in
+    dashes.
     """
-    groups: dict[str, list[pd.DataFrame]] = {}
-    for label, history in histories.items():
-        groups.setdefault(re.sub(r"[\s,]+seed \d+(, run \d+)?", "", label), []).append(history)
+    groups: dict[tuple[str, str], list[pd.DataFrame]] = {}
+    for variant, label, history in histories:
+        groups.setdefault((variant, label), []).append(history)
     dashes: dict[str, itertools.cycle] = {}
     with figure_style():
         _, axes = plt.subplots(figsize=FIGSIZE, layout="constrained")
         lows = []
-        for name, runs in groups.items():
-            variant = re.match(r"[\w-]*", name)[0]
+        for (variant, name), runs in groups.items():
             line = next(dashes.setdefault(variant, itertools.cycle(DASHES)))
             several = f" ({len(runs)} runs)" if len(runs) > 1 else ""
             for i, history in enumerate(runs):

@@ -140,12 +140,12 @@ def _figures(table: pd.DataFrame) -> dict[str, dict[str, str]]:
         "macs": leaderboard.accuracy_against(own, "macs"),
         "reproduced": leaderboard.published_against_reproduced(own),
     }
-    histories = {
-        f"{row.variant}, {label}": run.history
+    histories = [
+        (row.variant, row.variant, run.history)
         for row in own.itertuples()
-        for label, run in _labelled(row.folders).items()
+        for run in row.folders
         if run.status == "done"
-    }
+    ]
     if histories:
         figures["curves"] = leaderboard.overlaid_curves(histories)
     return {

@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "find": [
             "find_run",
             "find_runs",
+            "finished_runs",
             "load_pretrained",
             "machine_of",
             "reference_runs",

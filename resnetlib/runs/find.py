@@ -1,17 +1,27 @@
-"""Find runs: the one rule for which run is meant."""
+"""Find runs: the one rule for which run is meant, and which run folders can be read."""
 
+import csv
 import json
 import math
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from .. import files
-from ..config import list_variants, load_experiment
+from ..config import list_variants
 from ..errors import ConfigError, RunError, UserError, closest_match
 from ..paths import PROJECT, display_path, output_folder
-from .run import Run, load_run
+from .run import WEIGHTS, Run, load_run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NEEDS = {"weights": WEIGHTS, "predictions": "predictions.npz"}  # what may be needed: its file
+# Overrides that leave a variant's own recipe what it is.
+NOT_RECIPE = {"seed", "dataset", "budget"}
+NUMBERS = ("test_accuracy", "test_images", "ece", "train_seconds")
+LISTED_RUNS = 5  # in an error message
 
 
 def find_run(
@@ -19,158 +29,267 @@ def find_run(
     output_root: str | Path | None = None,
     *,
     dataset: str | None = None,
-    best: bool = False,
+    needs: str | None = "weights",
+    exclude: Sequence[Run] = (),
 ) -> Run:
-    """The finished run with weights that a run folder, or the name of a variant, stands for.
+    """The finished run that a folder, `variant/folder-name` or a variant means.
 
-    A folder may be said from the working directory or from the project. Of the runs of a variant,
-    or of all (None), on `dataset` if it is given: the newest under the output root, else the
-    recorded one of the lowest seed, of `lite` where nothing is named; with `best`, of all these
-    the one with the highest test accuracy after its last epoch. Raises `RunError` or `ConfigError`
-    when there is none.
+    Among the runs of a variant its own recipe comes before overrides, the user's runs before
+    recorded ones, then the newest (of recorded ones the lowest seed). If nothing is wanted, it is
+    the user's newest run, else the recorded `lite`. Damaged runs are passed over.
+
+    Args:
+        wanted: a run folder, from the working directory or the project; or `variant/folder-name`
+            under the output root or among the recorded runs; or a variant.
+        output_root: folder of the user's runs, at any depth; `outputs/` by default.
+        dataset: choose only among runs on this data set. A folder is used as given.
+        needs: "weights" or "predictions", which the run must have kept; None for neither.
+        exclude: runs not to choose. A folder is used as given.
+
+    Raises `RunError` for a folder that cannot be used and `ConfigError` when no run fits.
     """
     if wanted is not None:
-        folder = Path(wanted).expanduser()
-        folder = folder if folder.exists() else PROJECT / folder  # as `shown` says it
-        if len(Path(wanted).parts) > 1 or (folder / "run.json").is_file():
-            return _usable(load_run(folder), output_root)
-    usable = _usable_runs(output_root, dataset)
-    fitting = [run for run in usable if wanted is None or run.record["variant"] == str(wanted)]
-    if not fitting:
-        variants = sorted({run.record["variant"] for run in usable})
-        raise ConfigError(
-            f"no finished run {f'of {str(wanted)!r} ' if wanted else ''}with weights"
-            f"{f' on {dataset}' if dataset else ''}"
-            f"{closest_match(str(wanted or ''), variants) or ';'} "
-            f"There are runs of: {', '.join(variants) or 'no variant'}. Or name a run folder"
-        )
-    return max(fitting, key=lambda run: run.metrics["test_accuracy"]) if best else fitting[-1]
+        folder = _run_folder(wanted, output_root)
+        if folder is not None:
+            return _require_usable(load_run(folder), output_root, needs)
+    excluded = {run.path.resolve() for run in exclude}
+    runs = finished_runs(output_root, dataset=dataset, needs=needs)
+    found = [run for run in runs if run.path.resolve() not in excluded]
+    if wanted is not None:
+        found = [run for run in found if run.record["variant"] == str(wanted)]
+        found.sort(key=lambda run: bool(run.record["overrides"].keys() - NOT_RECIPE))
+    if found:
+        return found[0]
+    raise _nothing_found(wanted, output_root, runs, _conditions(dataset, needs, exclude))
 
 
-def _usable(run: Run, output_root: str | Path | None) -> Run:
-    """The run, unless it is unfinished or without weights; then `RunError` names the others."""
-    finished = run.status == "done"
-    if finished and run.has_weights:
+def _run_folder(wanted: str | Path, output_root: str | Path | None) -> Path | None:
+    """The run folder of this name; None where there is none."""
+    relative = Path(wanted).expanduser()
+    places = [Path(), PROJECT]
+    if len(relative.parts) == 2:  # variant/folder-name
+        places += [output_folder(output_root), _reference()]
+    return next((p / relative for p in places if (p / relative / "run.json").is_file()), None)
+
+
+def _require_usable(run: Run, output_root: str | Path | None, needs: str | None) -> Run:
+    fault = _fault(run)
+    if fault:
+        reason = f"cannot be read: {fault}"
+    elif run.status != "done":
+        reason = f"is not finished: its status is {run.status!r}"
+    elif needs is not None and not (run.path / NEEDS[needs]).is_file():
+        reason = f"has no {needs}"
+    elif not _keeps(run, needs):
+        reason = f"cannot be used: {NEEDS[needs]} is damaged"
+    else:
         return run
-    why = "has no weights" if finished else f"is not finished: its status is {run.status!r}"
-    known = ", ".join(display_path(other.path) for other in _usable_runs(output_root)) or "no run"
-    raise RunError(f"{display_path(run.path)} {why}; finished and with weights: {known}")
+    others = finished_runs(output_root, needs=needs)
+    others.sort(key=lambda other: other.path.parent.name != run.path.parent.name)
+    listed = ", ".join(display_path(other.path) for other in others[:LISTED_RUNS]) or "none"
+    raise RunError(
+        f"{display_path(run.path)} {reason}. Finished runs{_conditions(None, needs)}: {listed}"
+    )
 
 
-def _usable_runs(output_root: str | Path | None, dataset: str | None = None) -> list[Run]:
-    """Finished and with weights: the recorded runs, then those under the output root, by age.
+def _nothing_found(
+    wanted: str | Path | None, output_root: str | Path | None, runs: list[Run], conditions: str
+) -> UserError:
+    """The error that says what was looked for, the nearest match and what exists."""
+    name = "" if wanted is None else str(wanted)
+    variants = sorted({run.record["variant"] for run in runs})
+    existing = f"Variants with one: {', '.join(variants) or 'none'}"
+    if len(Path(name).parts) > 1:
+        known = [f"{run.path.parent.name}/{run.path.name}" for run in runs]
+        known += [display_path(run.path) for run in runs]
+        nearest = closest_match(name, known) or "."
+        return RunError(f"{name} is not a run folder: it has no run.json{nearest} {existing}")
+    _, damaged = split_unreadable(_known_runs(output_root))
+    faults = [f"{display_path(p)} ({why})" for p, why in damaged.items() if p.parent.name == name]
+    return ConfigError(
+        f"no finished run{f' of {name!r}' if name else ''}{conditions}"
+        f"{closest_match(name, variants) or '.'} {existing}"
+        + (f". Damaged: {', '.join(faults)}" if faults else "")
+    )
 
-    What cannot be read is passed over: it was not asked for.
+
+def _conditions(dataset: str | None, needs: str | None, exclude: Sequence[Run] = ()) -> str:
+    """Such as ` with weights on cifar10`."""
+    others = ", ".join(display_path(run.path) for run in exclude)
+    return (
+        (f" with {needs}" if needs else "")
+        + (f" on {dataset}" if dataset else "")
+        + (f" other than {others}" if others else "")
+    )
+
+
+def finished_runs(
+    output_root: str | Path | None = None,
+    *,
+    dataset: str | None = None,
+    needs: str | None = None,
+) -> list[Run]:
+    """All finished, undamaged runs: the user's, newest first, then the recorded ones.
+
+    Recorded runs are ordered by seed, those of `lite` first. `dataset` and `needs` are those of
+    `find_run`.
     """
-    own = [Run(path.parent) for path in output_folder(output_root).glob("*/*/run.json")]
-    own = [run for run in own if _is_usable(run)]
-    own.sort(key=lambda run: run.record.get("finished") or "")
-    recorded = [run for run in reference_runs() if _is_usable(run)]
-    recorded.sort(key=lambda run: (run.record["variant"] == "lite", -run.record["seed"]))
-    return [run for run in [*recorded, *own] if dataset in (None, run.record["dataset"])]
+    readable, _ = split_unreadable(_known_runs(output_root))
+    runs = [
+        run
+        for run in readable
+        if run.status == "done" and dataset in (None, run.record["dataset"]) and _keeps(run, needs)
+    ]
+    own = [run for run in runs if not _is_recorded(run)]
+    recorded = [run for run in runs if _is_recorded(run)]
+    own.sort(key=lambda run: run.record.get("finished") or "", reverse=True)
+    recorded.sort(key=lambda run: (run.record["variant"] != "lite", run.record["seed"]))
+    return [*own, *recorded]
 
 
-def _is_usable(run: Run) -> bool:
-    """Finished, with weights; not where it cannot be told."""
+def _keeps(run: Run, needs: str | None) -> bool:
+    """Whether the run has an undamaged file of what is needed."""
     try:
-        return run.status == "done" and run.has_weights
-    except (RunError, KeyError, TypeError):
+        if needs is not None:
+            _check_file(run, NEEDS[needs])
+    except (RunError, KeyError):
         return False
+    return True
 
 
-def load_pretrained(variant: str) -> nn.Module:
-    """The kept network of a variant: float32, on the CPU, in evaluation mode.
+def _known_runs(output_root: str | Path | None) -> list[Run]:
+    """The user's runs and the recorded ones; of copies the user's."""
+    own = [run for run in find_runs(output_folder(output_root)) if not _is_recorded(run)]
+    return _without_copies([*own, *find_runs(_reference())])
 
-    Weights stand under `outputs/reference/<variant>/`; of several seeds, the lowest that has any.
-    Raises `ConfigError` when the variant is unknown or none are kept.
+
+def load_pretrained(variant: str) -> "nn.Module":
+    """The recorded network of a variant: float32, on the CPU, in evaluation mode.
+
+    Its weights are under `outputs/reference/<variant>/`; of several seeds the lowest is used.
+    Raises `ConfigError` when the variant is unknown or has no recorded weights.
     """
-    kept = [run for run in reference_runs() if run.has_weights]
-    for run in kept:
+    recorded = [run for run in reference_runs() if run.has_weights]
+    for run in recorded:
         if run.record["variant"] == variant:
             return run.model()
     known = list_variants()
-    told = (
-        "has no kept weights" if variant in known else f"is unknown{closest_match(variant, known)}"
+    reason = (
+        "has no recorded weights"
+        if variant in known
+        else f"is unknown{closest_match(variant, known)}"
     )
-    names = sorted({run.record["variant"] for run in kept})
-    raise ConfigError(f"variant {variant!r} {told}; kept: {', '.join(names) or 'none'}")
+    names = sorted({run.record["variant"] for run in recorded})
+    raise ConfigError(
+        f"variant {variant!r} {reason}; with recorded weights: {', '.join(names) or 'none'}"
+    )
 
 
 def reference_runs() -> list[Run]:
-    """The recorded runs under `outputs/reference/`, by variant, data set and seed."""
-    runs = [load_run(path.parent) for path in _reference().glob("*/*/run.json")]
-    return sorted(
-        runs, key=lambda run: (run.record["variant"], run.record["dataset"], run.record["seed"])
-    )
+    """The undamaged recorded runs under `outputs/reference/`, by variant, data set and seed."""
+    readable, _ = split_unreadable(find_runs(_reference()))
+    return sorted(readable, key=lambda run: [run.record[k] for k in ("variant", "dataset", "seed")])
 
 
 def _reference() -> Path:
     return PROJECT / "outputs" / "reference"
 
 
-READ = ("experiment.yaml", "history.csv", "metrics.json")  # of a finished run, for this page
-NUMBERS = ("test_accuracy", "test_images", "ece", "train_seconds")
+def _is_recorded(run: Run) -> bool:
+    return run.path.resolve().is_relative_to(_reference())
 
 
 def find_runs(root: Path) -> list[Run]:
-    """Every run folder at any depth under `root`, by path; of copies of one run, one.
+    """Every run folder at any depth under `root`, by path; of copies of one run only one.
 
-    Copies have the same experiment, start and artifacts; the one with a report is preferred.
+    Copies have the same experiment, start and history; the one with a report is preferred.
     """
-    found: dict[str, Run] = {}
-    for path in sorted(root.rglob("run.json"), key=lambda path: (not _has_report(path), path)):
-        run = Run(path.parent)
-        found.setdefault(_identity(run), run)
-    return sorted(found.values(), key=lambda run: run.path)
+    paths = sorted(root.rglob("run.json"), key=lambda path: (not _has_report(path), path))
+    runs = _without_copies(Run(path.parent) for path in paths)
+    return sorted(runs, key=lambda run: run.path)
 
 
 def _has_report(path: Path) -> bool:
     return (path.parent / "report.html").is_file()
 
 
+def _without_copies(runs: Iterable[Run]) -> list[Run]:
+    """The first of the copies of each run."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        found.setdefault(_identity(run), run)
+    return list(found.values())
+
+
 def _identity(run: Run) -> str:
     """What copies of a run have in common; the path itself where the record cannot be read."""
     try:
         record = run.record
-        return json.dumps(
-            [record[key] for key in ("experiment", "started", "artifacts")], sort_keys=True
-        )
-    except (UserError, OSError, KeyError, TypeError):
+        history = record["artifacts"].get("history.csv")  # other files may have been trimmed
+        return json.dumps([record["experiment"], record["started"], history])
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
         return str(run.path)
 
 
-def split_unreadable(runs: list[Run]) -> tuple[list[Run], dict[Path, str]]:
-    """The runs that can be read whole, and for each other folder what is wrong with it."""
-    readable, damaged = [], {}
-    for run in runs:
-        try:
-            _check(run)
-            readable.append(run)
-        except KeyError as error:
-            damaged[run.path] = f"one of its files lacks {error}"
-        except (UserError, OSError, ValueError, TypeError, AttributeError) as error:
-            # Without the way to the folder, which is nobody's business where the page is shared.
-            told = str(error).replace(f"{run.path}{os.sep}", "")
-            damaged[run.path] = " ".join(told.split())
-    return readable, damaged
+def split_unreadable(
+    runs: Iterable[Run], *, metrics_only: bool = False
+) -> tuple[list[Run], dict[Path, str]]:
+    """The runs that can be read, and for each other folder what is wrong with it.
+
+    With `metrics_only` no other file than run.json and metrics.json is read.
+    """
+    faults = [(run, _fault(run, metrics_only=metrics_only)) for run in runs]
+    readable = [run for run, fault in faults if fault is None]
+    return readable, {run.path: fault for run, fault in faults if fault is not None}
 
 
-def _check(run: Run) -> None:
-    """Touch all that the page needs of a run, so that what is missing is found here."""
+def _fault(run: Run, *, metrics_only: bool = False) -> str | None:
+    """What is wrong with a run folder, in one line; None where it can be read."""
+    try:
+        _check_metrics(run)
+        if not metrics_only:
+            _check_results(run)
+    except KeyError as error:
+        return f"one of its files lacks {error}"
+    except (UserError, OSError, ValueError, TypeError, AttributeError) as error:
+        # Without the absolute path of the folder: the leaderboard page may be shared.
+        message = str(error).replace(f"{run.path}{os.sep}", "")
+        return " ".join(message.split())
+    return None
+
+
+def _check_metrics(run: Run) -> None:
+    """Read the record and the metrics of a run, so that what is missing is found here."""
     machine_of(run)
-    if run.status != "done":
-        load_experiment(str(run.path / "experiment.yaml"))
-        return
-    for name in READ:
-        path = run.path / name
-        if not path.is_file():
-            raise RunError(f"{name} is missing")
-        if files.sha256(path) != run.record["artifacts"][name]:
-            raise RunError(f"{name} is damaged: it is not what run.json recorded")
-    if not all(math.isfinite(run.metrics[name]) for name in NUMBERS):
-        raise RunError("metrics.json holds a number that is not finite")
-    _ = run.experiment, run.history[["epoch", "test_accuracy"]]
+    if not isinstance(run.record["overrides"], dict):
+        raise RunError("run.json is damaged: overrides is not a mapping")
+    _ = [run.record[key] for key in ("variant", "dataset", "seed", "dataset_checksums")]
+    if run.status == "done":
+        _check_file(run, "metrics.json")
+        if not all(math.isfinite(run.metrics[name]) for name in NUMBERS):
+            raise RunError("metrics.json holds a number that is not finite")
+
+
+def _check_results(run: Run) -> None:
+    """Read the experiment of a run and the header of its history."""
+    if run.status == "done":
+        _check_file(run, "experiment.yaml")
+        _check_file(run, "history.csv")
+        with (run.path / "history.csv").open(encoding="utf-8", newline="") as history:
+            missing = {"epoch", "test_accuracy"} - set(next(csv.reader(history), []))
+        if missing:
+            raise RunError(f"history.csv lacks {', '.join(sorted(missing))}")
+    _ = run.experiment
+
+
+def _check_file(run: Run, name: str) -> None:
+    path = run.path / name
+    if not path.is_file():
+        raise RunError(f"{name} is missing")
+    if files.sha256(path) != run.record["artifacts"][name]:
+        raise RunError(f"{name} is damaged: it is not what run.json recorded")
 
 
 def machine_of(run: Run) -> str:
+    """Cores, processor, precision and torch version of a run."""
     return f"{run.machine}, torch {run.record['fingerprint']['torch']}"
