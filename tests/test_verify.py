@@ -247,7 +247,7 @@ DOCTORED = {
     ),
     "dataset_of_experiment": (
         edit_experiment(dataset="cifar10"),
-        {"experiment", "learning rates", "history", "metrics"},
+        {"experiment", "history", "metrics"},
     ),
     "seed_of_experiment": (edit_experiment(seed=7), {"experiment"}),
     "budget": (edit_experiment(budget=100), {"experiment", "parameters"}),

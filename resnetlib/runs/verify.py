@@ -728,7 +728,8 @@ def format_results(verified: Mapping[Path, Mapping[str, Result]]) -> str:
             if status != PASS:
                 reasons.setdefault((status, name, detail), []).append(_clean(display_path(folder)))
     lines = [
-        f"{status:11}  {name}: {detail} ({runs[0] if len(runs) == 1 else f'{len(runs)} runs'})"
+        f"{status:11}  {name}: {detail} "
+        f"({', '.join(runs) if status == FAIL or len(runs) == 1 else f'{len(runs)} runs'})"
         for (status, name, detail), runs in sorted(reasons.items())
     ]
     failed = sum(overall(results) == FAIL for results in verified.values())
