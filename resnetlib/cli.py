@@ -167,3 +167,29 @@ def lab(options: tuple[str, ...]) -> None:
     """Open JupyterLab on the notebooks; OPTIONS are handed to it."""
     folder = str(notebooks_folder())
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options, folder])
+
+
+@main.command("verify", short_help="Recompute what runs claim: PASS, FAIL or NOT CHECKED.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option("--data-root", type=click.Path(path_type=Path), help="The folder with CIFAR-10.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify_command(runs: tuple[str, ...], data_root: Path | None, as_json: bool) -> None:
+    """Recompute what each RUN claims, and print PASS, FAIL or NOT CHECKED with its reason.
+
+    RUN is a run folder or the name of a variant. Checked are checksums, record, experiment,
+    parameters, summary, learning rates, history, metrics, report and, from the weights and the
+    genuine test set, accuracy and predictions. Exit status 3 if anything fails, 2 for a mistake
+    in the command, else 0.
+    """
+    from tqdm import tqdm
+
+    from .runs.find import find_run
+    from .runs.verify import FAIL, format_results, overall, results_json, verify_runs
+
+    try:  # a folder may be damaged, so it is taken as it is
+        folders = [Path(run) if Path(run).is_dir() else find_run(run).path for run in runs]
+    except UserError as error:
+        raise Mistake(str(error), 2) from None
+    verified = dict(tqdm(verify_runs(folders, data_root), total=len(folders), disable=None))
+    click.echo(results_json(verified) if as_json else format_results(verified))
+    sys.exit(3 if any(overall(results) == FAIL for results in verified.values()) else 0)

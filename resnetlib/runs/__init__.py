@@ -43,5 +43,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "write_record",
         ],
         "run": ["Run", "load_run"],
+        "verify": [
+            "Evidence",
+            "Result",
+            "format_results",
+            "overall",
+            "results_json",
+            "verify_runs",
+        ],
     },
 )

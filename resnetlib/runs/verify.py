@@ -1,0 +1,750 @@
+"""Verify run folders: recompute what each run claims; PASS, FAIL or NOT CHECKED with the reason.
+
+What cannot be found out from a folder: a number in the middle of the history, or a time, that was
+changed together with its checksum.
+"""
+
+import io
+import json
+import math
+import stat
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache, cached_property
+from itertools import zip_longest
+from pathlib import Path, PurePosixPath
+from re import findall
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .. import files
+from ..config import list_variants, load_experiment
+from ..data import TRAINING_IMAGES, Dataset, load_dataset, normalization
+from ..device import EVALUATION_BATCH, choose_device, no_tf32
+from ..download import find_cifar10
+from ..errors import UserError
+from ..evaluation import Evaluation, evaluate
+from ..experiment import DEFAULT_BUDGET, Experiment
+from ..paths import display_path
+from ..resnet import ResNet, build_model
+from ..schedule import learning_rate
+from ..size import measure_size, model_summary
+from .artifacts import run_metrics
+from .record import ARTIFACTS
+from .run import WEIGHTS
+
+PASS, FAIL, NOT_CHECKED = "PASS", "FAIL", "NOT CHECKED"
+STATUSES = ("running", "done", "failed", "interrupted", "diverged", "imported")
+# Between processors float32 sums differ in their last bits, and some weights are kept in half
+# precision. Recomputed, the recorded runs differ by at most 0.02 points and 0.018 in a logit
+# (laptop94, half precision) and 0.00001 (lite, float32).
+ACCURACY_TOLERANCE = 0.001
+LOGIT_TOLERANCE = 0.05
+LARGEST_FILE = {WEIGHTS: 2**31, "predictions.npz": 2**26}  # bytes, when uncompressed
+LARGEST_OTHER_FILE = 2**28
+LARGEST_NETWORK = 250_000_000  # parameters; a gigabyte
+DETAIL_CHARACTERS = 300
+
+
+class Result(NamedTuple):
+    """What became of one claim: `PASS`, `FAIL` or `NOT CHECKED`, and why."""
+
+    status: str
+    detail: str
+
+
+class Unavailable(Exception):
+    """What a claim rests on is not there; the claim is not checked."""
+
+
+class Damaged(Unavailable):
+    """A file that is there and cannot be read."""
+
+
+@dataclass
+class Evidence:
+    """The files of a run folder, each read once, and the data set that it was measured on."""
+
+    folder: Path
+    find_dataset: Callable[[str], Dataset | Unavailable]
+    contents: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, name: str) -> Any:
+        """The parsed content of a file. Raises `Unavailable` where it is missing or damaged."""
+        if name not in self.contents:
+            try:
+                self.contents[name] = PARSERS[name](self.path(name))
+            except Unavailable as error:
+                self.contents[name] = error
+            except Exception as error:  # of any parser, on a file that a stranger may have written
+                self.contents[name] = Damaged(f"{name} is damaged: {_message(error)}")
+        if isinstance(self.contents[name], Unavailable):
+            raise self.contents[name]
+        return self.contents[name]
+
+    def path(self, name: str) -> Path:
+        """The path of a regular file of bounded size; `Unavailable` where it is anything else."""
+        path = self.folder / name
+        try:
+            info = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            kept = "no weights are kept" if name == WEIGHTS else f"{name} is missing"
+            raise Unavailable(kept) from None
+        except OSError as error:
+            raise Damaged(f"{name} cannot be read: {error.strerror}") from None
+        if not stat.S_ISREG(info.st_mode):
+            raise Damaged(f"{name} is not a regular file")
+        if info.st_size > LARGEST_FILE.get(name, LARGEST_OTHER_FILE):
+            raise Damaged(f"{name} is too large: {info.st_size:,} bytes")
+        return path
+
+    def has(self, name: str) -> bool:
+        try:
+            self.path(name)
+        except Damaged:
+            return True
+        except Unavailable:
+            return False
+        return True
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self.read("run.json")
+
+    @property
+    def status(self) -> str:
+        """The status in run.json; `unknown` where that cannot be read."""
+        try:
+            return self.record["status"]
+        except Unavailable:
+            return "unknown"
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.read("experiment.yaml")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return self.read("metrics.json")
+
+    @property
+    def predictions(self) -> Evaluation:
+        """The kept logits of the selected weights."""
+        return self.read("predictions.npz")[0]
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Raises `Unavailable` for an imported run, which was trained elsewhere."""
+        if self.status == "imported":
+            raise Unavailable("an imported run has no history of its own")
+        return self.read("history.csv")
+
+    @property
+    def dataset(self) -> Dataset:
+        dataset = self.find_dataset(self.experiment.dataset)
+        if isinstance(dataset, Unavailable):
+            raise dataset
+        return dataset
+
+    @cached_property
+    def model(self) -> ResNet:
+        """The network with the kept weights in float32. Raises `Unavailable` if they do not fit."""
+        weights: Mapping[str, Tensor] = self.read(WEIGHTS)
+        with torch.device("meta"):  # takes no memory, whatever experiment.yaml says
+            model = ResNet(self.experiment.architecture)
+        try:
+            model.load_state_dict(weights, assign=True)
+        except RuntimeError:
+            raise Unavailable(f"{WEIGHTS} does not fit experiment.yaml") from None
+        return model.eval()
+
+    @cached_property
+    def recomputed(self) -> Evaluation:
+        """The kept weights on the genuine test set, in float32."""
+        model, dataset = self.model, self.dataset
+        mean, std = normalization(self.experiment.recipe, dataset)
+        device = choose_device("auto")
+        batch_size = EVALUATION_BATCH[device.type]
+        try:
+            with no_tf32():
+                return evaluate(
+                    model, *dataset.test, mean=mean, std=std, batch_size=batch_size, device=device
+                )
+        except (MemoryError, RuntimeError) as error:  # the weights fit: it is this machine
+            raise Unavailable(f"the weights cannot be evaluated here: {error}") from None
+
+
+# The files --------------------------------------------------------------------------------------
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    def refuse(word: str) -> None:
+        raise ValueError(f"it holds {word}")
+
+    content = json.loads(path.read_bytes(), parse_constant=refuse)
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    return content
+
+
+RECORD_KEYS = {"status": str, "variant": str, "dataset": str, "seed": int, "experiment": str}
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = _read_json(path)
+    for key, kind in (RECORD_KEYS | {"artifacts": dict}).items():
+        if not isinstance(record.get(key), kind):
+            raise ValueError(f"its {key!r} is missing or of the wrong kind")
+    return record
+
+
+def _read_experiment(path: Path) -> Experiment:
+    return load_experiment(str(path))
+
+
+HISTORY_COLUMNS = {"epoch", "lr", "seconds"} | {
+    f"{split}_{measure}" for split in ("train", "test") for measure in ("loss", "accuracy")
+}
+
+
+def _read_history(path: Path) -> pd.DataFrame:
+    history = pd.read_csv(path).astype(float)
+    missing = HISTORY_COLUMNS.difference(history)
+    if missing:
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    return history
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, index_col=0, keep_default_na=False)
+    table.index = table.index.map(str)
+    return table.astype(float)
+
+
+def _read_predictions(path: Path) -> tuple[Evaluation, np.ndarray]:
+    """The kept logits with labels and classes, and the kept predictions."""
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(part.file_size for part in archive.infolist()) > LARGEST_FILE[path.name]:
+            raise ValueError("it is too large when uncompressed")
+    with np.load(io.BytesIO(content), allow_pickle=False) as kept:
+        logits, labels, predictions, classes = (
+            kept[name] for name in ("logits", "labels", "predictions", "classes")
+        )
+    count, width = logits.shape
+    if labels.shape != (count,) or predictions.shape != (count,) or classes.shape != (width,):
+        raise ValueError("its arrays do not belong together")
+    if not count or not np.isfinite(logits).all():
+        raise ValueError("its logits are empty or not finite")
+    for numbers in (labels, predictions):
+        if numbers.dtype.kind != "i" or numbers.min() < 0 or numbers.max() >= width:
+            raise ValueError("it holds a label that is not a class")
+    evaluation = Evaluation(
+        torch.from_numpy(logits.astype(np.float32)),
+        torch.from_numpy(labels.astype(np.int64)),
+        tuple(map(str, classes)),
+    )
+    return evaluation, predictions
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    weights = safetensors.torch.load(path.read_bytes())
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+
+
+def _read_notebook(path: Path) -> str:
+    """All text that the cells of a notebook printed or displayed."""
+    outputs = [out for cell in _read_json(path)["cells"] for out in cell.get("outputs", [])]
+    texts = [
+        text
+        for out in outputs
+        for text in (out.get("text", ""), *out.get("data", {}).values())
+        if isinstance(text, str | list)
+    ]
+    return "\n".join(text if isinstance(text, str) else "".join(text) for text in texts)
+
+
+PARSERS: dict[str, Callable[[Path], Any]] = {
+    "run.json": _read_record,
+    "experiment.yaml": _read_experiment,
+    "summary.txt": _read_text,
+    "history.csv": _read_history,
+    "metrics.json": _read_json,
+    "confusion_matrix.csv": _read_table,
+    "per_class.csv": _read_table,
+    "predictions.npz": _read_predictions,
+    WEIGHTS: _read_weights,
+    "notebook.ipynb": _read_notebook,
+    "report.html": _read_text,
+}
+
+
+def _message(error: Exception) -> str:
+    """The error in one printable line."""
+    if isinstance(error, MemoryError | RecursionError):
+        return "it needs too much memory or is nested too deeply"
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return str(error) or type(error).__name__
+
+
+def _clean(detail: str) -> str:
+    """One line of bounded length without control characters: file contents may be hostile."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(detail.split()))
+    return line if len(line) <= DETAIL_CHARACTERS else f"{line[: DETAIL_CHARACTERS - 4]} ..."
+
+
+# The claims -------------------------------------------------------------------------------------
+
+
+def _judge(problems: list[str], passed: str) -> Result:
+    return Result(FAIL, "; ".join(problems)) if problems else Result(PASS, passed)
+
+
+def _differences(expected: Mapping[str, Any], found: Mapping[str, Any], where: str) -> list[str]:
+    """A sentence for each value that is missing, or is not the expected one to seven digits."""
+    return [
+        f"{where}: {name} is {_display(found.get(name))}, expected {_display(value)}"
+        for name, value in expected.items()
+        if not _equal(value, found.get(name))
+    ]
+
+
+def _display(value: Any) -> str:
+    return f"{value:.7g}" if isinstance(value, float) else repr(value)
+
+
+def _equal(expected: Any, found: Any) -> bool:
+    if isinstance(expected, list | tuple):
+        same_length = isinstance(found, list | tuple) and len(expected) == len(found)
+        return same_length and all(map(_equal, expected, found))
+    numbers = all(
+        isinstance(value, int | float) and not isinstance(value, bool)
+        for value in (expected, found)
+    )
+    return math.isclose(expected, found, rel_tol=1e-7) if numbers else expected == found
+
+
+def _check_checksums(run: Evidence) -> Result:
+    """Every file that a run leaves is there, can be read, and has the SHA-256 in run.json."""
+    artifacts, finished = run.record["artifacts"], run.status in ("done", "imported")
+    required = {*ARTIFACTS, *artifacts} if run.status == "done" else {*artifacts}
+    required -= {WEIGHTS, "notebook.ipynb", "report.html"}  # trimmed from recorded runs
+    problems, matching, absent = [], 0, 0
+    for name in sorted({*PARSERS, *artifacts} - {"run.json"}):
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+            problems.append(f"run.json names a file outside the run folder: {name!r}")
+        elif not run.has(name):
+            absent += name in artifacts
+            if name in required and not name.startswith("figures/"):
+                problems.append(f"{name} is missing")
+        else:
+            problem = _file_problem(run, name, artifacts, finished)
+            matching += name in artifacts and not problem
+            problems += [problem] if problem else []
+    if not finished and not problems:
+        return Result(NOT_CHECKED, f"the run is not finished: its status is {run.status!r}")
+    return _judge(problems, f"{matching} files{f'; {absent} not kept' if absent else ''}")
+
+
+def _file_problem(
+    run: Evidence, name: str, artifacts: Mapping[str, str], finished: bool
+) -> str | None:
+    """What is wrong with a file that is there."""
+    try:
+        if name in PARSERS:
+            run.read(name)
+        if name in artifacts and files.sha256(run.path(name)) != artifacts[name]:
+            return f"{name} does not match its checksum in run.json"
+    except Unavailable as error:
+        return str(error)
+    if finished and name in ARTIFACTS and name not in artifacts:
+        return f"run.json has no checksum of {name}"
+    return None
+
+
+def _check_record(run: Evidence) -> Result:
+    """run.json agrees with itself and names the genuine data set."""
+    try:
+        record = run.record
+    except Unavailable as error:
+        return Result(FAIL, str(error))
+    status, problems = record["status"], []
+    if status not in STATUSES:
+        problems.append(f"status {status!r} is not one of {', '.join(STATUSES)}")
+    elif status not in ("done", "imported") and (record["artifacts"] or "finished" in record):
+        problems.append(f"status is {status!r}, but the run has finished")
+    if status == "imported" and run.has("history.csv") and len(run.read("history.csv")):
+        problems.append("status is 'imported', but the run has a history")
+    fingerprint, checksums = record.get("fingerprint", {}), record.get("dataset_checksums")
+    if status != "imported":
+        content = repr(sorted(checksums.items())).encode()
+        expected = {"experiment": record["experiment"], "data": files.sha256_of(content)}
+        problems += _differences(expected, fingerprint, "run.json: fingerprint")
+        if not fingerprint["torch"].startswith(record["versions"]["torch"]):
+            problems.append("run.json: fingerprint and versions name different versions of torch")
+    if status == "done":
+        started, finished = (datetime.fromisoformat(record[key]) for key in ("started", "finished"))
+        if finished < started:
+            problems.append("run.json: finished before it started")
+    genuine = run.find_dataset(record["dataset"])
+    if isinstance(genuine, Dataset) and checksums not in (None, genuine.checksums):
+        problems.append(f"run.json: dataset_checksums are not those of {record['dataset']}")
+    return _judge(problems, f"status {status!r}")
+
+
+def _check_experiment(run: Evidence) -> Result:
+    """experiment.yaml is what run.json says, and is the variant with the recorded overrides."""
+    experiment, record = run.experiment, run.record
+    expected = {
+        "variant": experiment.variant,
+        "dataset": experiment.dataset,
+        "seed": experiment.seed,
+        "experiment": experiment.digest,
+        "overrides": experiment.model_dump(mode="json")["overrides"],
+    }
+    problems = _differences(expected, record, "run.json")
+    if problems:
+        return Result(FAIL, "; ".join(problems))
+    name = experiment.variant
+    if name not in list_variants():
+        return Result(PASS, f"as in run.json; there is no variant file {name}.yaml to compare with")
+    problems = _unrecorded_changes(experiment)
+    overrides = ", ".join(experiment.overrides)
+    return _judge(problems, f"{name}{f', overrides: {overrides}' if overrides else ''}")
+
+
+COMPARED = {"budget", "architecture", "recipe", "published", "dataset", "seed"}
+
+
+def _unrecorded_changes(experiment: Experiment) -> list[str]:
+    """What differs from the variant's file and from the overrides that are recorded."""
+    own, variant = (
+        _leaves(source.model_dump(mode="json", include=COMPARED))
+        for source in (experiment, load_experiment(experiment.variant))
+    )
+    overrides = experiment.model_dump(mode="json")["overrides"]
+    problems = [
+        f"override {key} is recorded as {value!r} and is {own.get(key)!r}"
+        for key, value in _leaves(overrides).items()
+        if own.get(key) != value
+    ]
+    # Another kind of optimizer or schedule brings keys of its own.
+    recorded = [name.removesuffix(".name") for name in overrides]
+    problems += [
+        f"{key} differs from {experiment.variant}.yaml without an override"
+        for key in sorted({*own, *variant})
+        if own.get(key, ...) != variant.get(key, ...)
+        and not any(f"{key}.".startswith(f"{name}.") for name in recorded)
+    ]
+    return problems
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or (prefix and not tree):
+        return {prefix: tree}
+    return {
+        path: value
+        for key, branch in tree.items()
+        for path, value in _leaves(branch, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def _check_parameters(run: Evidence) -> Result:
+    """The network's count is the one in metrics.json, the published one, and within the budget."""
+    experiment, problems = run.experiment, []
+    size = measure_size(experiment.architecture)
+    count, published = size.parameters, experiment.published.parameters
+    if run.status in ("done", "imported"):
+        expected = {"parameters": count, "macs": size.macs}
+        problems += _differences(expected, run.metrics, "metrics.json")
+    own_network = not any(key.startswith("architecture") for key in experiment.overrides)
+    if own_network and published not in (None, count):
+        problems.append(f"{count:,} parameters; published: {published:,}")
+    try:
+        _ = run.model
+    except Damaged:
+        pass  # `checksums` names the file
+    except Unavailable as error:
+        problems += [str(error)] if run.has(WEIGHTS) else []
+    if experiment.budget != "none" and count > experiment.budget:
+        problems.append(f"{count:,} parameters exceed the budget of {experiment.budget:,}")
+    if count > DEFAULT_BUDGET and not problems:
+        reason = f"{count:,} parameters; the experiment's own budget is {experiment.budget}"
+        return Result(NOT_CHECKED, f"{reason}, not {DEFAULT_BUDGET:,}")
+    return _judge(problems, f"{count:,} of {DEFAULT_BUDGET:,}")
+
+
+def _check_summary(run: Evidence) -> Result:
+    """summary.txt is the table of the network that experiment.yaml describes."""
+    found = run.read("summary.txt").rstrip("\n").splitlines()
+    if measure_size(run.experiment.architecture).parameters > LARGEST_NETWORK:
+        raise Unavailable("the network is too large to be built here")
+    expected = model_summary(build_model(run.experiment.architecture)).splitlines()
+    lines = enumerate(zip_longest(found, expected), 1)
+    wrong = [number for number, (line, other) in lines if line != other]
+    problems = [f"summary.txt, line {number}: not what the network gives" for number in wrong[:1]]
+    return _judge(problems, f"{len(found)} lines")
+
+
+def _check_learning_rates(run: Evidence) -> Result:
+    """The history's rates are those of the last step of each epoch under the schedule."""
+    history, recipe = run.history, run.experiment.recipe
+    images = TRAINING_IMAGES[run.experiment.dataset] - recipe.holdout
+    steps = math.ceil(images / recipe.batch_size)
+    problems = []
+    for epoch, rate in zip(history["epoch"], history["lr"], strict=True):
+        expected = learning_rate(recipe, int(epoch) * steps - 1, steps) if epoch else 0.0
+        if not math.isclose(rate, expected, rel_tol=1e-6, abs_tol=1e-12):
+            problems.append(f"history.csv: lr of epoch {epoch:g} is {rate}, expected {expected}")
+    return _judge(problems, f"{len(history)} epochs")
+
+
+def _check_history(run: Evidence) -> Result:
+    """One row for each epoch; finite numbers; accuracies that so many images can have."""
+    history, recipe = run.history, run.experiment.recipe
+    problems, epochs = [], history["epoch"].tolist()
+    if epochs != list(range(len(epochs))) or len(epochs) > recipe.epochs + 1:
+        problems.append(f"history.csv: epochs are not 0 to {recipe.epochs}")
+    elif run.status == "done" and len(epochs) != recipe.epochs + 1:
+        problems.append(f"history.csv: ends at epoch {len(epochs) - 1} of {recipe.epochs}")
+    if not np.isfinite(history.to_numpy()).all() or (history < 0).any(axis=None):
+        problems.append("history.csv: a number is negative or not finite")
+    counts = {"train": TRAINING_IMAGES[run.experiment.dataset] - recipe.holdout}
+    counts |= {"holdout": recipe.holdout} if recipe.holdout else {}
+    if not problems:
+        counts["test"] = len(run.predictions.labels)
+    for split, count in counts.items():
+        correct = history[f"{split}_accuracy"].iloc[1:] * count  # row 0 is of fewer images
+        wrong = correct.index[((correct - correct.round()).abs() > 0.01) | (correct > count + 0.5)]
+        if len(wrong):
+            problems.append(
+                f"history.csv: {split}_accuracy of epoch {wrong[0]} is no fraction of {count:,}"
+            )
+    return _judge(problems, f"{len(history)} rows")
+
+
+def _check_metrics(run: Evidence) -> Result:
+    """metrics.json follows from the history and from the kept predictions."""
+    metrics, evaluation, experiment = run.metrics, run.predictions, run.experiment
+    if run.status == "imported":
+        expected = {
+            "test_images": len(evaluation.labels),
+            "selected_test_accuracy": evaluation.accuracy,
+            "ece": evaluation.ece,
+        }
+        expected = {name: value for name, value in expected.items() if name in metrics}
+        return _judge(_differences(expected, metrics, "metrics.json"), f"{len(expected)} values")
+    history, select = run.history, experiment.recipe.select
+    expected = run_metrics(experiment, history, evaluation)
+    trained = history.iloc[1:]
+    score = {"best_holdout": "holdout_accuracy", "best_test": "test_accuracy"}.get(select)
+    selected = trained["epoch"][trained[score].idxmax()] if score else trained["epoch"].iloc[-1]
+    seconds = trained["seconds"].sum() - metrics["evaluation_seconds"]
+    images = len(trained) * (TRAINING_IMAGES[experiment.dataset] - experiment.recipe.holdout)
+    expected |= {
+        "selected_epoch": int(selected),
+        "train_seconds": float(seconds),
+        "images_per_second": float(images / seconds),
+    }
+    problems = _differences(expected, metrics, "metrics.json")
+    if not score:  # then both are of the last epoch
+        last = {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
+        problems += _differences(last, trained.iloc[-1], "history.csv, last row")
+    return _judge(problems, f"{len(expected)} values")
+
+
+def _check_accuracy(run: Evidence) -> Result:
+    """The accuracies in metrics.json are those of the kept weights on the genuine test set."""
+    metrics, measured = run.metrics, run.recomputed
+    names = ["selected_test_accuracy"]
+    if metrics.get("selected_epoch") == metrics.get("epochs") or run.status == "imported":
+        names.append("test_accuracy")
+    tolerance = max(ACCURACY_TOLERANCE, 1 / len(measured.labels)) + 1e-9
+    problems = [
+        f"metrics.json: {name} is {metrics.get(name)}, the weights give {measured.accuracy}"
+        for name in names
+        if not abs(metrics.get(name, math.inf) - measured.accuracy) <= tolerance
+    ]
+    return _judge(problems, f"{measured.accuracy:.2%} recomputed")
+
+
+def _check_predictions(run: Evidence) -> Result:
+    """The kept predictions are those of the weights, on the labels of the genuine test set."""
+    kept, predictions = run.read("predictions.npz")
+    rows = np.arange(len(predictions))
+    if (kept.logits.numpy()[rows, predictions] < kept.logits.amax(1).numpy()).any():
+        return Result(FAIL, "predictions.npz: predictions are not those of its logits")
+    if kept.classes != run.dataset.classes or not torch.equal(kept.labels, run.dataset.test[1]):
+        return Result(FAIL, "predictions.npz: labels or classes are not those of the test set")
+    measured = run.recomputed
+    highest, _ = measured.logits.topk(2)
+    close = highest[:, 0] - highest[:, 1] <= LOGIT_TOLERANCE
+    differing = kept.predictions != measured.predictions
+    wrong = int((differing & ~close).sum())
+    furthest = (kept.logits - measured.logits).abs().max().item()
+    scale = max(LOGIT_TOLERANCE, 0.01 * measured.logits.abs().max().item())
+    problems = []
+    if wrong:
+        problems.append(f"predictions.npz: {wrong:,} predictions are not those of the weights")
+    elif not furthest <= scale:
+        problems.append(f"predictions.npz: logits differ from the weights' by up to {furthest:.2g}")
+    detail = f"{int(differing.sum())} of {len(rows):,} differ, logits by at most {furthest:.2g}"
+    return _judge(problems, detail)
+
+
+def _check_confusion_matrix(run: Evidence) -> Result:
+    """confusion_matrix.csv is the count of the kept predictions."""
+    classes, counts = run.predictions.classes, run.predictions.confusion
+    expected = pd.DataFrame(counts, index=classes, columns=classes)
+    return _compare_table(run, "confusion_matrix.csv", expected)
+
+
+def _check_per_class(run: Evidence) -> Result:
+    """per_class.csv follows from the kept predictions."""
+    return _compare_table(run, "per_class.csv", run.predictions.per_class)
+
+
+def _compare_table(run: Evidence, name: str, expected: pd.DataFrame) -> Result:
+    found = run.read(name)
+    if [*found.index] != [*expected.index] or [*found.columns] != [*expected.columns]:
+        return Result(FAIL, f"{name}: its classes or columns are not those of predictions.npz")
+    cells = np.argwhere(~np.isclose(found, expected, rtol=1e-7, atol=1e-12))
+    problems = [
+        f"{name}: {found.index[row]}, {found.columns[column]} is "
+        f"{found.iloc[row, column]:g}, predictions.npz gives {expected.iloc[row, column]:g}"
+        for row, column in cells[:3]
+    ]
+    return _judge(problems, "as predictions.npz gives")
+
+
+def _check_report(run: Evidence) -> Result:
+    """The test accuracy that notebook and report state is that of metrics.json."""
+    stated = {}
+    for name in ("notebook.ipynb", "report.html"):
+        if run.has(name):
+            text = run.read(name)
+            stated[name] = findall(r"Test accuracy (\d+\.\d\d) ?% after epoch \d+", text)
+            if name == "report.html":
+                stated[name] += findall(r"(\d+\.\d\d) %(?:</title>|</b> reproduced)", text)
+    found = {name: values for name, values in stated.items() if values}
+    if not found:
+        why = "states no test accuracy" if stated else "is not kept"
+        raise Unavailable(f"{' and '.join(stated) or 'notebook or report'} {why}")
+    expected = f"{100 * run.metrics['test_accuracy']:.2f}"
+    problems = [
+        f"{name} states {value} %, metrics.json {expected} %"
+        for name, values in found.items()
+        for value in dict.fromkeys(values)
+        if value != expected
+    ]
+    return _judge(problems, f"{expected} % in {' and '.join(found)}")
+
+
+CLAIMS: dict[str, Callable[[Evidence], Result]] = {
+    "checksums": _check_checksums,
+    "record": _check_record,
+    "experiment": _check_experiment,
+    "parameters": _check_parameters,
+    "summary": _check_summary,
+    "learning rates": _check_learning_rates,
+    "history": _check_history,
+    "metrics": _check_metrics,
+    "accuracy": _check_accuracy,
+    "predictions": _check_predictions,
+    "confusion matrix": _check_confusion_matrix,
+    "per class": _check_per_class,
+    "report": _check_report,
+}
+
+
+def verify_runs(
+    folders: Iterable[Path], data_root: str | Path | None = None
+) -> Iterator[tuple[Path, dict[str, Result]]]:
+    """The result of every claim for each run folder, in turn; data sets are read once."""
+    find_dataset = cache(lambda name: _genuine_data(name, data_root))
+    for folder in folders:
+        run = Evidence(folder, find_dataset)
+        yield folder, {name: _result(claim, run) for name, claim in CLAIMS.items()}
+
+
+def _result(claim: Callable[[Evidence], Result], run: Evidence) -> Result:
+    try:
+        result = claim(run)
+    except Unavailable as error:
+        unfinished = run.status in STATUSES and run.status not in ("done", "imported")
+        reason = f" (the run is not finished: {run.status})" if unfinished else ""
+        result = Result(NOT_CHECKED, f"{error}{reason}")
+    except Exception as error:  # a value in a file that no one foresaw; never a traceback
+        result = Result(FAIL, f"the files cannot be compared: {_message(error)}")
+    return Result(result.status, _clean(result.detail.replace(f"{run.folder}/", "")))
+
+
+def _genuine_data(name: str, root: str | Path | None) -> Dataset | Unavailable:
+    """The data set, which is never downloaded for this; the reason where it is not here."""
+    if name == "cifar10" and find_cifar10(root) is None:
+        return Unavailable("CIFAR-10 is not on this machine")
+    try:
+        return load_dataset(name, root)
+    except (UserError, OSError) as error:
+        return Unavailable(str(error))
+
+
+def overall(results: Mapping[str, Result]) -> str:
+    """FAIL if any claim fails, else PASS if any passes, else NOT CHECKED."""
+    statuses = {result.status for result in results.values()}
+    return next((status for status in (FAIL, PASS) if status in statuses), NOT_CHECKED)
+
+
+def format_results(verified: Mapping[Path, Mapping[str, Result]]) -> str:
+    """A line for each claim of a single run; of several a table, and the reasons below it."""
+    if len(verified) == 1:
+        ((folder, results),) = verified.items()
+        lines = [f"{r.status:11}  {name:16}  {r.detail}" for name, r in results.items()]
+        return "\n".join([_clean(display_path(folder)), *lines])
+    table = pd.DataFrame(
+        {
+            _clean(display_path(folder)): {name: r.status for name, r in results.items()}
+            for folder, results in verified.items()
+        }
+    ).T.replace(NOT_CHECKED, "-")
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for folder, results in verified.items():
+        for name, (status, detail) in results.items():
+            if status != PASS:
+                reasons.setdefault((status, name, detail), []).append(_clean(display_path(folder)))
+    lines = [
+        f"{status:11}  {name}: {detail} "
+        f"({', '.join(runs) if status == FAIL or len(runs) == 1 else f'{len(runs)} runs'})"
+        for (status, name, detail), runs in sorted(reasons.items())
+    ]
+    failed = sum(overall(results) == FAIL for results in verified.values())
+    last = f"{len(verified)} runs, {failed} with a FAIL; - in the table: {NOT_CHECKED}"
+    return "\n".join([table.to_string(), "", *lines, last])
+
+
+def results_json(verified: Mapping[Path, Mapping[str, Result]]) -> str:
+    """A list with an object for each run: its folder, its status and those of its claims."""
+    content = [
+        {
+            "run": display_path(folder),
+            "status": overall(results),
+            "claims": {name: result._asdict() for name, result in results.items()},
+        }
+        for folder, results in verified.items()
+    ]
+    return json.dumps(content, indent=2)

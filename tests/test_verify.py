@@ -1,0 +1,567 @@
+"""Verification: each way of doctoring a run fails the claims that it breaks, and no other."""
+
+import io
+import json
+import os
+import shutil
+import zipfile
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from click.testing import CliRunner
+from conftest import TINY, recorded_lite
+
+from resnetlib import build_model, files, load_experiment, load_run, train
+from resnetlib.cli import main
+from resnetlib.runs import verify
+from resnetlib.runs.artifacts import run_metrics
+from resnetlib.runs.find import reference_runs
+from resnetlib.runs.record import ARTIFACTS
+from resnetlib.runs.run import WEIGHTS
+from resnetlib.runs.verify import (
+    CLAIMS,
+    DETAIL_CHARACTERS,
+    FAIL,
+    LARGEST_FILE,
+    NOT_CHECKED,
+    PARSERS,
+    PASS,
+    Result,
+    format_results,
+    verify_runs,
+)
+
+TEXTS = ("summary.txt", "report.html")  # every text can be read
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run on the digits with a notebook and a report that state its accuracy."""
+    experiment = load_experiment("lite", **TINY, epochs=6)
+    run = train(experiment, output=tmp_path_factory.mktemp("verify") / "run")
+    printed = nbformat.v4.new_output("stream", text=f"{run.headline}\n")
+    cell = nbformat.v4.new_code_cell("print(run.headline)", outputs=[printed])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), run.path / "notebook.ipynb")
+    accuracy = f"{100 * run.metrics['test_accuracy']:.2f} %"
+    files.write_text(run.path / "report.html", f"<title>lite: {accuracy}</title>")
+    return run
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    return shutil.copytree(trained.path, tmp_path / "run")
+
+
+def verified(folder, **settings):
+    ((_, results),) = verify_runs([folder], **settings)
+    return results
+
+
+def failing(folder, **settings):
+    return {name for name, result in verified(folder, **settings).items() if result.status == FAIL}
+
+
+def edit_json(name, **changes):
+    def edit(folder):
+        content = files.read_json(folder / name)
+        files.write_json(folder / name, content | changes)
+
+    return edit
+
+
+def edit_experiment(*, digest=False, **changes):
+    """Values by dotted key with `__` for the dot; `digest` makes run.json agree with them."""
+
+    def edit(folder):
+        path = folder / "experiment.yaml"
+        content = yaml.safe_load(path.read_text())
+        for key, value in changes.items():
+            *parents, last = key.split("__")
+            branch = content
+            for parent in parents:
+                branch = branch[parent]
+            branch[last] = value
+        path.write_text(yaml.safe_dump(content))
+        if digest:
+            experiment = load_experiment(str(path))
+            record = files.read_json(folder / "run.json")
+            record |= experiment.model_dump(mode="json", include={"variant", "overrides"})
+            record["experiment"] = record["fingerprint"]["experiment"] = experiment.digest
+            files.write_json(folder / "run.json", record)
+
+    return edit
+
+
+def edit_history(row, column, value):
+    def edit(folder):
+        history = pd.read_csv(folder / "history.csv")
+        history.loc[row, column] = value
+        history.to_csv(folder / "history.csv", index=False)
+
+    return edit
+
+
+def edit_predictions(**changes):
+    """Each change is a function from the arrays of predictions.npz to a new array."""
+
+    def edit(folder):
+        with np.load(folder / "predictions.npz") as kept:
+            arrays = dict(kept)
+        arrays |= {name: change(arrays) for name, change in changes.items()}
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        (folder / "predictions.npz").write_bytes(buffer.getvalue())
+
+    return edit
+
+
+def edit_weights(change):
+    def edit(folder):
+        weights = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+        (folder / WEIGHTS).write_bytes(safetensors.torch.save(change(weights)))
+
+    return edit
+
+
+def other_weights(weights):
+    architecture = load_experiment("lite", **TINY).architecture
+    return build_model(architecture, seed=9).state_dict()
+
+
+def replace(name, old, new):
+    def edit(folder):
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new, 1))
+
+    return edit
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def drop_last_epoch(folder):
+    pd.read_csv(folder / "history.csv").iloc[:-1].to_csv(folder / "history.csv", index=False)
+
+
+def perfect(arrays):
+    return 20 * np.eye(10, dtype=np.float32)[arrays["labels"]]
+
+
+def with_override(folder):
+    """As if the run had been made with another normalisation."""
+    overrides = load_experiment(str(folder / "experiment.yaml")).overrides
+    overrides = overrides | {"recipe.normalize": "none"}
+    edit_experiment(recipe__normalize="none", overrides=overrides, digest=True)(folder)
+
+
+def with_override_value(folder):
+    overrides = load_experiment(str(folder / "experiment.yaml")).overrides
+    edit_experiment(overrides=overrides | {"recipe.epochs": 99}, digest=True)(folder)
+
+
+def consistently_better(folder):
+    """A better last epoch, in the history and in all that the metrics take from it."""
+    edit_history(6, "test_accuracy", 0.96)(folder)
+    run = load_run(folder)
+    edit_json("metrics.json", **run_metrics(run.experiment, run.history, run.evaluation))(folder)
+
+
+MEASURED = {"accuracy", "predictions"}
+TABLES = {"confusion matrix", "per class"}
+# name -> (what is done, the claims that fail although the checksums were renewed)
+DOCTORED = {
+    "test_accuracy": (
+        edit_json("metrics.json", test_accuracy=0.9999),
+        {"metrics", "accuracy", "report"},
+    ),
+    "kept_accuracy": (
+        edit_json("metrics.json", selected_test_accuracy=0.9999),
+        {"metrics", "accuracy"},
+    ),
+    "calibration_error": (edit_json("metrics.json", ece=0.001), {"metrics"}),
+    "train_seconds": (edit_json("metrics.json", train_seconds=1.0), {"metrics"}),
+    "selected_epoch": (edit_json("metrics.json", selected_epoch=2), {"metrics"}),
+    "published_accuracy": (edit_json("metrics.json", published_test_accuracy=0.5), {"metrics"}),
+    "metrics_lack_a_key": (
+        lambda folder: files.write_json(folder / "metrics.json", {"test_accuracy": "high"}),
+        {"parameters", "metrics", "accuracy", "report"},
+    ),
+    "parameters": (edit_json("metrics.json", parameters=12), {"parameters"}),
+    "macs": (edit_json("metrics.json", macs=12), {"parameters"}),
+    "weights_of_another_seed": (edit_weights(other_weights), MEASURED),
+    "weights_all_zero": (
+        edit_weights(lambda weights: {name: 0 * value for name, value in weights.items()}),
+        MEASURED,
+    ),
+    "weights_not_finite": (
+        edit_weights(lambda weights: weights | {"linear.bias": torch.full((10,), torch.nan)}),
+        MEASURED,
+    ),
+    "weights_with_another_key": (
+        edit_weights(lambda weights: weights | {"extra": torch.zeros(1)}),
+        {"parameters"},
+    ),
+    "weights_of_another_shape": (
+        edit_weights(lambda weights: weights | {"linear.weight": torch.zeros(3, 3)}),
+        {"parameters"},
+    ),
+    "learning_rate": (edit_history(2, "lr", 0.05), {"learning rates"}),
+    "learning_rate_untrained": (edit_history(0, "lr", 0.1), {"learning rates"}),
+    "last_accuracy": (edit_history(6, "test_accuracy", 0.96), {"metrics"}),
+    "last_accuracy_and_metrics": (consistently_better, {"metrics", "accuracy", "report"}),
+    "accuracy_of_no_count": (edit_history(2, "test_accuracy", 0.12345), {"history"}),
+    "train_accuracy_of_no_count": (edit_history(2, "train_accuracy", 0.12345), {"history"}),
+    "loss_not_finite": (edit_history(2, "test_loss", np.inf), {"history"}),
+    "seconds": (edit_history(2, "seconds", 5000.0), {"metrics"}),
+    "epoch_left_out": (drop_last_epoch, {"history", "metrics"}),
+    "normalization": (
+        edit_experiment(recipe__normalize="none"),
+        {"experiment", *MEASURED},
+    ),
+    "normalization_with_digest": (
+        edit_experiment(recipe__normalize="none", digest=True),
+        {"experiment", *MEASURED},
+    ),
+    "normalization_with_override": (with_override, MEASURED),
+    "override_value": (with_override_value, {"experiment"}),
+    "variant": (edit_experiment(variant="laptop"), {"experiment"}),
+    "variant_with_digest": (edit_experiment(variant="laptop", digest=True), {"experiment"}),
+    "architecture": (
+        edit_experiment(architecture__widths=[8]),
+        {"experiment", "parameters", "summary"},
+    ),
+    "rate_of_experiment": (
+        edit_experiment(recipe__optimizer__lr=0.2),
+        {"experiment", "learning rates"},
+    ),
+    "epochs_of_experiment": (
+        edit_experiment(recipe__epochs=40),
+        {"experiment", "learning rates", "history"},
+    ),
+    "dataset_of_experiment": (
+        edit_experiment(dataset="cifar10"),
+        {"experiment", "history", "metrics"},
+    ),
+    "seed_of_experiment": (edit_experiment(seed=7), {"experiment"}),
+    "budget": (edit_experiment(budget=100), {"experiment", "parameters"}),
+    "budget_raised": (edit_experiment(budget=6_000_000), {"experiment"}),
+    "published": (edit_experiment(published={"test_accuracy": 0.1}), {"experiment"}),
+    "summary": (replace("summary.txt", "Total params: ", "Total params: 9"), {"summary"}),
+    "summary_cut": (write("summary.txt", b""), {"summary"}),
+    "confusion_matrix": (
+        replace("confusion_matrix.csv", "\n0,", "\n0,1"),
+        {"confusion matrix"},
+    ),
+    "class_names": (replace("confusion_matrix.csv", "\n0,", "\nzero,"), {"confusion matrix"}),
+    "per_class": (replace("per_class.csv", "\n0,", "\n0,1"), {"per class"}),
+    "per_class_column": (replace("per_class.csv", "recall", "precision"), {"per class"}),
+    "predictions_perfect": (
+        edit_predictions(logits=perfect, predictions=lambda arrays: arrays["labels"]),
+        {"metrics", "predictions", *TABLES},
+    ),
+    "predictions_alone": (
+        edit_predictions(predictions=lambda arrays: arrays["labels"]),
+        {"predictions"},
+    ),
+    "logits_scaled": (
+        edit_predictions(logits=lambda arrays: 2 * arrays["logits"]),
+        {"metrics", "predictions"},
+    ),
+    "labels": (
+        edit_predictions(labels=lambda arrays: arrays["predictions"]),
+        {"metrics", "predictions", *TABLES},
+    ),
+    "notebook": (replace("notebook.ipynb", "Test accuracy ", "Test accuracy 1"), {"report"}),
+    "report": (write("report.html", b"<title>lite: 99.99 %</title>"), {"report"}),
+    "status": (edit_json("run.json", status="interrupted"), {"record"}),
+    "status_unknown": (edit_json("run.json", status="great"), {"record"}),
+    "status_imported": (edit_json("run.json", status="imported"), {"record"}),
+    "record_seed": (edit_json("run.json", seed=3), {"experiment"}),
+    "record_variant": (edit_json("run.json", variant="laptop"), {"experiment"}),
+    "record_overrides": (edit_json("run.json", overrides={}), {"experiment"}),
+    "record_digest": (edit_json("run.json", experiment="0" * 64), {"record", "experiment"}),
+    "record_data": (edit_json("run.json", dataset_checksums={"digits": "0"}), {"record"}),
+    "record_finished": (edit_json("run.json", finished="2001-01-01T00:00:00+00:00"), {"record"}),
+    "record_torch": (edit_json("run.json", versions={"torch": "1.0"}), {"record"}),
+    "record_fingerprint": (edit_json("run.json", fingerprint=[]), {"record"}),
+}
+
+
+def renew_checksums(folder):
+    record = files.read_json(folder / "run.json")
+    record["artifacts"] = {name: files.sha256(folder / name) for name in record["artifacts"]}
+    files.write_json(folder / "run.json", record)
+
+
+@pytest.fixture(autouse=True)
+def digits_read_once(monkeypatch, digits):
+    real = verify.load_dataset
+    monkeypatch.setattr(
+        verify, "load_dataset", lambda name, root: digits if name == "digits" else real(name, root)
+    )
+
+
+def test_verify_run_as_trained(trained):
+    results = verified(trained.path)
+    assert list(results) == list(CLAIMS)
+    assert {name: result for name, result in results.items() if result.status != PASS} == {}
+
+
+@pytest.mark.parametrize("name", DOCTORED)
+def test_verify_doctored_with_new_checksums(folder, name, monkeypatch):
+    monkeypatch.setattr(verify, "find_cifar10", lambda root: None)
+    doctor, broken = DOCTORED[name]
+    doctor(folder)
+    renew_checksums(folder)
+    assert failing(folder) == broken
+
+
+@pytest.mark.parametrize("name", [*ARTIFACTS, "figures/curves.png"])
+def test_verify_file_with_one_more_byte(folder, name):
+    with (folder / name).open("ab") as file:
+        file.write(b"\n")
+    results = verified(folder)
+    assert failing(folder) == {"checksums"}
+    assert name in results["checksums"].detail
+
+
+DAMAGED = {
+    "empty": b"",
+    "binary": bytes(range(256)),
+    "nested": b"[" * 200_000,
+    "list": b"[1, 2]",
+    "escapes": b'{"status": "\\u001b[2J\\ud800", "x": \x1b[2J}',
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+@pytest.mark.parametrize("name", [name for name in PARSERS if name not in TEXTS])
+def test_verify_damaged_file(folder, name, content):
+    (folder / name).write_bytes(content)
+    results = verified(folder)
+    claim = "record" if name == "run.json" else "checksums"
+    assert results[claim].status == FAIL
+    assert name in results[claim].detail
+    assert {key for key, result in results.items() if result.status == FAIL} <= {claim, *TABLES}
+    for result in results.values():
+        assert result.detail.isprintable()
+        assert len(result.detail) <= DETAIL_CHARACTERS
+
+
+@pytest.mark.parametrize("name", [*PARSERS, "figures/curves.png"])
+def test_verify_file_that_is_a_pipe(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    claim = "record" if name == "run.json" else "checksums"
+    assert failing(folder) == {claim}
+    assert f"{name} is not a regular file" in verified(folder)[claim].detail
+
+
+@pytest.mark.parametrize("name", [name for name in ARTIFACTS if name != WEIGHTS])
+def test_verify_missing_file(folder, name):
+    (folder / name).unlink()
+    results = verified(folder)
+    assert failing(folder) == {"checksums"}
+    assert results["checksums"].detail == f"{name} is missing"
+    assert NOT_CHECKED in {result.status for result in results.values()}
+
+
+def test_verify_missing_record(folder):
+    (folder / "run.json").unlink()
+    assert failing(folder) == {"record"}
+
+
+def test_verify_names_outside_the_folder(folder, tmp_path):
+    (tmp_path / "outside").write_text("secret")
+    for name in ("../outside", str(tmp_path / "outside"), "a\0b"):
+        record = files.read_json(folder / "run.json")
+        record["artifacts"] = record["artifacts"] | {name: "0"}
+        files.write_json(folder / "run.json", record)
+        assert failing(folder) == {"checksums"}
+        assert "outside the run folder" in verified(folder)["checksums"].detail
+
+
+def test_verify_bomb_in_predictions(folder):
+    with zipfile.ZipFile(folder / "predictions.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("logits.npy", bytes(LARGEST_FILE["predictions.npz"] + 1))
+    renew_checksums(folder)
+    assert "too large" in verified(folder)["checksums"].detail
+
+
+# Not checked -------------------------------------------------------------------------------------
+
+
+def not_checked(folder):
+    return {name: r.detail for name, r in verified(folder).items() if r.status == NOT_CHECKED}
+
+
+def test_verify_without_weights_and_report(folder):
+    for name in (WEIGHTS, "notebook.ipynb", "report.html", "figures/curves.png"):
+        (folder / name).unlink()
+    assert failing(folder) == set()
+    assert not_checked(folder) == {
+        "accuracy": "no weights are kept",
+        "predictions": "no weights are kept",
+        "report": "notebook or report is not kept",
+    }
+    assert "2 not kept" in verified(folder)["checksums"].detail
+
+
+def test_verify_recorded_runs_without_data(monkeypatch):
+    monkeypatch.setattr(verify, "find_cifar10", lambda root: None)
+    for folder, results in verify_runs([run.path for run in reference_runs()]):
+        statuses = {name: result.status for name, result in results.items()}
+        assert statuses.pop("accuracy") == statuses.pop("predictions") == NOT_CHECKED
+        if not (folder / "notebook.ipynb").is_file():
+            statuses.pop("report")
+        assert set(statuses.values()) == {PASS}, folder
+    lite = not_checked(recorded_lite().path)
+    assert lite["accuracy"] == "CIFAR-10 is not on this machine"
+
+
+def test_verify_unfinished_run(folder):
+    for name in ("metrics.json", "predictions.npz", WEIGHTS, "per_class.csv"):
+        (folder / name).unlink()
+    drop_last_epoch(folder)
+    record = files.read_json(folder / "run.json") | {"status": "interrupted", "artifacts": {}}
+    del record["finished"]
+    files.write_json(folder / "run.json", record)
+    assert failing(folder) == set()
+    reasons = not_checked(folder)
+    assert {"checksums", "metrics", "accuracy", "predictions"} < set(reasons)
+    assert "the run is not finished" in reasons["metrics"]
+    edit_history(2, "lr", 0.5)(folder)
+    assert failing(folder) == {"learning rates"}
+
+
+def test_verify_imported_run(folder):
+    for name in ("history.csv", "notebook.ipynb", "report.html"):
+        (folder / name).unlink()
+    record = files.read_json(folder / "run.json") | {"status": "imported"}
+    del record["artifacts"]["history.csv"], record["fingerprint"], record["finished"]
+    files.write_json(folder / "run.json", record)
+    assert failing(folder) == set()
+    reason = "an imported run has no history of its own"
+    assert not_checked(folder)["history"] == not_checked(folder)["learning rates"] == reason
+    edit_weights(other_weights)(folder)
+    renew_checksums(folder)
+    assert failing(folder) == MEASURED
+
+
+def test_verify_network_over_the_default_budget(folder, monkeypatch):
+    monkeypatch.setattr(verify, "DEFAULT_BUDGET", 100)
+    assert "the experiment's own budget is 5000000" in not_checked(folder)["parameters"]
+
+
+def test_verify_variant_without_file(folder, monkeypatch):
+    monkeypatch.setattr(verify, "list_variants", list)
+    assert "no variant file lite.yaml" in verified(folder)["experiment"].detail
+    assert failing(folder) == set()
+
+
+def test_verify_weights_in_half_precision(folder):
+    def halve(weights):
+        return {n: v.half() if v.is_floating_point() else v for n, v in weights.items()}
+
+    edit_weights(halve)(folder)
+    renew_checksums(folder)
+    assert failing(folder) == set()
+
+
+def test_verify_tolerates_near_ties_only(folder, monkeypatch):
+    """A prediction may differ where the recomputed two highest logits lie within the tolerance."""
+
+    def second_for_first(arrays):
+        logits, image = arrays["logits"].copy(), 0
+        second, first = np.argsort(logits[image])[-2:]
+        logits[image, [first, second]] = logits[image, [second, first]]
+        return logits
+
+    edit_predictions(logits=second_for_first, predictions=lambda a: second_for_first(a).argmax(1))(
+        folder
+    )
+    assert verified(folder)["predictions"].status == FAIL
+    monkeypatch.setattr(verify, "LOGIT_TOLERANCE", 1000.0)
+    assert verified(folder)["predictions"].status == PASS
+
+
+# The command line --------------------------------------------------------------------------------
+
+
+def call(*words):
+    return CliRunner().invoke(main, ["verify", *map(str, words)])
+
+
+def test_verify_command_on_one_run(folder):
+    done = call(folder)
+    assert done.exit_code == 0
+    assert [line[:4] for line in done.stdout.splitlines()[1:]] == [PASS] * len(CLAIMS)
+    (folder / WEIGHTS).unlink()
+    assert call(folder).exit_code == 0
+    edit_json("metrics.json", ece=0.5)(folder)
+    failed = call(folder)
+    assert failed.exit_code == 3
+    assert "FAIL         metrics           metrics.json: ece is 0.5, expected" in failed.stdout
+    assert "NOT CHECKED  accuracy          no weights are kept" in failed.stdout
+
+
+def test_verify_command_prints_json(folder):
+    (folder / "model.safetensors").unlink()
+    edit_json("run.json", seed=3)(folder)
+    done = call(folder, "--json")
+    assert done.exit_code == 3
+    (content,) = json.loads(done.stdout)
+    assert content["run"].endswith("run")
+    assert content["status"] == FAIL
+    assert content["claims"]["experiment"] == {
+        "status": FAIL,
+        "detail": "run.json: seed is 3, expected 0",
+    }
+    assert content["claims"]["accuracy"]["status"] == NOT_CHECKED
+    assert content["claims"]["metrics"]["status"] == PASS
+
+
+def test_verify_sixty_runs_in_one_table(folder, monkeypatch, digits):
+    reads = []
+    monkeypatch.setattr(verify, "load_dataset", lambda *names: reads.append(names) or digits)
+    monkeypatch.setattr(verify, "_check_summary", lambda run: Result(PASS, ""))  # for time
+    folders = [folder.with_name(f"run{number:02}") for number in range(60)]
+    for copy in folders:
+        shutil.copytree(folder, copy)
+    (folders[7] / WEIGHTS).unlink()
+    edit_json("metrics.json", ece=0.5)(folders[9])
+    text = format_results(dict(verify_runs(folders)))
+    rows = {line.split()[0][-5:]: line.split()[1:] for line in text.splitlines() if "/run" in line}
+    assert reads == [("digits", None)]
+    assert [len(rows[copy.name]) for copy in folders] == [len(CLAIMS)] * 60
+    assert set(rows["run00"]) == {PASS}
+    assert rows["run07"].count("-") == 2
+    assert rows["run09"].count(FAIL) == 2
+    assert "metrics: metrics.json: ece is 0.5" in text
+    assert text.endswith("60 runs, 1 with a FAIL; - in the table: NOT CHECKED")
+
+
+@pytest.mark.parametrize("words", [["liet"], ["no/such/folder"], [], ["--jsn"]])
+def test_verify_command_mistake(folder, words):
+    done = call(*([folder] if words else []), *words)
+    assert done.exit_code == 2
+    assert "Traceback" not in done.output
+    assert PASS not in done.output
+
+
+def test_verify_recorded_lite(cifar10_folder):
+    results = verified(recorded_lite().path, data_root=cifar10_folder)
+    assert {result.status for result in results.values()} == {PASS}
+
+
+@pytest.mark.exhaustive
+def test_verify_all_recorded_runs(cifar10_folder):
+    for folder, results in verify_runs([run.path for run in reference_runs()], cifar10_folder):
+        assert FAIL not in {result.status for result in results.values()}, folder
