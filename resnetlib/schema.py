@@ -67,6 +67,8 @@ class SqueezeExcitationConfig(Model):
 
 
 SIDE = 32  # pixels of every image here
+IMAGE_SHAPE = (3, SIDE, SIDE)  # channels, height, width of every data set here
+NUM_CLASSES = 10  # of CIFAR-10, and of the digits
 WHITENING_CHANNELS = 24  # the 12 directions of 2×2 patches in colour, each with its negative
 
 
@@ -422,6 +424,11 @@ class Recipe(Model):
         if self.select == "best_holdout" and not self.holdout:
             raise ValueError("select 'best_holdout' needs holdout above 0")
         return self
+
+
+def block_names() -> tuple[str, ...]:
+    """The kinds of block that an architecture may have."""
+    return get_args(Architecture.model_fields["block"].annotation)
 
 
 def tagged_models(*unions: Any) -> dict[str, type[Model]]:

@@ -22,7 +22,8 @@ from .. import rng
 from ..errors import ConfigError
 from ..evaluation import evaluate, wilson_interval
 from ..progress import bar
-from ..size import macs
+from ..resnet import ResNet
+from ..size import measure_size
 
 # Multiply-accumulates that the damaged images may take unless their number is given: a minute of
 # one core, where `lite` computes 4e10 a second.
@@ -30,7 +31,7 @@ MACS = 2.5e12
 FEWEST_IMAGES = 1000  # an accuracy of 80 % is then known to ±2.5 points
 
 
-def corruption_sample_size(wanted: int | None, model: nn.Module, available: int) -> int:
+def corruption_sample_size(wanted: int | None, model: ResNet, available: int) -> int:
     """How many test images `robustness` is to use: what is wanted, or else affordable.
 
     Affordable are all of a small network's, fewer of a large one's, never less than 1,000.
@@ -38,7 +39,7 @@ def corruption_sample_size(wanted: int | None, model: nn.Module, available: int)
     """
     if wanted is None:
         settings = len(CORRUPTIONS) * len(SEVERITIES)
-        affordable = int(MACS / (settings * macs(model)) // 100) * 100
+        affordable = int(MACS / (settings * measure_size(model.architecture).macs) // 100) * 100
         return min(available, max(FEWEST_IMAGES, affordable))
     if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= available:
         raise ConfigError(f"images = {wanted!r}: give a whole number from 1 to {available:,}")

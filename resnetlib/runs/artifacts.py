@@ -1,6 +1,7 @@
 """Write what a finished training leaves: metrics, tables, predictions, weights and figures."""
 
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from .. import files
 from ..data import Dataset
 from ..evaluation import Evaluation, wilson_interval
 from ..experiment import Experiment
-from ..size import count_parameters, macs
+from ..size import measure_size
 from .run import WEIGHTS
 
 
@@ -53,8 +54,7 @@ def write_results(
     metrics = run_metrics(experiment, history, evaluation)
     metrics |= {
         "selected_epoch": selected_epoch,
-        "parameters": count_parameters(model),
-        "macs": macs(model),
+        **asdict(measure_size(experiment.architecture)),
         **timing(experiment, dataset, history, evaluation_seconds),
     }
     files.write_json(folder / "metrics.json", metrics)
