@@ -31,7 +31,6 @@ import safetensors.torch
 import torch
 
 from resnetlib import (
-    build_model,
     evaluate,
     files,
     load_dataset,
@@ -45,7 +44,7 @@ from resnetlib.errors import ConfigError
 from resnetlib.experiment import Experiment
 from resnetlib.paths import PROJECT
 from resnetlib.runs.run import Run
-from resnetlib.size import macs
+from resnetlib.size import measure_size
 
 SEEDS = {  # how many of each variant
     "published": {
@@ -94,7 +93,7 @@ class Planned:
     @property
     def work(self) -> int:
         """Multiply-accumulates of the forward passes, but for the number of images."""
-        return self.experiment.recipe.epochs * macs(build_model(self.experiment.architecture))
+        return self.experiment.recipe.epochs * measure_size(self.experiment.architecture).macs
 
     @property
     def run(self) -> Run | None:

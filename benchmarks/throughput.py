@@ -32,7 +32,7 @@ from resnetlib.data import normalization
 from resnetlib.device import resolve_device_settings, retain_freed_memory
 from resnetlib.experiment import Experiment
 from resnetlib.optim import build_optimizer
-from resnetlib.size import macs
+from resnetlib.size import measure_size
 from resnetlib.training import Trainer, epoch_flip_mask
 
 WORKERS = 2  # of the ordinary loop
@@ -265,7 +265,7 @@ def main() -> None:
         ordinary, ours = (statistics.median(measured["rates"][loop]) for loop in LOOPS)
         ratios = measured["ratios"]
         # Forward and backward pass are three times the forward's products, two operations each.
-        share = ours * 3 * 2 * macs(build_model(experiment.architecture)) / rate
+        share = ours * 3 * 2 * measure_size(experiment.architecture).macs / rate
         megabytes = " / ".join(f"{measured['memory'][loop] / 1e6:,.0f}" for loop in LOOPS)
         images = experiment.recipe.epochs * (50_000 - experiment.recipe.holdout)
         print(

@@ -1,9 +1,9 @@
 """Residual blocks, squeeze-and-excitation and the whitening stem.
 
 Images and activations are (N, C, H, W). A block maps (N, in_channels, H, W) to
-(N, out_channels, H/stride, W/stride). Its `tail` is what the residual passes last before the
-addition: squeeze-and-excitation, stochastic depth, both or nothing. An absent part is an empty
-`nn.Sequential()`: an identity that torchsummary, like the published tables, gives no row.
+(N, out_channels, H/stride, W/stride). Its `tail` ends the residual path, before the addition:
+squeeze-and-excitation, stochastic depth, both or neither. An absent part is an empty
+`nn.Sequential()`: an identity without a row in torchsummary's table, as in the published tables.
 """
 
 import torch
@@ -27,7 +27,7 @@ def projection(in_channels: int, out_channels: int, stride: int, bias: bool) -> 
 
 
 class Whitening(nn.Conv2d):
-    """Frozen 2×2 convolution that decorrelates the pixels of a patch, each filter ± once.
+    """Frozen 2×2 convolution that decorrelates the pixels of a patch; each filter and its negative.
 
     The filters are the principal directions of the training images' patches, each divided by its
     standard deviation (Page 2019, "How to train your ResNet" 8; Jordan 2024). They are not
@@ -41,12 +41,12 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Set the filters from images as the network gets them, normalised float (N, 3, H, W)."""
+        """Set the filters from the network's input: normalised float images (N, 3, H, W)."""
         patches = images.unfold(2, 2, 1).unfold(3, 2, 1)  # (N, 3, H - 1, W - 1, 2, 2)
         patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
         second_moments = (patches.T @ patches / len(patches)).double().cpu()
         variances, directions = torch.linalg.eigh(second_moments)
-        # An eigenvector's sign is the library's choice: the largest entry is made positive.
+        # The sign of an eigenvector depends on the library: the largest entry is made positive.
         largest = directions.abs().argmax(0, keepdim=True)
         directions = directions * directions.gather(0, largest).sign()
         filters = (directions / (variances + 5e-4).sqrt()).T.flip(0).reshape(12, 3, 2, 2)
@@ -54,10 +54,10 @@ class Whitening(nn.Conv2d):
 
 
 class MaxPool2x2(nn.Module):
-    """`nn.MaxPool2d(2)`, four times as fast to differentiate when compiled for a CPU.
+    """`nn.MaxPool2d(2)` with a gradient that is computed faster when compiled for a CPU.
 
     torch's own gradient scatters: it took 52 of the 180 ms of a step of `laptop` (two cores with
-    AMX), this one 19 of 148. Where values are equal, they share the gradient.
+    AMX), this one 19 of 148. Equal values share the gradient.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,10 +130,10 @@ class BasicBlock(nn.Module):
 
 
 class DropoutBlock(nn.Module):
-    """shortcut first; conv3x3 - BN - ReLU - Dropout2d - conv3x3 - BN, plus it, then ReLU.
+    """conv3x3 - BN - ReLU - Dropout2d - conv3x3 - BN, plus the shortcut, then ReLU.
 
     Dropout between the convolutions as in Zagoruyko & Komodakis 2016 (fig. 1d), here of whole
-    channels, as the `dropout` team drew it.
+    channels, as the `dropout` team drew it; as in their table, the shortcut is computed first.
     """
 
     def __init__(
@@ -203,11 +203,11 @@ class PreActBlock(nn.Module):
 
 
 class PooledBlock(nn.Module):
-    """conv3x3 - max-pool - BN - ReLU; then conv3x3 - BN, plus what went into it, then ReLU.
+    """conv3x3 - max-pool - BN - ReLU, then conv3x3 - BN plus the identity, then ReLU.
 
     As in the ResNet-9 of fast training (Page 2018, "How to train your ResNet" 4), with one
     convolution in the residual. Pooling, where the stride is 2, comes before BN and ReLU, which
-    then have a quarter to do. No shortcut ever needs a projection.
+    then have a quarter of the work. The shortcut never needs a projection.
     """
 
     def __init__(

@@ -24,8 +24,7 @@ import torch
 from .data import TRAINING_IMAGES
 from .errors import ConfigError
 from .experiment import Experiment
-from .resnet import build_model
-from .size import macs
+from .size import measure_size
 
 # Multiply-accumulates of a run's forward passes above which compiling pays for itself on a CPU:
 # about four minutes of `lite` (two cores with AMX), where the compiled step is 1.3 times as fast
@@ -163,7 +162,7 @@ def _pays_to_compile(experiment: Experiment, device: torch.device) -> bool:
     images = recipe.epochs * (TRAINING_IMAGES[experiment.dataset] - recipe.holdout)
     if device.type == "cuda":
         return images / recipe.batch_size > COMPILE_ABOVE_STEPS
-    return images * macs(build_model(experiment.architecture)) > COMPILE_ABOVE_MACS
+    return images * measure_size(experiment.architecture).macs > COMPILE_ABOVE_MACS
 
 
 def compile_step(function: Callable, device: torch.device) -> Callable:

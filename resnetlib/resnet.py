@@ -1,4 +1,4 @@
-"""The network that an Architecture describes."""
+"""The network of an architecture: stem, stages of residual blocks, head."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,24 +18,22 @@ from .blocks import (
     conv3x3,
 )
 from .rng import derive_seed
-from .schema import SIDE, Architecture
-
-NUM_CLASSES = 10  # of CIFAR-10, and of the digits
-IMAGE_SHAPE = (3, SIDE, SIDE)  # channels, height, width of every data set here
+from .schema import IMAGE_SHAPE, NUM_CLASSES, Architecture
 
 
 class ResNet(nn.Module):
     """conv3x3 - BN - ReLU - stages of residual blocks - global mean - linear.
 
-    Squeeze-and-excitation stands after the stem, at the end of each block, or nowhere. The first
-    block of every stage but the first has stride 2, unless `strides` says otherwise; a stage of
-    depth 0 is the identity. Pre-activation networks move the stem's BN - ReLU behind the last
-    stage; the whitening stem has no BN. Input (N, 3, 32, 32), output logits (N, 10). After He et
-    al. 2015, section 4.2.
+    Squeeze-and-excitation follows the stem, ends each block, or is absent. The first block of
+    every stage but the first has stride 2, unless `strides` are given; a stage of depth 0 is the
+    identity. Pre-activation networks have the stem's BN - ReLU after the last stage instead; the
+    whitening stem has no BN. Input (N, 3, 32, 32), output logits (N, 10). After He et al. 2015,
+    section 4.2.
     """
 
     def __init__(self, architecture: Architecture):
         super().__init__()
+        self.architecture = architecture
         channels = architecture.outputs[0][0]
         preact = architecture.block == "preact"
         if architecture.stem == "whitening":
@@ -56,7 +54,7 @@ class ResNet(nn.Module):
         self.final_activation = nn.Sequential()
         if preact:
             self.final_activation.extend([nn.BatchNorm2d(channels), nn.ReLU()])
-        self.pool = nn.AdaptiveAvgPool2d(1) if "pool" in architecture.listed_layers else _mean
+        self.pool = _pool(architecture)
         self.linear = nn.Linear(channels, NUM_CLASSES)
         if not architecture.batch_norm_scale:
             for module in self.modules():
@@ -77,22 +75,32 @@ class ResNet(nn.Module):
         return self.linear(out.flatten(1))  # (N, 10)
 
 
-def _mean(x: Tensor) -> Tensor:
-    return x.mean((2, 3), keepdim=True)
+# torchsummary gives a row to every module and none to a function, and the published tables differ
+# in whether they list the stem's ReLU and the pooling. So that each table comes out row by row,
+# these two are modules where the variant's `listed_layers` names them, and functions elsewhere.
 
 
 def _stem_activation(architecture: Architecture) -> Callable[[Tensor], Tensor]:
-    """ReLU as a module or a function, as the source lists it; none before pre-activation."""
+    """ReLU; none in a pre-activation network."""
     if architecture.block == "preact":
         return nn.Sequential()
     return nn.ReLU() if "stem_relu" in architecture.listed_layers else F.relu
 
 
+def _pool(architecture: Architecture) -> Callable[[Tensor], Tensor]:
+    """Global mean, (N, C, H, W) -> (N, C, 1, 1)."""
+    return nn.AdaptiveAvgPool2d(1) if "pool" in architecture.listed_layers else _mean
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean((2, 3), keepdim=True)
+
+
 def _attention(architecture: Architecture, placement: str, channels: int) -> nn.Module:
-    wanted = architecture.squeeze_excitation
-    if wanted.placement != placement:
+    attention = architecture.squeeze_excitation
+    if attention.placement != placement:
         return nn.Sequential()
-    return SqueezeExcitation(channels, wanted.reduction)
+    return SqueezeExcitation(channels, attention.reduction)
 
 
 BLOCKS = {
@@ -128,11 +136,11 @@ def _stage(architecture: Architecture, index: int, in_channels: int) -> nn.Modul
 
 
 def _tail(architecture: Architecture, block: int, channels: int) -> nn.Module:
-    """What ends the residual of this block, counted from 0: attention, stochastic depth."""
+    """The end of this block's residual (counted from 0): attention, stochastic depth."""
     tail = _attention(architecture, "block", channels)
     if architecture.stochastic_depth:
-        share = (block + 1) / sum(architecture.depths)  # linear decay (Huang et al. 2016, fig. 2)
-        tail = nn.Sequential(tail, StochasticDepth(share * architecture.stochastic_depth))
+        depth = (block + 1) / sum(architecture.depths)  # linear decay (Huang et al. 2016, fig. 2)
+        tail = nn.Sequential(tail, StochasticDepth(depth * architecture.stochastic_depth))
     return tail
 
 

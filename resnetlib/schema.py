@@ -486,6 +486,11 @@ def models_in(annotation: Any) -> list[type[Model]]:
     return [model for part in get_args(annotation) for model in models_in(part)]
 
 
+def block_names() -> tuple[str, ...]:
+    """The kinds of block that an architecture may have."""
+    return get_args(Architecture.model_fields["block"].annotation)
+
+
 def tagged_models(*unions: Any) -> dict[str, type[Model]]:
     """The models of these unions (default: all) by each `name` that chooses them."""
     kinds = models_in(tuple[unions or (Optimizer, Schedule, AugmentStep)])

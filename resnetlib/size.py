@@ -1,48 +1,314 @@
-"""The size of a network: parameters, multiply-accumulates, memory, budget check, summary table."""
+"""Size of a network: parameters, multiply-accumulates, memory, budget, summary table.
+
+Parameters and multiply-accumulates are arithmetic on the architecture: exact integers, computed
+without torch. Memory and the summary table are torch's, which is imported where they are asked for.
+"""
 
 import contextlib
 import copy
 import io
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import NamedTuple
-
-import numpy as np
-import pandas as pd
-import torch
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
-from torchsummary import summary
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .errors import ConfigError
-from .experiment import DEFAULT_BUDGET, Experiment
-from .resnet import IMAGE_SHAPE, ResNet, build_model
-from .schema import Architecture
+from .experiment import Experiment
+from .schema import IMAGE_SHAPE, NUM_CLASSES, Architecture
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor, nn
+
+FLOAT_BYTES = 4  # of float32
+MAX_CHANNELS, MAX_BLOCKS = 65_536, 10_000  # of a stage; beyond, 64 bits might not hold the sums
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters; one that is shared counts once."""
+@dataclass(frozen=True)
+class Size:
+    """Trainable parameters, and multiply-accumulates of one image's forward pass."""
+
+    parameters: int = 0
+    macs: int = 0  # of convolutions and linear layers
+
+    def __add__(self, other: "Size") -> "Size":
+        return Size(self.parameters + other.parameters, self.macs + other.macs)
+
+    def __rmul__(self, count: int) -> "Size":
+        return Size(count * self.parameters, count * self.macs)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Memory of the parameters in float32."""
+        return FLOAT_BYTES * self.parameters
+
+
+class BlockShape(NamedTuple):
+    """What goes into a block and what leaves it; a side is both height and width."""
+
+    in_channels: int
+    in_side: int
+    out_channels: int
+    out_side: int
+    stride: int
+
+    @property
+    def changes_shape(self) -> bool:
+        return self.stride != 1 or self.in_channels != self.out_channels
+
+    @property
+    def next(self) -> "BlockShape":
+        """The block after this one in its stage, and every further one."""
+        return BlockShape(*self[2:4], *self[2:4], 1)
+
+
+def first_blocks(architecture: Architecture) -> list[BlockShape]:
+    """The first block of each stage; of a stage without blocks, one that changes nothing."""
+    shapes = pairwise(architecture.outputs)
+    stages = zip(shapes, architecture.depths, architecture.stage_strides, strict=True)
+    return [BlockShape(*b, *a, stride if depth else 1) for (b, a), depth, stride in stages]
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """Sizes of the layers of one architecture."""
+
+    bias: bool  # of convolutions
+    scale: bool  # of BatchNorm: whether its weight is trained, besides its bias
+
+    def conv(self, kernel: int, in_channels: int, out_channels: int, out_side: int) -> Size:
+        """A convolution whose output has `out_side` × `out_side` pixels."""
+        weights = kernel**2 * in_channels * out_channels
+        return Size(weights + self.bias * out_channels, weights * out_side**2)
+
+    def norm(self, channels: int) -> Size:
+        return Size((1 + self.scale) * channels)
+
+
+def linear(in_features: int, out_features: int) -> Size:
+    weights = in_features * out_features
+    return Size(weights + out_features, weights)
+
+
+def squeeze_excitation(channels: int, reduction: int) -> Size:
+    """Two convolutions of a single pixel with biases: linear layers."""
+    squeezed = max(1, channels // reduction)
+    return linear(channels, squeezed) + linear(squeezed, channels)
+
+
+def basic_block(block: BlockShape, layers: LayerSizes) -> Size:
+    """conv3x3, BN, conv3x3, BN; where the shape changes, conv1x1 and BN in the shortcut."""
+    channels, side = block.out_channels, block.out_side
+    size = layers.conv(3, block.in_channels, channels, side) + layers.norm(channels)
+    size += layers.conv(3, channels, channels, side) + layers.norm(channels)
+    if block.changes_shape:
+        size += layers.conv(1, block.in_channels, channels, side) + layers.norm(channels)
+    return size
+
+
+def preact_block(block: BlockShape, layers: LayerSizes) -> Size:
+    """BN, conv3x3, BN, conv3x3; where the shape changes, conv1x1 in the shortcut."""
+    channels, side = block.out_channels, block.out_side
+    size = layers.norm(block.in_channels) + layers.conv(3, block.in_channels, channels, side)
+    size += layers.norm(channels) + layers.conv(3, channels, channels, side)
+    if block.changes_shape:
+        size += layers.conv(1, block.in_channels, channels, side)
+    return size
+
+
+def pooled_block(block: BlockShape, layers: LayerSizes) -> Size:
+    """conv3x3 before the image is pooled, BN, conv3x3, BN."""
+    channels = block.out_channels
+    size = layers.conv(3, block.in_channels, channels, block.in_side) + layers.norm(channels)
+    return size + layers.conv(3, channels, channels, block.out_side) + layers.norm(channels)
+
+
+BLOCK_SIZES: dict[str, Callable[[BlockShape, LayerSizes], Size]] = {
+    "basic": basic_block,
+    "dropout": basic_block,
+    "preact": preact_block,
+    "pooled": pooled_block,
+}
+
+
+def block_size(architecture: Architecture, block: BlockShape) -> Size:
+    """A block with the squeeze-and-excitation at its end, where there is one."""
+    size = BLOCK_SIZES[architecture.block](block, _layer_sizes(architecture))
+    return size + _attention_size(architecture, "block", block.out_channels)
+
+
+def stem_size(architecture: Architecture) -> Size:
+    """The stem with its squeeze-and-excitation; the filters of a whitening are not trained."""
+    (channels, side), layers = architecture.outputs[0], _layer_sizes(architecture)
+    if architecture.stem == "whitening":
+        size = Size(0, layers.conv(2, IMAGE_SHAPE[0], channels, side).macs)
+    else:
+        size = layers.conv(3, IMAGE_SHAPE[0], channels, side)
+        if architecture.block != "preact":
+            size += layers.norm(channels)
+    return size + _attention_size(architecture, "stem", channels)
+
+
+def head_size(architecture: Architecture) -> Size:
+    """The linear layer, before it the BatchNorm that ends a pre-activation network."""
+    channels, _ = architecture.outputs[-1]
+    size = linear(channels, NUM_CLASSES)
+    if architecture.block == "preact":
+        size += _layer_sizes(architecture).norm(channels)
+    return size
+
+
+def _layer_sizes(architecture: Architecture) -> LayerSizes:
+    return LayerSizes(architecture.conv_bias, architecture.batch_norm_scale)
+
+
+def _attention_size(architecture: Architecture, placement: str, channels: int) -> Size:
+    attention = architecture.squeeze_excitation
+    if attention.placement != placement:
+        return Size()
+    return squeeze_excitation(channels, attention.reduction)
+
+
+def measure_size(architecture: Architecture) -> Size:
+    """Parameters and multiply-accumulates of the network. `ConfigError` if absurdly large."""
+    return sum(part_sizes(architecture).values(), Size())
+
+
+def part_sizes(architecture: Architecture) -> dict[str, Size]:
+    """Sizes of the stem, each stage and the head."""
+    check_supported(architecture)
+    return _by_part(
+        architecture,
+        stem_size(architecture),
+        lambda block: block_size(architecture, block),
+        head_size(architecture),
+    )
+
+
+def check_supported(architecture: Architecture) -> None:
+    """Refuse a network so large that its size would overflow a table. Raises `ConfigError`."""
+    widest = max(channels for channels, _ in architecture.outputs)
+    if widest > MAX_CHANNELS or max(architecture.depths) > MAX_BLOCKS:
+        raise ConfigError(
+            f"networks of more than {MAX_CHANNELS:,} channels or {MAX_BLOCKS:,} blocks in a stage "
+            "are not supported"
+        )
+
+
+def _by_part(
+    architecture: Architecture, stem: Any, block: Callable[[BlockShape], Any], head: Any
+) -> dict[str, Any]:
+    """A figure of the stem, each stage (the sum over its blocks) and the head."""
+    parts = {"stem": stem}
+    stages = zip(architecture.depths, first_blocks(architecture), strict=True)
+    for number, (depth, first) in enumerate(stages, start=1):
+        figure = min(depth, 1) * block(first) + max(depth - 1, 0) * block(first.next)
+        parts[f"stage {number}"] = figure
+    return parts | {"head": head}
+
+
+def check_size(experiment: Experiment) -> int:
+    """The parameter count, if it is within the budget and equals the published one.
+
+    The published count applies to the variant's own network only: an override of the architecture
+    makes another network. Raises `ConfigError`.
+    """
+    count = measure_size(experiment.architecture).parameters
+    overridden = any(path.startswith("architecture") for path in experiment.overrides)
+    published = experiment.published.parameters
+    if published not in (None, count) and not overridden:
+        raise ConfigError(
+            f"{experiment.variant}: published.parameters is {published:,}, "
+            f"and the architecture has {count:,}"
+        )
+    if experiment.budget != "none" and count > experiment.budget:
+        raise ConfigError(
+            f"{experiment.variant}: {count:,} parameters exceed the budget of "
+            f"{experiment.budget:,}; set `budget: none` to run it anyway"
+        )
+    return count
+
+
+def describe_size(
+    architecture: Architecture,
+    budget: int | Literal["none"] | None = None,
+    *,
+    memory: bool = False,
+) -> dict[str, str]:
+    """Parameters, multiply-accumulates and weights as text.
+
+    With a budget, also what is used of it; with `memory`, also what training keeps of an image.
+    """
+    size = measure_size(architecture)
+    facts = {"parameters": f"{size.parameters:,}"}
+    if budget is not None:
+        facts["budget"] = describe_budget(size.parameters, budget)
+    facts["multiply-accumulates of one image"] = f"{size.macs / 1e6:.1f} million"
+    facts["weights"] = f"{size.weights_bytes / 2**20:.2f} MiB in float32"
+    if memory:
+        kept = sum(measure_memory(architecture).values()) / 2**20
+        facts["activations kept for the backward pass"] = (
+            f"{kept:.2f} MiB an image in float32; {128 * kept:,.0f} MiB for a batch of 128"
+        )
+    return facts
+
+
+def describe_budget(parameters: int, budget: int | Literal["none"]) -> str:
+    """`within the budget, …` or `OVER THE BUDGET by …`, with both figures."""
+    if budget == "none":
+        return "no budget"
+    check_counts(budget=[budget])
+    share = f"{parameters:,} of {budget:,} parameters ({parameters / budget:.1%})"
+    if parameters > budget:
+        return f"OVER THE BUDGET by {parameters - budget:,}: {share}"
+    return f"within the budget, {budget - parameters:,} left: {share}"
+
+
+def check_counts(**counts: list) -> None:
+    """Refuse an empty list and all but positive integers. Raises `ConfigError`."""
+    for name, values in counts.items():
+        if not values or any(type(value) is not int or value < 1 for value in values):
+            listed = ", ".join(map(repr, values)) or "nothing"
+            raise ConfigError(f"{name} = {listed}: give whole numbers from 1 up")
+
+
+def stages(architecture: Architecture) -> "pd.DataFrame":
+    """Stem, stages and head: output shape, parameters, MACs, activation bytes of one image."""
+    import pandas as pd
+
+    sizes, memory = part_sizes(architecture), measure_memory(architecture)
+    outputs = [*(format_shape(*output) for output in architecture.outputs), str(NUM_CLASSES)]
+    columns = {
+        "output": outputs,
+        "parameters": [size.parameters for size in sizes.values()],
+        "macs": [size.macs for size in sizes.values()],
+        "activation_bytes": list(memory.values()),
+    }
+    return pd.DataFrame(columns, index=list(sizes))
+
+
+def format_shape(channels: int, side: int) -> str:
+    """Channels, height, width, such as `16 × 32 × 32`."""
+    return f"{channels} × {side} × {side}"
+
+
+def count_parameters(model: "nn.Module") -> int:
+    """Trainable parameters of a model; one that is shared counts once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def macs(model: nn.Module) -> int:
-    """Multiply-accumulates of one image's forward pass: convolutions and linear layers."""
-    replica = copy.deepcopy(model).cpu().eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        replica(torch.zeros(1, *IMAGE_SHAPE))
-    return counter.get_total_flops() // 2
-
-
-def model_summary(model: nn.Module) -> str:
+def model_summary(model: "nn.Module") -> str:
     """torchsummary's table for one 3×32×32 image, with the trained parameters counted.
 
     torchsummary goes by a layer's weight: where that is fixed, it calls the bias fixed too. Made
     on a copy, with the random state set aside: BatchNorm's statistics, the random state and the
     hooks of the model stay as they were.
     """
+    import torch
+    from torchsummary import summary
+
     replica = copy.deepcopy(model).cpu()
     printed = io.StringIO()
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(printed):
@@ -54,207 +320,93 @@ def model_summary(model: nn.Module) -> str:
     return table
 
 
-def check_size(experiment: Experiment) -> int:
-    """The parameter count, if it keeps the budget and equals the published one.
+# Memory: what torch saves on its meta device, without any data ------------------------------------
 
-    The published count is held against the variant's own network only: an override of the
-    architecture makes another network. Raises `ConfigError`.
+
+def measure_memory(architecture: Architecture) -> dict[str, int]:
+    """Bytes that training keeps of one image from the forward pass to the backward, by part.
+
+    These are the image if the stem is trained, every activation that autograd saves, and the
+    logits, in float32. Each kind of block is measured once.
     """
-    with torch.device("meta"):
-        count = count_parameters(ResNet(experiment.architecture))
-    overridden = any(path.startswith("architecture") for path in experiment.overrides)
-    published = experiment.published.parameters
-    if published not in (None, count) and not overridden:
-        raise ConfigError(
-            f"{experiment.variant}: published.parameters is {published:,}, "
-            f"and the architecture has {count:,}"
-        )
-    if experiment.budget != "none" and count > experiment.budget:
-        raise ConfigError(
-            f"{experiment.variant}: {count:,} parameters exceed the budget of "
-            f"{experiment.budget:,}; say `budget: none` to run it all the same"
-        )
-    return count
-
-
-def describe_size(experiment: Experiment) -> dict[str, str]:
-    """Parameters, MACs and the share of the budget, for reading."""
-    model = build_model(experiment.architecture)
-    count, budget = count_parameters(model), experiment.budget
-    used = "no budget" if budget == "none" else f"{count / budget:.1%} of {budget:,}"
-    return {
-        "parameters": f"{count:,}",
-        "budget": used,
-        "multiply-accumulates of one image": f"{macs(model) / 1e6:.1f} million",
-        "weights": f"{4 * count / 2**20:.2f} MiB in float32",
-    }
-
-
-FLOAT_BYTES = 4  # of float32
-MOST_CHANNELS, MOST_BLOCKS = 65_536, 10_000  # of a stage; beyond, 64 bits might not hold the sums
-
-
-class Size(NamedTuple):
-    """Trainable parameters, multiply-accumulates of one image's forward pass, and memory.
-
-    `activation_bytes` is what training keeps of one image from the forward pass to the backward:
-    the image if the stem is trained, every activation that autograd saves, and the logits, in
-    float32.
-    """
-
-    parameters: int
-    macs: int
-    activation_bytes: int
-
-    @property
-    def weights_bytes(self) -> int:
-        """Of the parameters in float32."""
-        return FLOAT_BYTES * self.parameters
-
-
-def measure_size(architecture: Architecture) -> Size:
-    """Its size, summed over its parts; each part is measured once, without memory or weights."""
-    return Size(*(int(total) for total in sum(part_sizes(architecture).values())))
-
-
-def stages(architecture: Architecture) -> pd.DataFrame:
-    """Stem, stages and head: output shape, parameters, MACs, activation bytes of one image."""
-    shapes = output_shapes(architecture)
-    rows = {
-        name: (shapes[name], *map(int, part)) for name, part in part_sizes(architecture).items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["output", *Size._fields])
-
-
-def output_shapes(architecture: Architecture) -> dict[str, str]:
-    """What leaves each part, such as `16 × 32 × 32`: channels, height, width."""
-    names = ["stem", *(f"stage {index + 1}" for index in range(len(architecture.depths)))]
-    shapes = [f"{channels} × {side} × {side}" for channels, side in architecture.outputs]
-    return dict(zip(names, shapes, strict=True)) | {"head": "10"}
-
-
-def describe_architecture(
-    architecture: Architecture, budget: int = DEFAULT_BUDGET
-) -> dict[str, str]:
-    """The size and what it leaves of the budget, for reading."""
-    measured = measure_size(architecture)
-    return {
-        "parameters": f"{measured.parameters:,}",
-        "budget": describe_budget(measured.parameters, budget),
-        "multiply-accumulates of one image": f"{measured.macs / 1e6:.1f} million",
-        "weights": f"{measured.weights_bytes / 2**20:.2f} MiB in float32",
-        "kept of an image for the backward pass": (
-            f"{measured.activation_bytes / 2**20:.2f} MiB in float32; "
-            f"{128 * measured.activation_bytes / 2**20:,.0f} MiB for a batch of 128"
-        ),
-    }
-
-
-def check_counts(**counts: list) -> None:
-    for name, values in counts.items():
-        if not values or any(type(value) is not int or value < 1 for value in values):
-            shown = ", ".join(map(repr, values)) or "nothing"
-            raise ConfigError(f"{name} = {shown}: give whole numbers from 1 up")
-
-
-def describe_budget(parameters: int, budget: int) -> str:
-    """`within the budget: …` or `OVER THE BUDGET by …`, with both figures."""
-    check_counts(budget=[budget])
-    share = f"{parameters:,} of {budget:,} parameters ({parameters / budget:.1%})"
-    if parameters > budget:
-        return f"OVER THE BUDGET by {parameters - budget:,}: {share}"
-    return f"within the budget, {budget - parameters:,} left: {share}"
-
-
-def part_sizes(
-    architecture: Architecture,
-    depths: tuple[int, ...] | None = None,
-    widths: tuple[int, ...] | None = None,
-) -> dict[str, np.ndarray]:
-    """Figures of the stem, each stage and the head; of other depths and widths where given."""
-    depths, widths = depths or architecture.depths, widths or architecture.widths
-    if max(widths) > MOST_CHANNELS or max(depths) > MOST_BLOCKS:
-        raise ConfigError(
-            f"no network is measured of more than {MOST_CHANNELS:,} channels or "
-            f"{MOST_BLOCKS:,} blocks a stage"
-        )
+    check_supported(architecture)
     family = architecture.model_copy(
         update={"depths": (), "widths": (), "strides": None, "stem_width": None}
     )
-    design = architecture.model_copy(update={"depths": depths, "widths": widths})
-    parts = {"stem": _stem(family, design.outputs[0][0])}
-    for index, (before, after) in enumerate(pairwise(design.outputs)):
-        part = np.zeros(3, dtype=np.int64)
-        if depths[index]:
-            width, side = after
-            first = _block(family, *before, width, design.stage_strides[index])
-            part = first + (depths[index] - 1) * _block(family, width, side, width, 1)
-        parts[f"stage {index + 1}"] = part
-    return parts | {"head": _head(family, *design.outputs[-1])}
+    return _by_part(
+        architecture,
+        _stem_memory(family, architecture.outputs[0][0]),
+        lambda block: _block_memory(family, block),
+        _head_memory(family, *architecture.outputs[-1]),
+    )
 
 
 @cache
-def _stem(family: Architecture, channels: int) -> np.ndarray:
-    model = _model(family, channels)
-    image = np.zeros(3, dtype=np.int64)
-    if any(weight.requires_grad for weight in model.stem.parameters()):
-        image[2] = FLOAT_BYTES * np.prod(IMAGE_SHAPE)
+def _stem_memory(family: Architecture, channels: int) -> int:
+    model = _one_block_a_stage(family, channels)
+    trained = any(weight.requires_grad for weight in model.stem.parameters())
+    image = FLOAT_BYTES * IMAGE_SHAPE[0] * IMAGE_SHAPE[1] * IMAGE_SHAPE[2]
     parts = (model.stem, model.stem_activation, model.stem_attention)
-    return image + _measure(parts, IMAGE_SHAPE)
+    return trained * image + _saved_bytes(parts, IMAGE_SHAPE)
 
 
 @cache
-def _block(
-    family: Architecture, in_channels: int, side: int, out_channels: int, stride: int
-) -> np.ndarray:
-    widths = in_channels, out_channels
-    block = _model(family, *widths, strides=(1, stride)).stages[-1][0]
-    return _measure([block], (in_channels, side, side))
+def _block_memory(family: Architecture, block: BlockShape) -> int:
+    widths = block.in_channels, block.out_channels
+    module = _one_block_a_stage(family, *widths, strides=(1, block.stride)).stages[-1][0]
+    return _saved_bytes([module], (block.in_channels, block.in_side, block.in_side))
 
 
 @cache
-def _head(family: Architecture, channels: int, side: int) -> np.ndarray:
-    model = _model(family, channels)
-    parts = (model.final_activation, model.pool, nn.Flatten(), model.linear)
-    return _measure(parts, (channels, side, side))
+def _head_memory(family: Architecture, channels: int, side: int) -> int:
+    model = _one_block_a_stage(family, channels)
+    parts = (model.final_activation, model.pool, lambda out: out.flatten(1), model.linear)
+    return _saved_bytes(parts, (channels, side, side))
 
 
-def _model(family: Architecture, *widths: int, strides: tuple[int, ...] | None = None) -> ResNet:
-    """Without weights, a block a stage."""
-    given = {"depths": (1,) * len(widths), "widths": widths, "strides": strides}
+def _one_block_a_stage(
+    family: Architecture, *widths: int, strides: tuple[int, ...] | None = None
+) -> "nn.Module":
+    """A network of the family without weights."""
+    import torch
+
+    from .resnet import ResNet
+
+    changes = {"depths": (1,) * len(widths), "widths": widths, "strides": strides}
     with torch.device("meta"):
-        return ResNet(family.model_copy(update=given))
+        return ResNet(family.model_copy(update=changes))
 
 
-def _measure(parts: Iterable[Callable[[Tensor], Tensor]], shape: tuple[int, ...]) -> np.ndarray:
-    """Figures of the parts one after another, on one input of this shape (C, H, W)."""
+def _saved_bytes(
+    parts: Iterable[Callable[["Tensor"], "Tensor"]], input_shape: tuple[int, ...]
+) -> int:
+    """What autograd saves as one input of this shape (C, H, W) passes the parts in order."""
+    import torch
+    from torch import nn
+    from torch.autograd.graph import saved_tensors_hooks
+
     modules = nn.ModuleList([part for part in parts if isinstance(part, nn.Module)])
     for module in modules.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # keeps as much, and its shapes are computed in half the time
-    weights = {
-        _storage(weight): weight.numel() if weight.requires_grad else 0
-        for weight in modules.parameters()
-    }
+    weights = {_storage(weight) for weight in modules.parameters()}
     saved: dict[int, Tensor] = {}
 
-    def save(tensor: Tensor) -> Tensor:
+    def save(tensor: "Tensor") -> "Tensor":
         # A batch keeps BatchNorm's vectors only once, however many images it has.
         if tensor.dim() > 1 and _storage(tensor) not in weights:
             saved[_storage(tensor)] = tensor
         return tensor
 
-    image = out = torch.zeros(1, *shape, device="meta")
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(save, lambda kept: kept):
+    image = out = torch.zeros(1, *input_shape, device="meta")
+    with saved_tensors_hooks(save, lambda tensor: tensor):
         for part in parts:
             out = part(out)
     saved[_storage(out)] = out  # kept by what comes next, if not by these
     saved.pop(_storage(image), None)
-    kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    macs = counter.get_total_flops() // 2  # two operations each
-    return np.array([sum(weights.values()), macs, kept])
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
-def _storage(tensor: Tensor) -> int:
-    """What tells the memory of a tensor, and of its views, from any other's."""
+def _storage(tensor: "Tensor") -> int:
+    """Identifies the memory of a tensor and of its views."""
     return tensor.untyped_storage()._cdata

@@ -14,10 +14,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
+import torch
 
-from resnetlib import load_dataset, load_experiment
+from resnetlib import count_parameters, load_dataset, load_experiment
 from resnetlib.download import find_cifar10
+from resnetlib.resnet import ResNet
 from resnetlib.runs.find import reference_runs
+from resnetlib.schema import IMAGE_SHAPE
+from resnetlib.size import Size
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
@@ -39,6 +43,17 @@ def run_papermill(*words, cwd, **settings):
         stdin=subprocess.DEVNULL,
         **settings,
     )
+
+
+def size_by_torch(architecture):
+    """The size that torch's own counters find for the network."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = ResNet(architecture).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, *IMAGE_SHAPE))
+    return Size(count_parameters(model), counter.get_total_flops() // 2)  # two operations each
 
 
 @contextmanager

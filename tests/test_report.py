@@ -91,7 +91,7 @@ def test_every_figure_is_shown_and_described(executed, open_page):
 
 def test_code_is_folded_and_one_click_opens_it_or_all_of_it(executed, open_page):
     page = open_page(executed, java_script_enabled=False)
-    one, other = page.get_by_text("describe_size(experiment)"), page.get_by_text("run = train(")
+    one, other = page.get_by_text("format_facts(describe_size("), page.get_by_text("run = train(")
     code = page.locator("details.code .highlight")
     assert not one.is_visible()
     page.locator("details", has=one).locator("summary").click()

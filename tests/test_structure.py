@@ -1,4 +1,4 @@
-"""The rules of the repository: floors, public names, imports without effects, dependencies."""
+"""The rules of the repository: layers, public names, imports without effects, complete parts."""
 
 import ast
 import json
@@ -9,10 +9,18 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from conftest import NOTEBOOKS, PROJECT
+from conftest import GOLDEN, NOTEBOOKS, PROJECT, size_by_torch
 
 import resnetlib
+from resnetlib import load_experiment, schema
+from resnetlib.augment import BATCH_MIXES, IMAGE_AUGMENTATIONS, preview
+from resnetlib.optim import build_optimizer
+from resnetlib.plots.architecture import BLOCK_LAYERS
+from resnetlib.resnet import BLOCKS
+from resnetlib.schedule import learning_rate
+from resnetlib.size import BLOCK_SIZES, Size, measure_size
 
 PUBLIC = {
     "build_model",
@@ -31,6 +39,7 @@ MODULES = {
     ".".join(path.relative_to(PROJECT).with_suffix("").parts)
     for path in (PROJECT / "resnetlib").rglob("[!_]*.py")
 }
+PARTS = yaml.safe_load((GOLDEN / "parts.yaml").read_text())
 ALL_NOTEBOOKS = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
@@ -45,7 +54,7 @@ def test_imports_keep_the_layers():
     assert done.returncode == 0, done.stdout
 
 
-def test_every_module_stands_in_a_layer():
+def test_every_module_is_in_a_layer():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     (contract,) = project["tool"]["importlinter"]["contracts"]
     layered = {name.strip() for layer in contract["layers"] for name in layer.split("|")}
@@ -67,7 +76,7 @@ def test_public_names_are_exactly_those_of_the_design():
     assert all(callable(getattr(resnetlib, name)) for name in PUBLIC)
 
 
-def test_importing_prints_nothing_seeds_nothing_and_writes_nothing(tmp_path):
+def test_importing_has_no_side_effects(tmp_path):
     program = (
         "import random, numpy, torch\n"
         "before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].copy()\n"
@@ -83,8 +92,83 @@ def test_importing_prints_nothing_seeds_nothing_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_command_line_opens_without_heavy_imports():
+    heavy = {"torch", "numpy", "pandas", "matplotlib", "scipy", "sklearn", "IPython", "papermill"}
+    program = f"import sys, resnetlib.cli, resnetlib.size; print({heavy} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
+# A part is its entry in the schema with all that belongs to it ------------------------------------
+
+
+def check_parts(part, name, places):
+    """Fail with the places, of these, that lack the part of this name."""
+    missing = [place for place, entries in places.items() if name not in entries]
+    assert not missing, f"{part} {name!r} is missing in {' and in '.join(missing)}"
+
+
+@pytest.mark.parametrize("block", sorted({*schema.block_names(), *BLOCKS}))
+def test_block_is_complete(block):
+    places = {
+        "schema.Architecture.block": schema.block_names(),
+        "resnet.BLOCKS (its class)": BLOCKS,
+        "size.BLOCK_SIZES (its arithmetic)": BLOCK_SIZES,
+        "plots.architecture.BLOCK_LAYERS (its drawing)": BLOCK_LAYERS,
+        "tests/golden/parts.yaml (its count)": PARTS["blocks"],
+    }
+    check_parts("block", block, places)
+    architecture = schema.Architecture(block=block, depths=[1, 2], widths=[8, 16])
+    golden = Size(**PARTS["blocks"][block])
+    assert measure_size(architecture) == golden, f"the arithmetic of block {block!r} is wrong"
+    assert size_by_torch(architecture) == golden, f"the class of block {block!r} is wrong"
+
+
+@pytest.mark.parametrize("name", schema.tagged_models(schema.Optimizer))
+def test_optimizer_is_complete(name):
+    check_parts("optimizer", name, {"tests/golden/parts.yaml (its class)": PARTS["optimizers"]})
+    settings = {"recipe.optimizer": {"name": name, "lr": 0.1}}
+    recipe = load_experiment("lite", **settings).recipe
+    try:
+        optimizer = build_optimizer([torch.nn.Parameter(torch.ones(2, 2))], recipe)
+    except KeyError:
+        pytest.fail(f"optimizer {name!r} is missing in optim.build_optimizer")
+    assert type(optimizer) is getattr(torch.optim, PARTS["optimizers"][name])
+
+
+@pytest.mark.parametrize("name", schema.tagged_models(schema.Schedule))
+def test_schedule_is_complete(name):
+    check_parts("schedule", name, {"tests/golden/parts.yaml (its rates)": PARTS["schedules"]})
+    golden = PARTS["schedules"][name]
+    schedule = {"name": name} | golden["settings"]
+    settings = {"recipe.schedule": schedule, "epochs": 10, "lr": 0.1}
+    recipe = load_experiment("lite", **settings).recipe
+    try:
+        rates = [learning_rate(recipe, step, 10) for step in (0, 25, 50, 99)]
+    except AttributeError as error:
+        pytest.fail(f"schedule {name!r} is missing in schedule.learning_rate: {error}")
+    assert rates == pytest.approx(golden["rates"], rel=1e-4), f"schedule {name!r} has other rates"
+
+
+@pytest.mark.parametrize("name", schema.tagged_models(schema.Augment))
+def test_augmentation_is_complete(name):
+    kind = schema.tagged_models(schema.Augment)[name]
+    known = {kind.__name__ for kind in (*IMAGE_AUGMENTATIONS, *BATCH_MIXES)}
+    places = {"augment.IMAGE_AUGMENTATIONS or BATCH_MIXES (its draw and apply)": known}
+    check_parts("augmentation", kind.__name__, places)
+    required = [key for key, field in kind.model_fields.items() if field.is_required()]
+    assert required == ["name"], f"augmentation {name!r} has no defaults for a preview"
+    drawn = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = (255 * drawn).to(torch.uint8)
+    seen = [preview(name, images, seed) for seed in range(4)]
+    assert all(one.shape == images.shape and one.dtype == images.dtype for one in seen)
+    assert any(not torch.equal(one, images) for one in seen), f"augmentation {name!r} does nothing"
+
+
 @pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_stored_without_outputs_and_in_short_cells(path):
+def test_notebooks_have_no_outputs_and_short_cells(path):
     cells = json.loads(path.read_text())["cells"]
     for before, cell in zip([None, *cells], cells, strict=False):
         if cell["cell_type"] != "code":
@@ -100,7 +184,7 @@ def names_of(requirements):
     return {re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0].lower() for line in requirements}
 
 
-def test_pyproject_lock_and_environment_name_the_same_packages():
+def test_pyproject_lock_and_environment_agree():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
     lock = (PROJECT / "requirements.lock").read_text()
@@ -118,7 +202,7 @@ def test_pyproject_lock_and_environment_name_the_same_packages():
     assert f"python{project['requires-python']}" in given
 
 
-def test_lock_has_a_hash_for_every_package_and_names_no_host():
+def test_lock_has_hashes_and_names_no_host():
     lock = (PROJECT / "requirements.lock").read_text()
     packages = re.split(r"^(?=[a-z0-9._-]+==)", lock, flags=re.MULTILINE)[1:]
     assert packages

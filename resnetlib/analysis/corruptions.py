@@ -21,7 +21,8 @@ from .. import rng
 from ..errors import ConfigError, closest_match
 from ..evaluation import evaluate, wilson_interval
 from ..progress import bar
-from ..size import macs
+from ..resnet import ResNet
+from ..size import measure_size
 
 # Multiply-accumulates for the corrupted images unless their number is given: a minute of one core,
 # on which `lite` computes 4e10 per second.
@@ -29,7 +30,7 @@ MACS = 2.5e12
 FEWEST_IMAGES = 1000  # an accuracy of 80 % is then known to ±2.5 points
 
 
-def corruption_sample_size(wanted: int | None, model: nn.Module, available: int) -> int:
+def corruption_sample_size(wanted: int | None, model: ResNet, available: int) -> int:
     """How many test images `robustness` should use: the number wanted, or by default affordable.
 
     By default a large network gets fewer images, but at least 1,000. Raises `ConfigError` for a
@@ -37,7 +38,7 @@ def corruption_sample_size(wanted: int | None, model: nn.Module, available: int)
     """
     if wanted is None:
         settings = len(CORRUPTIONS) * len(SEVERITIES)
-        affordable = int(MACS / (settings * macs(model)) // 100) * 100
+        affordable = int(MACS / (settings * measure_size(model.architecture).macs) // 100) * 100
         return min(available, max(FEWEST_IMAGES, affordable))
     if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= available:
         raise ConfigError(f"images = {wanted!r}: give a whole number from 1 to {available:,}")

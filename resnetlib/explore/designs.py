@@ -1,7 +1,7 @@
 """Search for network designs within a parameter budget."""
 
 from collections.abc import Iterable
-from itertools import product
+from dataclasses import asdict, astuple
 
 import numpy as np
 import pandas as pd
@@ -10,10 +10,10 @@ import yaml
 from ..config import list_variants, load_experiment
 from ..errors import ConfigError
 from ..experiment import DEFAULT_BUDGET
-from ..schema import Architecture
-from ..size import Size, check_counts, measure_size, part_sizes
+from ..schema import SIDE, Architecture
+from ..size import block_size, check_counts, first_blocks, measure_size
 
-MOST_DESIGNS = 1_000_000  # that one search counts: about two seconds and 300 MB
+MAX_DESIGNS = 1_000_000  # of one search: about two seconds and 300 MB
 
 
 def to_yaml(architecture: Architecture) -> str:
@@ -28,7 +28,7 @@ def published() -> pd.DataFrame:
     rows = {
         experiment.variant: {
             **_identity(experiment.architecture),
-            **measure_size(experiment.architecture)._asdict(),
+            **asdict(measure_size(experiment.architecture)),
             "published_accuracy": experiment.published.test_accuracy,
         }
         for experiment in experiments
@@ -38,8 +38,8 @@ def published() -> pd.DataFrame:
 
 
 def rank_by_size(architecture: Architecture, name: str = "this design") -> pd.DataFrame:
-    """The published variants and, in its place by parameters, this design."""
-    row = _identity(architecture) | measure_size(architecture)._asdict()
+    """The published variants and this design, sorted by parameters."""
+    row = _identity(architecture) | asdict(measure_size(architecture))
     frame = pd.concat([published(), pd.DataFrame([row], index=[name])])
     return frame.sort_values("parameters", kind="stable")
 
@@ -63,49 +63,67 @@ def search(
 ) -> pd.DataFrame:
     """Every design of the architecture's family within the budget, the largest first.
 
-    The family has the architecture's stem, block, strides, attention, dropout and biases (stages
-    beyond its strides halve the resolution); any of these numbers of
-    stages; the first stage as wide as any of the base widths (unless given: 8, 16, … 128 and the
-    architecture's own), each later one twice the one before; 1 to `max_depth` blocks in a stage.
-    Columns `depths` and `widths` (tuples), then `Size`'s. Nothing is left out: raises `ConfigError`
-    where there would be too many to count.
+    A family shares everything but depths and widths: stem, block, strides (stages beyond them
+    halve the resolution), attention, dropout, biases. Each stage is twice as wide as the one
+    before and has 1 to `max_depth` blocks. The columns are `depths` and `widths` (tuples),
+    `parameters` and `macs`. The search is exhaustive: too many designs are a `ConfigError`.
+
+    Args:
+        architecture: any network of the family.
+        budget: the most trainable parameters that a design may have.
+        stages: numbers of stages.
+        base_widths: widths of the first stage; by default 8, 16, … 128 and the architecture's own.
+        max_depth: the most blocks in a stage.
     """
     if base_widths is None:
         base_widths = [*range(8, 129, 8), architecture.widths[0]]
     stages, base_widths = sorted(set(stages)), sorted(set(base_widths))
     _check_search(budget, stages, base_widths, max_depth)
-    found = [
-        _within(architecture, budget, tuple(base << i for i in range(count)), max_depth)
-        for count in stages
-        for base in base_widths
-    ]
-    frame = pd.concat(found, ignore_index=True)
-    return frame.sort_values("parameters", ascending=False, kind="stable", ignore_index=True)
+    depths: list[tuple[int, ...]] = []
+    widths: list[tuple[int, ...]] = []
+    sizes = [np.empty((0, 2), dtype=np.int64)]
+    for count in stages:
+        grid = np.indices((max_depth,) * count).reshape(count, -1).T  # blocks beyond the first
+        tuples = list(map(tuple, (grid + 1).tolist()))
+        for base in base_widths:
+            design = _design(architecture, tuple(base << stage for stage in range(count)))
+            smallest = measure_size(design)
+            if smallest.parameters > budget:  # and so is every deeper or wider one
+                break
+            further = [astuple(block_size(design, block.next)) for block in first_blocks(design)]
+            found = astuple(smallest) + grid @ np.array(further)  # (designs, 2)
+            kept = np.flatnonzero(found[:, 0] <= budget)
+            depths += map(tuples.__getitem__, kept.tolist())
+            widths += [design.widths] * len(kept)
+            sizes.append(found[kept])
+    parameters, macs = np.concatenate(sizes).T
+    order = np.argsort(-parameters, kind="stable")
+    return pd.DataFrame(
+        {
+            "depths": [depths[row] for row in order.tolist()],
+            "widths": [widths[row] for row in order.tolist()],
+            "parameters": parameters[order],
+            "macs": macs[order],
+        }
+    )
 
 
 def _check_search(budget: int, stages: list, base_widths: list, max_depth: int) -> None:
     check_counts(budget=[budget], stages=stages, base_widths=base_widths, max_depth=[max_depth])
     designs = len(base_widths) * sum(max_depth**count for count in stages)
-    if designs > MOST_DESIGNS:
+    if designs > MAX_DESIGNS:
         raise ConfigError(
-            f"{designs:,} designs are more than the {MOST_DESIGNS:,} that are counted at once: "
-            "take fewer base_widths, fewer stages or a smaller max_depth"
+            f"{designs:,} designs are more than the {MAX_DESIGNS:,} of one search: "
+            "give fewer base_widths, fewer stages or a smaller max_depth"
         )
 
 
-def _within(
-    architecture: Architecture, budget: int, widths: tuple[int, ...], max_depth: int
-) -> pd.DataFrame:
-    """All depths for these widths that keep the budget."""
-    once = part_sizes(architecture, (1,) * len(widths), widths)
-    twice = part_sizes(architecture, (2,) * len(widths), widths)
-    further = np.stack(
-        [twice[f"stage {i + 1}"] - once[f"stage {i + 1}"] for i in range(len(widths))]
-    )
-    depths = np.array(list(product(range(1, max_depth + 1), repeat=len(widths))))
-    sizes = sum(once.values()) + (depths - 1) @ further  # (designs, 3)
-    kept = sizes[:, 0] <= budget
-    frame = pd.DataFrame(sizes[kept], columns=Size._fields)
-    frame.insert(0, "depths", list(map(tuple, depths[kept].tolist())))
-    frame.insert(1, "widths", [widths] * len(frame))
-    return frame
+def _design(architecture: Architecture, widths: tuple[int, ...]) -> Architecture:
+    """The family's network of these widths with one block a stage."""
+    changes = {"depths": (1,) * len(widths), "widths": widths}
+    design = architecture.model_copy(update=changes)  # which is not checked
+    if not design.outputs[-1][1]:
+        raise ConfigError(
+            f"stages = {len(widths)}: too many stride-2 stages for a {SIDE}×{SIDE} image"
+        )
+    return design

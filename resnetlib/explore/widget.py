@@ -15,24 +15,28 @@ from pandas.io.formats.style import Styler
 from ..config import list_variants, load_experiment
 from ..errors import ConfigError
 from ..experiment import DEFAULT_BUDGET
-from ..plots import tables
 from ..plots.architecture import describe_drawing, draw
 from ..plots.leaderboard import sizes
+from ..plots.tables import format_facts, format_table
 from ..resnet import build_model
-from ..schema import Architecture
-from ..size import Size, describe_architecture, describe_budget, measure_size, model_summary, stages
+from ..schema import Architecture, block_names
+from ..size import Size, describe_budget, describe_size, measure_size, model_summary, stages
 from .designs import published, rank_by_size, search, to_yaml
 
 BLUE, ORANGE = "#0173b2", "#d55e00"  # of seaborn's colour-blind safe palette
-MOST_BUILT = 50_000_000  # parameters, for a summary table: 200 MB, twice
+MAX_SUMMARY = 50_000_000  # parameters of a network with a summary table: 200 MB, twice
 LABEL = {"style": {"description_width": "7em"}, "layout": {"width": "24em"}}
 
 
 class ArchitectureExplorer(widgets.VBox):
-    """Controls, facts, budget bar and diagram of one network; `bench.architecture` reads it.
+    """Controls, facts, budget bar and drawing of one network, `explorer.architecture`.
 
-    Settings that make no network leave the last good one in place and are told in one line,
-    `bench.error`. The controls are `bench.controls`, by name; setting their `value` is using them.
+    `explorer.controls` are the controls by name; to set their `value` has the effect of using them.
+    Invalid settings leave the last valid network in place; `explorer.error` says what is wrong.
+
+    Args:
+        variant: the network to start from.
+        budget: trainable parameters that a network may have.
     """
 
     def __init__(self, variant: str = "lite", budget: int = DEFAULT_BUDGET):
@@ -41,26 +45,26 @@ class ArchitectureExplorer(widgets.VBox):
         self._budget = budget
         self.controls = _controls(variant)
         self._loading = False
-        self._message, self._facts, self._picture = (widgets.HTML() for _ in range(3))
+        self._message, self._facts, self._drawing = (widgets.HTML() for _ in range(3))
         self._facts.layout.margin = "0 0 0 2em"
         self._details = _details(budget)
-        self._shown = [widgets.HTML() for _ in self._details]
-        self._folds = widgets.Accordion(self._shown, titles=tuple(self._details))
+        self._pages = [widgets.HTML() for _ in self._details]
+        self._folds = widgets.Accordion(self._pages, titles=tuple(self._details))
         for name, control in self.controls.items():
             control.observe(self._load if name == "start" else self._apply, "value")
         self._folds.observe(lambda _: self._show_details(), "selected_index")
         settings = widgets.VBox([*self.controls.values(), self._message])
         top = widgets.HBox([settings, self._facts], layout={"flex_flow": "row wrap"})
-        super().__init__([top, self._picture, self._folds])
+        super().__init__([top, self._drawing, self._folds])
         self._load()
 
     def __repr__(self) -> str:
-        """What a notebook shows where widgets are not drawn, as in a report."""
+        """The text in place of the widget where there is no JavaScript, as in a report."""
         return f"ArchitectureExplorer: {describe_drawing(self.architecture)} (live in JupyterLab)"
 
     @property
     def size(self) -> Size:
-        """Of the network on the bench."""
+        """Parameters and multiply-accumulates of the network."""
         return measure_size(self.architecture)
 
     @property
@@ -69,13 +73,13 @@ class ArchitectureExplorer(widgets.VBox):
         return to_yaml(self.architecture)
 
     def _load(self, _: Any = None) -> None:
-        """Put every control as the chosen variant has it, then show that network once."""
+        """Set every control to the chosen variant's value, then display that network once."""
         architecture = load_experiment(self.controls["start"].value).architecture
         attention = architecture.squeeze_excitation
         values = {
             "block": architecture.block,
-            "depths": _add_run(architecture.depths),
-            "widths": _add_run(architecture.widths),
+            "depths": _comma_separated(architecture.depths),
+            "widths": _comma_separated(architecture.widths),
             "dropout": architecture.dropout or self.controls["dropout"].value,
             "conv_bias": architecture.conv_bias,
             "placement": attention.placement,
@@ -88,7 +92,7 @@ class ArchitectureExplorer(widgets.VBox):
         self._apply()
 
     def _apply(self, _: Any = None) -> None:
-        """Show the network that the controls describe, or what is wrong with it."""
+        """Display the network that the controls describe, or what is wrong with it."""
         if self._loading:
             return
         values = {name: control.value for name, control in self.controls.items()}
@@ -110,7 +114,7 @@ class ArchitectureExplorer(widgets.VBox):
         overrides = {f"architecture.{name}": value for name, value in settings.items()}
         try:
             architecture = load_experiment(values["start"], **overrides).architecture
-            measure_size(architecture)  # which refuses what is absurdly large
+            measure_size(architecture)  # refuses an absurdly large network
             self.architecture, self.error = architecture, ""
         except ConfigError as error:
             self.error = re.sub(r"^override: (architecture[.:] ?)?", "", str(error))
@@ -119,31 +123,30 @@ class ArchitectureExplorer(widgets.VBox):
     def _show(self) -> None:
         self._message.value = (
             f'<div role="alert" style="color: {ORANGE}; max-width: 24em; line-height: 1.4">'
-            f"{html.escape(self.error)}<br>Shown is the last network that could be built.</div>"
+            f"{html.escape(self.error)}<br>The last valid network is displayed.</div>"
             if self.error
             else ""
         )
         if self.error:
             return
-        facts = describe_architecture(self.architecture, self._budget)
-        del facts["budget"]  # which stands beneath its bar
         bar = budget_bar(self.size.parameters, self._budget)
-        self._facts.value = bar + _table(tables.format_facts(facts))
+        facts = describe_size(self.architecture, memory=True)
+        self._facts.value = bar + _table(format_facts(facts))
         axes = draw(self.architecture)
-        self._picture.value = _image(axes, describe_drawing(self.architecture))
+        self._drawing.value = _image(axes, describe_drawing(self.architecture))
         self._show_details()
 
     def _show_details(self) -> None:
-        """Only what is unfolded is made."""
+        """Compute only the page that is unfolded."""
         if (index := self._folds.selected_index) is not None:
             make = list(self._details.values())[index]
-            self._shown[index].value = make(self.architecture)
+            self._pages[index].value = make(self.architecture)
 
 
 def budget_bar(parameters: int, budget: int) -> str:
-    """HTML: how much of the budget is used, as a bar and in words."""
+    """HTML: how much of the budget is used, as a bar and as text."""
     over = parameters > budget
-    words = describe_budget(parameters, budget)
+    text = describe_budget(parameters, budget)
     filled, color = min(100, 100 * parameters / budget), ORANGE if over else BLUE
     hatch = "repeating-linear-gradient(45deg, transparent 0 6px, rgba(255, 255, 255, .5) 6px 12px)"
     return (
@@ -151,22 +154,22 @@ def budget_bar(parameters: int, budget: int) -> str:
         f'<div style="border: 1px solid #777; height: 16px; background: #eee">'
         f'<div style="width: {filled:.2f}%; height: 100%; background-color: {color};'
         f' background-image: {hatch if over else "none"}"></div></div>'
-        f"<b>{words}</b></div>"
+        f"<b>{text}</b></div>"
     )
 
 
 def _controls(variant: str) -> dict[str, widgets.Widget]:
-    """By name, in the order in which they stand."""
+    """The controls by name, in their order on the page."""
     return {
         "start": widgets.Dropdown(
             options=list_variants(), value=variant, description="start from", **LABEL
         ),
-        "block": widgets.Dropdown(
-            options=["basic", "dropout", "preact", "pooled"], description="block", **LABEL
+        "block": widgets.Dropdown(options=block_names(), description="block", **LABEL),
+        "depths": widgets.Text(
+            description="depths", placeholder="blocks per stage: 1,1,1", **LABEL
         ),
-        "depths": widgets.Text(description="depths", placeholder="blocks a stage: 1,1,1", **LABEL),
         "widths": widgets.Text(
-            description="widths", placeholder="channels a stage: 16,32,64", **LABEL
+            description="widths", placeholder="channels per stage: 16,32,64", **LABEL
         ),
         "dropout": widgets.FloatSlider(
             value=0.4, min=0, max=0.95, step=0.05, description="dropout", **LABEL
@@ -184,9 +187,9 @@ def _controls(variant: str) -> dict[str, widgets.Widget]:
 
 
 def _details(budget: int) -> dict[str, Callable[[Architecture], str]]:
-    """What can be unfolded beneath the picture: a title, and what makes it."""
+    """The pages below the drawing: titles, and functions that return HTML."""
     return {
-        "Stage by stage": lambda a: _table(tables.format_table(stages(a))),
+        "Stage by stage": lambda a: _table(format_table(stages(a))),
         "Beside the published networks": lambda a: _comparison(a, budget),
         "All designs of this family within the budget": lambda a: _designs(a, budget),
         "Summary table": _summary,
@@ -198,24 +201,24 @@ def _comparison(architecture: Architecture, budget: int) -> str:
     table = rank_by_size(architecture)
     axes = sizes(published(), budget, table.loc["this design"])
     text = "Parameters against multiply-accumulates of the published networks and of this design"
-    return _image(axes, text) + _table(tables.format_table(table, precision=4))
+    return _image(axes, text) + _table(format_table(table, precision=4))
 
 
 def _designs(architecture: Architecture, budget: int) -> str:
     found = search(architecture, budget=budget)
-    table = _table(tables.format_table(found.head(20))) if len(found) else ""
+    table = _table(format_table(found.head(20))) if len(found) else ""
     return f"{len(found):,} designs within the budget; the largest are:{table}"
 
 
 def _summary(architecture: Architecture) -> str:
     parameters = measure_size(architecture).parameters
-    if parameters > MOST_BUILT:
-        return f"No table: that takes a real network, and {parameters:,} parameters are too many."
+    if parameters > MAX_SUMMARY:
+        return f"No table: {parameters:,} parameters are too many to build the network for it."
     return f"<pre>{html.escape(model_summary(build_model(architecture)))}</pre>"
 
 
 def _table(content: Styler) -> str:
-    """In JupyterLab's own look, which tables in widgets are otherwise without."""
+    """In JupyterLab's own style, which tables in widgets do not have by themselves."""
     return (
         f'<div class="jp-RenderedHTMLCommon" style="width: fit-content">{content.to_html()}</div>'
     )
@@ -233,5 +236,5 @@ def _image(axes: list[Axes], text: str) -> str:
     return f'<img src="{source}" alt="{html.escape(text)}" style="{style}">'
 
 
-def _add_run(values: tuple[int, ...]) -> str:
+def _comma_separated(values: tuple[int, ...]) -> str:
     return ",".join(map(str, values))

@@ -1,8 +1,8 @@
-"""Drawing of a network and of its block."""
+"""Drawing of a network and of its blocks."""
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -13,14 +13,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 
-from ..schema import SIDE, Architecture
+from ..schema import NUM_CLASSES, SIDE, Architecture
+from ..size import first_blocks, format_shape
 from .style import figure_style
 
 # Lengths are inches: one is 100 pixels.
 WIDTH = 10.0  # of the picture; a network of very many stages is drawn wider
-MIDDLE = 1.62  # of the network's picture, where the signal runs
-MOST_BLOCKS = 21  # drawn one by one; beyond that the long stages are shortened
-PADDING, WIDEST, LEAST = 0.26, 0.9, 0.95  # of a stage: beside its blocks, a block, the whole
+MIDDLE = 1.62  # height of the signal in the network's picture
+MAX_BLOCKS = 21  # drawn one by one; in a deeper network the long stages are shortened
+PADDING = 0.26  # of a stage, beside its blocks
+MAX_PITCH = 0.9  # from one block to the next
+MIN_STAGE = 0.95  # width
 INK = "0.2"
 CREST = sns.color_palette("crest", 71)  # a shade for each tenth of a doubling from 8 channels
 COLORBLIND = sns.color_palette("colorblind")
@@ -37,7 +40,7 @@ FILLS = {  # of a layer in the picture of a block
 
 
 class _Part(NamedTuple):
-    """Image, stem, stage or head: what it sends on, and what is said of it."""
+    """Image, stem, stage or head: its texts and what it outputs."""
 
     name: str
     shape: str
@@ -47,20 +50,35 @@ class _Part(NamedTuple):
     blocks: int = 0
 
     @property
-    def stage(self) -> bool:
+    def is_stage(self) -> bool:
         return self.name.startswith("stage")
 
 
+class _Change(NamedTuple):
+    """What a block changes of its input's shape."""
+
+    halves: bool = False  # the resolution
+    shape: bool = False  # the resolution or the number of channels
+
+
+class BlockLayers(NamedTuple):
+    """The layers of a block, in order, as they are drawn."""
+
+    residual: list[str]
+    before: Sequence[str] = ()  # the shortcut leaves
+    shortcut: Sequence[str] = ()  # none: the identity
+    after: Sequence[str] = ()  # the sum
+
+
 class _Kind(NamedTuple):
-    """A kind of block: whether it halves the resolution, whether its shortcut is a convolution."""
+    """A kind of block that a network has."""
 
     title: str
-    halves: bool = False
-    projects: bool = False
+    layers: BlockLayers
 
 
 class _Box(NamedTuple):
-    """Where a part is drawn, and how many of its blocks."""
+    """The place of a part in the drawing, and how many of its blocks are drawn."""
 
     left: float
     width: float
@@ -73,14 +91,14 @@ class _Box(NamedTuple):
     @property
     def pitch(self) -> float:
         """From one block to the next."""
-        return min(WIDEST, (self.width - PADDING) / max(1, self.drawn))
+        return min(MAX_PITCH, (self.width - PADDING) / max(1, self.drawn))
 
 
 def draw(architecture: Architecture) -> list[Axes]:
-    """The network from image to logits and, beneath, each kind of block that it has.
+    """The network from image to logits and, below it, each kind of block that it has.
 
-    A bar is a block: its height tells the resolution, its darkness the channels. The first Axes
-    holds the network, the others the blocks.
+    A bar is a block: its height stands for the resolution, its shade for the channels. The first
+    Axes is the network, the others are the kinds of block.
     """
     parts, kinds = _parts(architecture), _kinds(architecture)
     width, boxes = _layout(parts)
@@ -96,7 +114,7 @@ def draw(architecture: Architecture) -> list[Axes]:
             axes.axis("off")
         _draw_network(grid[0, 0], architecture, parts, boxes)
         for axes, kind in zip(grid[1:, 0], kinds, strict=True):
-            _draw_block(axes, architecture, kind)
+            _draw_block(axes, kind)
         figure.suptitle(
             describe_drawing(architecture), fontweight="bold", y=1 - 0.1 / total, va="top"
         )
@@ -104,7 +122,7 @@ def draw(architecture: Architecture) -> list[Axes]:
 
 
 def describe_drawing(architecture: Architecture) -> str:
-    """The network in one line, such as `3 basic blocks (1-1-1), 16-32-64 channels`."""
+    """The network in a line, such as `3 basic blocks (1-1-1), 16-32-64 channels`."""
     blocks = sum(architecture.depths)
     attention = {
         "none": "",
@@ -126,89 +144,105 @@ def _parts(architecture: Architecture) -> list[_Part]:
         stem = "whitening 2×2, ReLU"
     first, *stages = architecture.outputs
     parts = [
-        _Part("image", _shape(3, SIDE), "", 3, SIDE),
-        _Part("stem", _shape(*first), stem, *first),
+        _Part("image", format_shape(3, SIDE), "", 3, SIDE),
+        _Part("stem", format_shape(*first), stem, *first),
     ]
     for index, (depth, output) in enumerate(zip(architecture.depths, stages, strict=True)):
         name, note = f"stage {index + 1}", _count(depth, "block")
-        parts.append(_Part(name, _shape(*output), note, *output, depth))
+        parts.append(_Part(name, format_shape(*output), note, *output, depth))
     head = "BN, ReLU, mean, linear" if preact else "mean, linear"
-    return [*parts, _Part("head", "10 logits", head, 10, 1)]
-
-
-def _shape(channels: int, side: int) -> str:
-    return f"{channels} × {side} × {side}"
+    return [*parts, _Part("head", f"{NUM_CLASSES} logits", head, NUM_CLASSES, 1)]
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
-def _first_blocks(architecture: Architecture) -> list[tuple[bool, bool]]:
-    """Of each stage, whether its first block halves the resolution, and whether it projects."""
-    found = []
-    shapes = itertools.pairwise(architecture.outputs)
-    for ((before, _), (after, _)), depth, stride in zip(
-        shapes, architecture.depths, architecture.stage_strides, strict=True
-    ):
-        halves = depth > 0 and stride == 2
-        projects = architecture.block != "pooled" and (halves or before != after)
-        found.append((halves, projects))
-    return found
+def _basic_layers(architecture: Architecture, change: _Change) -> BlockLayers:
+    residual = [_conv3x3(change), "BN", "ReLU", "conv 3×3", "BN"]
+    shortcut = [_projection(change), "BN"] if change.shape else []
+    return BlockLayers(residual, shortcut=shortcut, after=["ReLU"])
+
+
+def _dropout_layers(architecture: Architecture, change: _Change) -> BlockLayers:
+    layers = _basic_layers(architecture, change)
+    layers.residual.insert(3, f"dropout {architecture.dropout:g}")
+    return layers
+
+
+def _preact_layers(architecture: Architecture, change: _Change) -> BlockLayers:
+    first, residual = ["BN", "ReLU"], [_conv3x3(change), "BN", "ReLU", "conv 3×3"]
+    if change.shape:  # the first BN and ReLU serve both paths
+        return BlockLayers(residual, before=first, shortcut=[_projection(change)])
+    return BlockLayers(first + residual)
+
+
+def _pooled_layers(architecture: Architecture, change: _Change) -> BlockLayers:
+    pool = ["max-pool 2×2"] if change.halves else []
+    before = ["conv 3×3", *pool, "BN", "ReLU"]
+    return BlockLayers(["conv 3×3", "BN"], before=before, after=["ReLU"])
+
+
+def _conv3x3(change: _Change) -> str:
+    return "conv 3×3, stride 2" if change.halves else "conv 3×3"
+
+
+def _projection(change: _Change) -> str:
+    return "conv 1×1, stride 2" if change.halves else "conv 1×1"
+
+
+BLOCK_LAYERS: dict[str, Callable[[Architecture, _Change], BlockLayers]] = {
+    "basic": _basic_layers,
+    "dropout": _dropout_layers,
+    "preact": _preact_layers,
+    "pooled": _pooled_layers,
+}
+
+
+def _layers(architecture: Architecture, change: _Change) -> BlockLayers:
+    """The layers of the architecture's block with all that ends its residual path."""
+    layers = BLOCK_LAYERS[architecture.block](architecture, change)
+    if architecture.squeeze_excitation.placement == "block":
+        layers.residual.append("SE")
+    if architecture.stochastic_depth:
+        layers.residual.append("drop path")
+    return layers
+
+
+def _changes(architecture: Architecture) -> list[_Change]:
+    """What the first block of each stage changes."""
+    return [_Change(b.stride == 2, b.changes_shape) for b in first_blocks(architecture)]
 
 
 def _kinds(architecture: Architecture) -> list[_Kind]:
-    """The kinds of block that occur, those that change the shape first."""
-    found: dict[tuple[bool, bool], list[str]] = {}
-    for number, (halves, projects) in enumerate(_first_blocks(architecture), start=1):
-        if halves or projects:
-            found.setdefault((halves, projects), []).append(str(number))
+    """The kinds of block in the network; first those that change the shape."""
+    identity = _layers(architecture, _Change())
+    stages: dict[_Change, list[str]] = {}
+    for number, change in enumerate(_changes(architecture), start=1):
+        if _layers(architecture, change) != identity:
+            stages.setdefault(change, []).append(str(number))
     kinds = []
-    for (halves, projects), (*most, last) in found.items():
-        where = f"stages {', '.join(most)} and {last}" if most else f"stage {last}"
-        does = "halves the resolution" if halves else "changes the channels"
-        kinds.append(_Kind(f"First block of {where}: {does}", halves, projects))
-    if sum(architecture.depths) > sum(map(len, found.values())):
-        kinds.append(_Kind("Every other block" if kinds else "Every block"))
+    for change, (*others, last) in stages.items():
+        where = f"stages {', '.join(others)} and {last}" if others else f"stage {last}"
+        effect = "halves the resolution" if change.halves else "changes the channels"
+        title = f"First block of {where}: {effect}"
+        kinds.append(_Kind(title, _layers(architecture, change)))
+    if sum(architecture.depths) > sum(map(len, stages.values())):
+        kinds.append(_Kind("Every other block" if kinds else "Every block", identity))
     return kinds
 
 
-def _layers(architecture: Architecture, kind: _Kind) -> tuple[list[str], list[str]]:
-    """The layers of a block before the shortcut leaves, and those of its residual path."""
-    stride = ", stride 2" if kind.halves else ""
-    dropout = [f"dropout {architecture.dropout:g}"] if architecture.block == "dropout" else []
-    before: list[str] = []
-    if architecture.block == "preact":
-        layers = ["BN", "ReLU", f"conv 3×3{stride}", "BN", "ReLU", "conv 3×3"]
-        if kind.projects:  # the first BN and ReLU serve both paths
-            before, layers = layers[:2], layers[2:]
-    elif architecture.block == "pooled":
-        pool = ["max-pool 2×2"] if kind.halves else []
-        before, layers = ["conv 3×3", *pool, "BN", "ReLU"], ["conv 3×3", "BN"]
-    else:
-        layers = [f"conv 3×3{stride}", "BN", "ReLU", *dropout, "conv 3×3", "BN"]
-    if architecture.squeeze_excitation.placement == "block":
-        layers.append("SE")
-    if architecture.stochastic_depth:
-        layers.append("drop path")
-    return before, layers
-
-
-def _projection(halves: bool) -> str:
-    return "conv 1×1, stride 2" if halves else "conv 1×1"
-
-
 def _layout(parts: Sequence[_Part]) -> tuple[float, list[_Box]]:
-    """The picture's width and the parts' boxes: blocks as far apart as there is room for."""
-    most = min(MOST_BLOCKS, max(part.blocks for part in parts))
-    while most > 3 and sum(min(part.blocks, most) for part in parts) > MOST_BLOCKS:
-        most -= 1
-    drawn = [min(part.blocks, most) for part in parts]
+    """The picture's width and the parts' boxes, with as much space between blocks as there is."""
+    longest = min(MAX_BLOCKS, max(part.blocks for part in parts))
+    while longest > 3 and sum(min(part.blocks, longest) for part in parts) > MAX_BLOCKS:
+        longest -= 1
+    drawn = [min(part.blocks, longest) for part in parts]
     ends = {"image": 0.9, "stem": 1.25, "head": 1.45 if "ReLU" in parts[-1].note else 1.0}
     gap, margin = 0.25, 0.1
-    for pitch in np.arange(WIDEST, 0.2, -0.01):
+    for pitch in np.arange(MAX_PITCH, 0.2, -0.01):
         widths = [
-            ends.get(part.name, max(LEAST, pitch * count + PADDING))
+            ends.get(part.name, max(MIN_STAGE, pitch * count + PADDING))
             for part, count in zip(parts, drawn, strict=True)
         ]
         used = sum(widths) + gap * (len(parts) - 1) + 2 * margin
@@ -223,11 +257,11 @@ def _draw_network(
     axes: Axes, architecture: Architecture, parts: list[_Part], boxes: list[_Box]
 ) -> None:
     attention = architecture.squeeze_excitation.placement
-    projecting = iter(_first_blocks(architecture))
+    changes = iter(_changes(architecture))
     for part, box in zip(parts, boxes, strict=True):
         _label(axes, part, box)
-        if part.stage:
-            _, projects = next(projecting)
+        if part.is_stage:
+            projects = bool(_layers(architecture, next(changes)).shortcut)
             _draw_stage(axes, part, box, attention == "block", projects)
         else:
             _draw_bar(axes, box.center, _thickness(part), part)
@@ -244,8 +278,8 @@ def _thickness(part: _Part) -> float:
 
 
 def _ends(part: _Part, box: _Box) -> tuple[float, float]:
-    """Where the signal enters the part and leaves it."""
-    half = box.width / 2 - 0.03 if part.stage else _thickness(part) / 2
+    """Left and right end of the part, where the signal enters and leaves it."""
+    half = box.width / 2 - 0.03 if part.is_stage else _thickness(part) / 2
     return box.center - half, box.center + half
 
 
@@ -275,10 +309,10 @@ def _draw_stage(axes: Axes, part: _Part, box: _Box, attention: bool, projects: b
     axes.add_patch(panel)
     _draw_wire(axes, *_ends(part, box))
     start = box.center - box.drawn * box.pitch / 2
-    left_out = part.blocks > box.drawn
+    shortened = part.blocks > box.drawn
     for number in range(box.drawn):
         left = start + number * box.pitch
-        if left_out and number == box.drawn - 2:  # stands for all that are not drawn
+        if shortened and number == box.drawn - 2:  # for all that are not drawn
             dots = axes.text(left + box.pitch / 2, MIDDLE, "···", ha="center", va="center")
             dots.set_bbox({"fc": "0.965", "ec": "none", "pad": 1})
             continue
@@ -298,7 +332,7 @@ def _draw_wire(axes: Axes, start: float, end: float) -> None:
 
 
 def _draw_bar(axes: Axes, center: float, width: float, part: _Part) -> None:
-    """Darker with every doubling of the channels, from 8 to 1024; image and logits grey."""
+    """A bar, darker with every doubling of the channels from 8 to 1024; image and logits grey."""
     height = 0.5 if part.name == "image" else _height(part.side)
     shade = CREST[min(70, max(0, round(10 * math.log2(part.channels / 8))))]
     fill = {"image": "0.75", "head": "0.4"}.get(part.name, shade)
@@ -316,7 +350,7 @@ def _draw_attention(axes: Axes, left: float, part: _Part) -> None:
 
 
 def _draw_shortcut(axes: Axes, left: float, right: float, part: _Part, projected: bool) -> None:
-    """An arch over the bar, dashed where the shortcut is a convolution, to the addition."""
+    """An arch over the bar to the addition, dashed where the shortcut is a convolution."""
     top = MIDDLE + (_height(part.side) / 2 + 0.08) / 0.62  # a cubic's flank clears the bar's corner
     points = [(left, MIDDLE), (left, top), (right, top), (right, MIDDLE)]
     arch = Path(points, [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])
@@ -328,11 +362,11 @@ def _draw_shortcut(axes: Axes, left: float, right: float, part: _Part, projected
 
 def _draw_key(axes: Axes, architecture: Architecture) -> None:
     squeeze = architecture.squeeze_excitation
-    kinds = _kinds(architecture)
+    shortcuts = [kind.layers.shortcut for kind in _kinds(architecture)]
     entries = []
-    if not all(kind.projects for kind in kinds):
+    if not all(shortcuts):
         entries.append(Line2D([], [], color=INK, lw=1, label="identity shortcut"))
-    projections = [_projection(kind.halves) for kind in kinds if kind.projects]
+    projections = [shortcut[0] for shortcut in shortcuts if shortcut]
     if projections:
         projected = f"shortcut by {' or '.join(projections)}"
         entries.append(Line2D([], [], color=INK, lw=1, ls="--", label=projected))
@@ -352,40 +386,36 @@ def _draw_key(axes: Axes, architecture: Architecture) -> None:
     )
 
 
-def _draw_block(axes: Axes, architecture: Architecture, kind: _Kind) -> None:
+def _draw_block(axes: Axes, kind: _Kind) -> None:
     """The residual path as a row of layers, the shortcut above it, their sum at the end."""
     middle, above = 0.28, 0.76
-    before, residual = _layers(architecture, kind)
-    layers = before + residual
-    preact = architecture.block == "preact"
+    residual, before, shortcut, after = kind.layers
     axes.text(0.2, 1.2, kind.title, fontsize=10, fontweight="bold", va="top", color=INK)
-    gap, widths = 0.2, [_chip_width(layer) for layer in layers]
-    after = 0.35 if preact else 0.95  # to the arrow's tip
-    x = (axes.get_xlim()[1] - sum(widths) - gap * len(widths) - after) / 2
+    gap, layers = 0.2, [*before, *residual]
+    tip = 0.95 if after else 0.35  # of the arrow, from the sum
+    x = (axes.get_xlim()[1] - sum(map(_chip_width, layers)) - gap * len(layers) - tip) / 2
     start, fork = x - 0.3, x - 0.15
-    for number, (layer, width) in enumerate(zip(layers, widths, strict=True)):
+    for number, layer in enumerate(layers):
         if before and number == len(before):
             fork = x - gap / 2
-        _draw_chip(axes, x, middle, width, layer)
-        x += width + gap
+        _draw_chip(axes, x, middle, layer)
+        x += _chip_width(layer) + gap
     total = x
-    _draw_arrow(axes, start, total + after, middle)
-    if not preact:
-        _draw_chip(axes, total + 0.2, middle, _chip_width("ReLU"), "ReLU")
+    _draw_arrow(axes, start, total + tip, middle)
+    for layer in after:
+        _draw_chip(axes, total + 0.2, middle, layer)
     xs, ys = [fork, fork, total, total], [middle, above, above, middle]
-    axes.plot(xs, ys, color=INK, lw=1, zorder=1, ls="--" if kind.projects else "-")
+    axes.plot(xs, ys, color=INK, lw=1, zorder=1, ls="--" if shortcut else "-")
     axes.add_patch(Circle((total, middle), 0.09, fc="white", ec=INK, lw=1, zorder=3))
     axes.text(total, middle - 0.008, "+", ha="center", va="center", fontsize=11, zorder=4)
     center = (fork + total) / 2
-    if not kind.projects:
+    if not shortcut:
         style = {"ha": "center", "va": "center", "fontsize": 9, "color": INK}
         box = {"fc": "white", "ec": "none", "pad": 2}
         axes.text(center, above, "identity", bbox=box, zorder=3, **style)
-        return
-    shortcut = [_projection(kind.halves)] if preact else [_projection(kind.halves), "BN"]
     x = center - sum(map(_chip_width, shortcut)) / 2
     for layer in shortcut:
-        _draw_chip(axes, x, above, _chip_width(layer), layer)
+        _draw_chip(axes, x, above, layer)
         x += _chip_width(layer) + 0.15
 
 
@@ -393,7 +423,8 @@ def _chip_width(layer: str) -> float:
     return 0.22 + 0.073 * len(layer)
 
 
-def _draw_chip(axes: Axes, left: float, middle: float, width: float, layer: str) -> None:
+def _draw_chip(axes: Axes, left: float, middle: float, layer: str) -> None:
+    width = _chip_width(layer)
     fill = FILLS[layer.split()[0].rstrip(",")]
     axes.add_patch(
         FancyBboxPatch(

@@ -20,9 +20,8 @@ from ..errors import RunError
 from ..paths import display_path
 from ..plots.style import variant_color
 from ..progress import duration
-from ..resnet import build_model
 from ..runs.run import Run
-from ..size import count_parameters
+from ..size import measure_size
 
 TEMPLATES = Path(__file__).parent / "templates"
 # What a page without scripts shows best first: of a widget or a script its text, if there is any.
@@ -147,7 +146,7 @@ def _measured(run: Run) -> dict[str, Any]:
 
 def _size(run: Run) -> dict[str, Any]:
     budget = run.experiment.budget
-    parameters = count_parameters(build_model(run.experiment.architecture))
+    parameters = measure_size(run.experiment.architecture).parameters
     return {
         "parameters": parameters,
         "budget": None if budget == "none" else budget,

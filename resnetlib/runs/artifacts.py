@@ -2,6 +2,7 @@
 
 import io
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .. import files
 from ..data import Dataset
 from ..evaluation import Evaluation, wilson_interval
 from ..experiment import Experiment
-from ..size import count_parameters, macs
+from ..size import measure_size
 from .record import write_record
 from .run import WEIGHTS, Run
 
@@ -55,8 +56,7 @@ def write_results(
     metrics = run_metrics(experiment, history, evaluation)
     metrics |= {
         "selected_epoch": selected_epoch,
-        "parameters": count_parameters(model),
-        "macs": macs(model),
+        **asdict(measure_size(experiment.architecture)),
         **timing(experiment, dataset, history, evaluation_seconds),
     }
     files.write_json(folder / "metrics.json", metrics)

@@ -1,4 +1,4 @@
-"""Pictures of networks: what stands in them, for every variant and for odd ones."""
+"""Drawings of networks: their content, for every variant and for unusual ones."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -27,12 +27,12 @@ def bars_of(axes):
 
 
 @pytest.mark.parametrize("variant", list_variants())
-def test_a_variants_picture_has_its_numbers(variant):
+def test_draw_has_the_numbers_of_a_variant(variant):
     architecture = architecture_of(variant)
     network, *blocks = plots.draw(architecture)
     texts = texts_of(network)
     assert {"image", "stem", "head", "3 × 32 × 32", "10 logits"} <= set(texts)
-    assert set(size.output_shapes(architecture).values()) - {"10"} <= set(texts)
+    assert {size.format_shape(*output) for output in architecture.outputs} <= set(texts)
     for depth in architecture.depths:
         assert f"{depth or 'no'} block{'s' * (depth != 1)}" in texts
     blocks_drawn = sum(architecture.depths)
@@ -49,7 +49,7 @@ def test_a_variants_picture_has_its_numbers(variant):
 
 
 @pytest.mark.parametrize("variant", list_variants())
-def test_no_text_lies_outside_the_picture_or_on_another(variant):
+def test_draw_keeps_texts_inside_and_apart(variant):
     axes = plots.draw(architecture_of(variant))
     figure = axes[0].figure
     figure.draw_without_rendering()
@@ -64,7 +64,7 @@ def test_no_text_lies_outside_the_picture_or_on_another(variant):
     assert figure.bbox.width == 1000
 
 
-def test_a_bar_is_lower_at_half_the_resolution_and_darker_with_more_channels():
+def test_draw_scales_bars_by_resolution_and_channels():
     network = plots.draw(architecture_of("lite"))[0]
     _, _, *stages, _ = sorted(bars_of(network), key=lambda bar: bar.get_x())
     heights = [bar.get_height() for bar in stages]
@@ -73,14 +73,14 @@ def test_a_bar_is_lower_at_half_the_resolution_and_darker_with_more_channels():
     assert brightness == sorted(set(brightness), reverse=True)
 
 
-def test_the_blocks_of_preactivation_begin_with_bn():
+def test_draw_preact_blocks_begin_with_bn():
     network, changing, keeping = plots.draw(architecture_of(block="preact", depths=[2, 1, 1]))
     assert "BN, ReLU, mean, linear" in texts_of(network)
     assert texts_of(changing)[:2] == ["First block of stages 2 and 3: halves the resolution", "BN"]
     assert texts_of(keeping)[:2] == ["Every other block", "BN"]
 
 
-def test_attention_and_stochastic_depth_stand_at_the_end_of_every_block():
+def test_draw_ends_blocks_with_se_and_drop_path():
     architecture = architecture_of(placement="block", reduction=4, stochastic_depth=0.1)
     network, *blocks = plots.draw(architecture)
     assert len(bars_of(network)) == 3 + 2 * 3
@@ -90,7 +90,7 @@ def test_attention_and_stochastic_depth_stand_at_the_end_of_every_block():
         assert texts.index("SE") < texts.index("drop path")
 
 
-def test_strides_and_the_width_of_the_stem_are_drawn():
+def test_draw_strides_and_stem_width():
     settings = {"widths": [24, 32, 64], "depths": [2, 1, 1], "strides": [1, 1, 2], "stem_width": 16}
     network, *blocks = plots.draw(architecture_of(**settings))
     assert {"16 × 32 × 32", "24 × 32 × 32", "32 × 32 × 32", "64 × 16 × 16"} <= set(
@@ -104,7 +104,7 @@ def test_strides_and_the_width_of_the_stem_are_drawn():
     assert "conv 1×1" in texts_of(blocks[0]) and "conv 1×1, stride 2" in texts_of(blocks[1])
 
 
-def test_the_shortcut_of_a_pooled_block_is_the_identity():
+def test_draw_pooled_shortcut_is_the_identity():
     settings = {"block": "pooled", "stem": "whitening", "strides": [2, 2, 1]}
     network, *blocks = plots.draw(architecture_of(**settings))
     assert {"whitening 2×2, ReLU", "24 × 31 × 31", "16 × 15 × 15"} <= set(texts_of(network))
@@ -113,20 +113,20 @@ def test_the_shortcut_of_a_pooled_block_is_the_identity():
     assert not any("shortcut by" in text for text in texts_of(network))
 
 
-def test_one_stage_has_one_kind_of_block():
+def test_draw_one_stage_has_one_kind_of_block():
     network, *blocks = plots.draw(architecture_of(depths=[2], widths=[16]))
     assert [texts_of(axes)[0] for axes in blocks] == ["Every block"]
     assert "shortcut by conv 1×1, stride 2" not in texts_of(network)
 
 
-def test_a_stage_without_blocks_is_passed_through():
+def test_draw_stage_without_blocks():
     texts = texts_of(plots.draw(architecture_of(depths=[0, 3, 0, 1], widths=[16, 32, 64, 128]))[0])
     assert texts.count("no blocks") == 2
     assert texts.count("32 × 16 × 16") == 2  # of the second stage, and through the third
 
 
 @pytest.mark.parametrize("depths", [[18, 18, 18], [2000, 1, 1]])
-def test_very_deep_networks_are_shortened_and_told_in_full(depths):
+def test_draw_shortens_very_deep_networks(depths):
     network = plots.draw(architecture_of(depths=depths))[0]
     assert len(bars_of(network)) < 30
     assert "···" in texts_of(network)
@@ -134,14 +134,14 @@ def test_very_deep_networks_are_shortened_and_told_in_full(depths):
     assert network.figure.bbox.width <= 1100
 
 
-def test_the_networks_are_told_in_a_line():
+def test_describe_drawing_is_one_line():
     assert plots.describe_drawing(architecture_of()) == "3 basic blocks (1-1-1), 16-32-64 channels"
-    told = plots.describe_drawing(architecture_of("dropout"))
-    assert told == "11 dropout blocks (4-4-3), 64-128-256 channels, biases"
+    text = plots.describe_drawing(architecture_of("dropout"))
+    assert text == "11 dropout blocks (4-4-3), 64-128-256 channels, biases"
     assert "squeeze-and-excitation after the stem" in plots.describe_drawing(architecture_of("se"))
 
 
-def test_sizes_name_every_variant_the_design_and_the_budget():
+def test_sizes_names_variants_design_and_budget():
     table = explore.rank_by_size(architecture_of(widths=[24, 48, 96]), "mine")
     both = plots.sizes(explore.published(), 5_000_000, table.loc["mine"], table)
     named = "\n".join(text for axes in both for text in texts_of(axes)).split("\n")
