@@ -37,6 +37,7 @@ class Execution(Model):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     compile: bool | Literal["auto"] = "auto"
+    threads: PositiveInt | Literal["auto"] = "auto"
     data_root: Path | None = None
     output_root: Path | None = None
     fresh: bool = False
