@@ -32,9 +32,24 @@ from resnetlib import training as training_module
 from resnetlib.config import apply_overrides, override_paths
 from resnetlib.errors import ConfigError, Diverged, RunError
 from resnetlib.rng import generator
-from resnetlib.runs import checkpoint, lifecycle
+from resnetlib.runs import artifacts, checkpoint, lifecycle
 from resnetlib.schema import Clip
 from resnetlib.training import Callback, Trainer, gradient_clipping, preview_batch
+
+WRITE_FIGURES = artifacts.write_figures
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_figures():
+    """Empty figures in place of drawn ones, which take most of the time of a short run."""
+
+    def write(folder, *_):
+        for name in ("confusion_matrix", "curves", "mistakes", "reliability"):
+            files.write_bytes(folder / f"{name}.png", b"")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artifacts, "write_figures", write)
+        yield
 
 
 def weights_of(run):
@@ -246,7 +261,8 @@ def test_evaluation_between_epochs_changes_no_weight(tiny, digits):
 # A run -------------------------------------------------------------------------------------------
 
 
-def test_train_leaves_the_complete_folder(tiny):
+def test_train_leaves_the_complete_folder(tiny, monkeypatch):
+    monkeypatch.setattr(artifacts, "write_figures", WRITE_FIGURES)
     run = train(tiny(epochs=2))
     expected = {"experiment.yaml", "summary.txt", "history.csv", "metrics.json"}
     expected |= {"confusion_matrix.csv", "per_class.csv", "predictions.npz", "model.safetensors"}
