@@ -1,8 +1,8 @@
 """Device, precision, memory format and compilation of a run on this machine.
 
 Every choice is a function of the machine and the experiment, never of a measurement made at the
-start of a run: two runs of one experiment on one machine compute the same. What each rule rests on
-stands beside it.
+start of a run: two runs of one experiment on one machine compute the same. The measurement behind
+each rule is in a comment beside it.
 """
 
 import ctypes
@@ -53,21 +53,22 @@ class DeviceSettings:
     precision: torch.dtype  # of convolutions and products; weights and updates are float32
     memory_format: torch.memory_format
     compiled: bool
+    threads: int  # of the CPU
 
     def autocast(self) -> torch.autocast:
         """The context in which the network runs in this precision."""
-        # Each weight is cast once a step: there is nothing to cache, and graphs cannot.
+        # Each weight is cast once per step: a cache would not help, and CUDA graphs cannot use it.
         reduced = self.precision != torch.float32
         return torch.autocast(self.device.type, torch.bfloat16, reduced, cache_enabled=False)
 
     def describe(self) -> dict[str, str | int | bool]:
-        """Everything here that decides the bits of a result, as the fingerprint keeps it."""
+        """Everything here that decides the bits of a result, as recorded in the fingerprint."""
         tf32 = self.device.type == "cuda" and torch.backends.cudnn.allow_tf32
         precision = str(self.precision).removeprefix("torch.")
         return {
             "device": self.device.type,
             "processor": processor(self.device),
-            "threads": torch.get_num_threads(),
+            "threads": self.threads,
             "precision": f"{precision}, float32 convolutions in tf32" if tf32 else precision,
             "memory_format": str(self.memory_format).removeprefix("torch."),
             "compile": self.compiled,
@@ -75,7 +76,7 @@ class DeviceSettings:
 
 
 def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
-    """The experiment's own choice where it makes one, else what is best on this machine.
+    """The experiment's own settings; for each "auto" what is best on this machine.
 
     Raises `ConfigError` for what this machine cannot do.
     """
@@ -108,6 +109,7 @@ def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
         getattr(torch, precision),
         torch.contiguous_format if layout == "contiguous" else torch.channels_last,
         compiled,
+        torch.get_num_threads() if execution.threads == "auto" else execution.threads,
     )
 
 
@@ -147,7 +149,7 @@ def has_compiler(device: torch.device) -> bool:
 
 
 def _found(variable: str, usual: str) -> bool:
-    """Whether the compiler is there that the environment names, or else the usual one."""
+    """Whether the compiler exists: the one named in the environment, else the usual one."""
     return shutil.which(os.environ.get(variable, usual).split()[0]) is not None
 
 
@@ -179,6 +181,20 @@ def compile_step(function: Callable, device: torch.device) -> Callable:
     return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
 
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Where torch computes with this number of threads."""
+    before = torch.get_num_threads()
+    if count == before:  # setting it has side effects on MKL
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def deterministic_cudnn() -> AbstractContextManager:
     """Where cuDNN takes only algorithms that give the same bits each time."""
     cudnn = torch.backends.cudnn
@@ -187,7 +203,7 @@ def deterministic_cudnn() -> AbstractContextManager:
 
 @contextmanager
 def retain_freed_memory() -> Iterator[None]:
-    """Where glibc keeps what the main thread's tensors free for its next ones.
+    """Where glibc keeps the memory that the main thread's tensors free for its next ones.
 
     Otherwise tensors above 32 MiB, and smaller ones until its thresholds have grown, are mapped
     anew, and each of their pages is cleared when it is first touched: up to 350 MB in a step of the
@@ -195,9 +211,11 @@ def retain_freed_memory() -> Iterator[None]:
     1.05 and of `lite` 1.02 times, and the process holds at most 13 % more (medians of five
     alternations, two cores with AMX, glibc 2.36; `benchmarks/throughput.py --memory`). What is
     free at the end goes back to the system. Other C libraries, and allocators in glibc's place,
-    keep their own ways. Not to be nested.
+    are not affected. Not to be nested. `RESNETLIB_KEEP_MEMORY=0` in the environment switches it
+    off, for a machine with little memory; the results are the same.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    wanted = sys.platform == "linux" and os.environ.get("RESNETLIB_KEEP_MEMORY") != "0"
+    libc = ctypes.CDLL(None) if wanted else None
     if not hasattr(libc, "malloc_trim"):
         yield
         return
@@ -214,7 +232,7 @@ def retain_freed_memory() -> Iterator[None]:
 
 
 def no_tf32() -> AbstractContextManager:
-    """Where, besides, convolutions of float32 are not rounded to tf32, as cuDNN does by itself."""
+    """As `deterministic_cudnn`, without cuDNN's rounding of float32 convolutions to tf32."""
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 

@@ -172,7 +172,7 @@ class _Epochs:
 
     def write(self, text: str) -> None:
         for line in text.splitlines():
-            if line.startswith(("epoch ", "going on after ")):
+            if line.startswith(("epoch ", "resuming after ")):
                 print(line, file=self.to, flush=True)
 
     def flush(self) -> None:

@@ -1,4 +1,4 @@
-"""Atomic writes, checksums, a lock, and unpickling that runs no code."""
+"""Atomic writes, checksums, locks, and unpickling that runs no code."""
 
 import hashlib
 import io
@@ -16,31 +16,48 @@ import numpy as np
 
 
 class RunLocked(BlockingIOError):
-    """Another process holds what is asked for."""
+    """Another process works on the run."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"RunLocked: {self}"]
 
 
 class CorruptFile(RuntimeError):
-    """A file whose content is not what its checksum says."""
+    """The content of a file does not match its checksum."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary file beside it, fsync, rename, fsync folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Write a file whole or not at all: temporary file beside it, fsync, rename, fsync folder.
+
+    An `OSError` names the file, whichever call it came from.
+    """
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600; a run is meant to be shared
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600; a run is to be shared
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove the temporary files that killed calls of `write_bytes(path)` left.
+
+    The name of the path may be a pattern, such as `epoch-*.pt`.
+    """
+    for left in path.parent.glob(f".{path.name}.{'[a-z0-9_]' * 8}"):  # as `tempfile` names them
+        left.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -94,15 +111,22 @@ def _hexdigest(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def write_checksummed(path: Path, content: bytes) -> None:
-    """Write content behind a line that holds its SHA-256; `read_checksummed` checks it."""
-    write_bytes(path, sha256_of(content).encode() + b"\n" + content)
+def with_checksum(content: bytes) -> bytes:
+    """The content behind a line that holds its SHA-256, which `read_checksummed` checks."""
+    return sha256_of(content).encode() + b"\n" + content
 
 
-def read_checksummed(path: Path) -> bytes:
-    """Content written by `write_checksummed`; `CorruptFile` if a single bit changed."""
-    seal, _, content = path.read_bytes().partition(b"\n")
-    if sha256_of(content).encode() != seal:
+def read_checksummed(path: Path, expected: str | None = None) -> bytes:
+    """The content of a file that `with_checksum` made.
+
+    Raises `CorruptFile` if a single bit changed, or if the SHA-256 of the whole file is not the
+    expected one, or if the path is not a regular file.
+    """
+    if not path.is_file():
+        raise CorruptFile(f"{path} is not a regular file")
+    whole = path.read_bytes()
+    checksum, _, content = whole.partition(b"\n")
+    if sha256_of(content).encode() != checksum or expected not in (None, sha256_of(whole)):
         raise CorruptFile(f"{path} is damaged: its content does not match its checksum")
     return content
 
@@ -122,8 +146,21 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
         held.release()
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file; also true where that cannot be determined."""
+    if not path.is_file():
+        return False
+    probe = filelock.FileLock(path, timeout=0)
+    try:
+        probe.acquire()
+    except (filelock.Timeout, OSError):
+        return True
+    probe.release()
+    return False
+
+
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds lists, dicts, strings, numbers and numpy arrays; any other name is refused."""
+    """Builds lists, dicts, strings, numbers and numpy arrays; refuses any other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy._core", "numpy.core")
@@ -141,3 +178,10 @@ class _ArrayUnpickler(pickle.Unpickler):
 def unpickle_arrays(content: bytes) -> Any:
     """Unpickle plain data and numpy arrays without ever running code from the file."""
     return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+
+
+def unpickle_tensors(content: bytes) -> Any:
+    """Read what `torch.save` wrote: tensors on the CPU and plain data; never runs code."""
+    import torch  # slow to import
+
+    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")

@@ -55,7 +55,9 @@ class Lookahead:
         self.slow = [slow.to(device, copy=True) for slow in state["slow"]]
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe):
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], recipe: Recipe
+) -> torch.optim.Optimizer | Lookahead:
     """torch's optimizer for the recipe (fused kernels), inside Lookahead where asked for."""
     settings = recipe.optimizer.model_dump(exclude={"name", "decay_on", "bias_lr_factor"})
     parameters = _groups(parameters, recipe.optimizer)
@@ -64,13 +66,13 @@ def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe):
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer.name]
         optimizer = kind(parameters, **settings, fused=True)
-    optimizer.register_load_state_dict_post_hook(_as_the_parameters_lie)
+    optimizer.register_load_state_dict_post_hook(_match_memory_format)
     if recipe.lookahead:
         return Lookahead(optimizer, recipe.lookahead.k, recipe.lookahead.alpha)
     return optimizer
 
 
-def _as_the_parameters_lie(optimizer: torch.optim.Optimizer) -> None:
+def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
     """Give loaded state the memory format of its parameter, which the fused kernels rely on."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -79,8 +81,9 @@ def _as_the_parameters_lie(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _groups(parameters: Iterable[nn.Parameter], optimizer: Sgd | Adam) -> list[dict[str, Any]]:
-    """All in one; or the weights of convolutions and linear layers, and apart from them the
-    biases and BatchNorm, with `lr_factor`, where the recipe treats these otherwise.
+    """The parameter groups: one; or two where the recipe treats biases and BatchNorm differently.
+
+    The first group has the weights of convolutions and linear layers, the second the rest.
     """
     parameters = list(parameters)
     if optimizer.decay_on == "all" and optimizer.bias_lr_factor == 1:
@@ -93,40 +96,39 @@ def _groups(parameters: Iterable[nn.Parameter], optimizer: Sgd | Adam) -> list[d
     return [weights, others]
 
 
-Gradients = Callable[[Tensor, Tensor], Any]  # (images, targets) -> what the step reports
-
-
-def sharpness_aware(gradients: Gradients, model: nn.Module, rho: float) -> Gradients:
-    """SAM around the computation of gradients (Foret et al. 2020, algorithm 1).
+def sharpness_aware(
+    backward: Callable[..., Any], model: nn.Module, rho: float
+) -> Callable[..., Any]:
+    """SAM around the backward pass of a batch (Foret et al. 2020, algorithm 1).
 
     The gradients left in the parameters are those at the worst point, to first order, within rho
-    (L2) of the weights. Weights and BatchNorm's statistics come back as they were there; the loss
-    that is returned is the one at the weights themselves.
+    (L2) of the weights. Weights and BatchNorm's statistics are restored; what is returned is the
+    result of the first backward pass, at the weights themselves.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def at_the_worst_point(images: Tensor, targets: Tensor) -> Any:
-        reported = gradients(images, targets)
+    def backward_at_worst_point(*batch: Any) -> Any:
+        result = backward(*batch)
         with torch.no_grad():
-            slopes = [parameter.grad for parameter in parameters]
-            length = nn.utils.get_total_norm(slopes)
-            kept = [tensor.clone() for tensor in (*parameters, *model.buffers())]
-            torch._foreach_add_(parameters, torch._foreach_mul(slopes, rho / (length + 1e-12)))
-        gradients(images, targets)
+            gradients = [parameter.grad for parameter in parameters]
+            norm = nn.utils.get_total_norm(gradients)
+            saved = [tensor.clone() for tensor in (*parameters, *model.buffers())]
+            torch._foreach_add_(parameters, torch._foreach_mul(gradients, rho / (norm + 1e-12)))
+        backward(*batch)
         with torch.no_grad():
-            for tensor, value in zip((*parameters, *model.buffers()), kept, strict=True):
+            for tensor, value in zip((*parameters, *model.buffers()), saved, strict=True):
                 tensor.copy_(value)
-        return reported
+        return result
 
-    return at_the_worst_point
+    return backward_at_worst_point
 
 
 class Average(AveragedModel):
     """A copy of the model that `update_parameters(model)` moves towards it after every step.
 
-    Weights and BatchNorm's statistics move alike. Early on the average forgets faster, by
-    min(decay, (1 + n) / (10 + n)) after n updates, so that it does not remember the random
-    beginning (as TensorFlow's `ExponentialMovingAverage` with `num_updates`).
+    Weights and BatchNorm's statistics move alike. The decay is min(decay, (1 + n) / (10 + n))
+    after n updates, so that the average forgets the random initialisation (as TensorFlow's
+    `ExponentialMovingAverage` with `num_updates`).
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -135,9 +137,9 @@ class Average(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """As torch's own, which waits twice a step for a number from the device."""
+        """Like torch's own, without its two waits per step for a number from the device."""
         count = int(self.n_averaged)  # on the CPU
-        kept = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+        decay = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
         pairs = list(
             zip(
                 [*self.module.parameters(), *self.module.buffers()],
@@ -145,9 +147,9 @@ class Average(AveragedModel):
                 strict=True,
             )
         )
-        numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
         counts = [pair for pair in pairs if not pair[0].is_floating_point()]  # of batches
-        torch._foreach_lerp_(*zip(*numbers, strict=True), 1 - kept)
+        torch._foreach_lerp_(*zip(*floats, strict=True), 1 - decay)
         if counts:
             torch._foreach_copy_(*zip(*counts, strict=True))
         self.n_averaged += 1

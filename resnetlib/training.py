@@ -1,11 +1,12 @@
-"""The training loop: one step, one epoch, all epochs.
+"""The training loop: one step, one epoch, all epochs; it never touches the disk.
 
 There is one path through a step; every option is composed before the first one.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,24 +40,39 @@ if TYPE_CHECKING:
 
 WHITENING_IMAGES = 5000  # training images that the filters of a whitening stem are fitted to
 UNTRAINED_IMAGES = 2000  # enough to see an accuracy of one in ten, to 0.7 points; 0.3 s of `lite`
+# Steps between two looks at whether loss and gradients are finite: a look waits for a GPU.
+FINITE_CHECK_STEPS = {"cpu": 1, "cuda": 16, "mps": 16}
 
 
-def gradient_clipping(clip: Clip | None) -> Callable[[list[nn.Parameter]], Any]:
-    """What is done to the gradients between backward pass and update."""
+def gradient_clipping(clip: Clip | None) -> Callable[[list[nn.Parameter]], Tensor]:
+    """The function that clips the gradients before the update and returns their norm.
+
+    The norm is not finite where the update would not be: it is taken after a clipping by value,
+    which makes an infinite gradient finite, and before one by norm, which makes it NaN.
+    """
+
+    def norm(parameters: list[nn.Parameter]) -> Tensor:
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+    def clip_value(parameters: list[nn.Parameter]) -> Tensor:
+        nn.utils.clip_grad_value_(parameters, clip.limit)
+        return norm(parameters)
+
+    def clip_norm(parameters: list[nn.Parameter]) -> Tensor:
+        return nn.utils.clip_grad_norm_(parameters, clip.limit)
+
     if clip is None:
-        return lambda parameters: None
-    if clip.by == "value":
-        return lambda parameters: nn.utils.clip_grad_value_(parameters, clip.limit)
-    return lambda parameters: nn.utils.clip_grad_norm_(parameters, clip.limit)
+        return norm
+    return clip_value if clip.by == "value" else clip_norm
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """The permutation (count,) in which an epoch, counted from 1, takes the training images."""
+    """The permutation (count,) of the training images in an epoch, counted from 1."""
     return torch.randperm(count, generator=generator(seed, "order", epoch))
 
 
 def epoch_flip_mask(count: int, seed: int, epoch: int) -> Tensor:
-    """(count,) bool: which training images an alternating flip turns in an epoch from 1."""
+    """(count,) bool: which images an alternating flip mirrors in an epoch, counted from 1."""
     first = torch.rand(count, generator=generator(seed, "flip")) < 0.5
     return first if epoch % 2 else ~first
 
@@ -65,7 +81,7 @@ def preview_batch(experiment: Experiment, dataset: Dataset, count: int) -> tuple
     """The first images of the run's first batch, augmented, with the names of their classes.
 
     Images uint8 (count, 3, H, W): exactly those that the first step trains on. A blended image
-    has the name of the class that it is most of.
+    has the name of the class with the largest share.
     """
     recipe, seed = experiment.recipe, experiment.seed
     kept, _ = split_holdout(dataset.train[1], recipe.holdout, seed)
@@ -79,13 +95,13 @@ def preview_batch(experiment: Experiment, dataset: Dataset, count: int) -> tuple
 
 
 def hard_labels(targets: Tensor) -> Tensor:
-    """Labels (N,) of targets: they themselves, or the likeliest class of probabilities (N, C)."""
+    """Labels (N,) of targets that are labels (N,) or class probabilities (N, C)."""
     return targets if targets.ndim == 1 else targets.argmax(1)
 
 
 @dataclass
 class BestWeights:
-    """The weights of the epoch that the recipe selects, when that is not simply the last."""
+    """The weights of the best epoch so far, where the recipe does not select the last one."""
 
     epoch: int = 0
     accuracy: float = -1.0
@@ -94,7 +110,7 @@ class BestWeights:
 
 @dataclass
 class EpochPosition:
-    """How far the present epoch is: steps done, and the seconds that they took."""
+    """The position within the current epoch: steps done, and the seconds that they took."""
 
     steps: int = 0
     seconds: float = 0.0
@@ -104,15 +120,25 @@ class Trainer:
     """Everything that changes during a run, and the loop that changes it.
 
     `state()` and `load_state()` hold all of it: since every random draw is a function of (seed,
-    stream, epoch, step), nothing else decides how a run goes on.
+    stream, epoch, step), nothing else decides how a run continues.
+
+    A step calls what the options of the recipe were composed into before it:
+
+        train_step
+            augment         crop, flip, mixup, …                   of augment/
+            backward        `_backward`, inside `sharpness_aware` with `sam`
+                compiled_loss   `_loss`, compiled where the device settings say so
+            clip_gradients  of `gradient_clipping`
+            optimizer.step  of optim, inside `Lookahead` where asked for
+            update_average  of `Average` with `ema`, else nothing
     """
 
     def __init__(
-        self, experiment: Experiment, dataset: Dataset, compute: DeviceSettings | None = None
+        self, experiment: Experiment, dataset: Dataset, settings: DeviceSettings | None = None
     ):
         self.recipe = recipe = experiment.recipe
         self.seed = experiment.seed
-        self.device_settings = compute or resolve_device_settings(experiment)
+        self.device_settings = settings or resolve_device_settings(experiment)
         device = self.device_settings.device
         kept, held_out = split_holdout(dataset.train[1], recipe.holdout, experiment.seed)
         self.train_split = _to_device(device, dataset.train, kept)
@@ -141,18 +167,19 @@ class Trainer:
         self.compiled_loss = self._loss
         if self.device_settings.compiled:
             self.compiled_loss = compile_step(self._loss, device)
-        self.seed_draws = seeding(device)
-        self.dropout_seed = 0
+        self.seed_dropout = seeding(device)
+        self.after_batch: Callable[[], None] = lambda: None  # of an evaluation; see `fit`
 
         self.history: list[dict[str, float]] = []
         self.best = BestWeights()
         self.progress = EpochPosition()
         self.evaluation_seconds = 0.0  # within the epochs
         self.final_evaluations: dict[str, Evaluation] = {}  # after the last epoch, in float32
-        self.running_totals = torch.zeros(2, device=device)  # loss, correct of the present epoch
+        self.running_totals = torch.zeros(2, device=device)  # loss, correct of the current epoch
+        self.gradient_norms = torch.zeros((), device=device)  # their sum: finite if each one is
 
     def table(self) -> "pd.DataFrame":
-        """The history so far, a row an epoch."""
+        """The history so far, one row per epoch."""
         import pandas as pd
 
         return pd.DataFrame(self.history)
@@ -163,7 +190,7 @@ class Trainer:
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The network that is evaluated and kept: the average of the weights, if there is one."""
+        """The network that is evaluated and saved: the average of the weights, if there is one."""
         return self.average.module if self.average else self.model
 
     def state(self) -> dict[str, Any]:
@@ -190,6 +217,15 @@ class Trainer:
         self.evaluation_seconds = state["evaluation_seconds"]
         self.running_totals.copy_(state["sums"])
 
+    def find_non_finite(self) -> str:
+        """The name of the first tensor of the state that is not finite; empty if all are."""
+        tensors = dict(_tensors(self.state()))
+        finite = [
+            tensor.isfinite().all().to(self.running_totals.device) for tensor in tensors.values()
+        ]
+        finite = torch.stack(finite).tolist()  # one wait for a GPU
+        return next((name for name, good in zip(tensors, finite, strict=True) if not good), "")
+
     def _loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss, and the number correct, of uint8 images (B, 3, H, W) with their targets."""
         with self.device_settings.autocast():
@@ -199,9 +235,9 @@ class Trainer:
         loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
         return loss, (logits.detach().argmax(1) == hard_labels(targets)).sum()
 
-    def _backward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Put the gradients into the parameters; (2,) the summed loss and the number correct."""
-        self.seed_draws(self.dropout_seed)
+    def _backward(self, images: Tensor, targets: Tensor, dropout_seed: int) -> Tensor:
+        """Compute the gradients; (2,) the summed loss and the number correct."""
+        self.seed_dropout(dropout_seed)
         # The last batch of an epoch is smaller and takes the plain path: see `compile_step`.
         whole = len(images) == self.recipe.batch_size
         loss, correct = (self.compiled_loss if whole else self._loss)(images, targets)
@@ -212,22 +248,29 @@ class Trainer:
     def train_step(
         self, images: Tensor, labels: Tensor, flip_mask: Tensor, epoch: int, step: int
     ) -> Tensor:
-        """One update from uint8 images (B, 3, H, W); (2,) the summed loss and number correct."""
+        """One update of the weights; (2,) the summed loss and the number correct.
+
+        Args:
+            images: uint8 (B, 3, H, W).
+            labels: int64 (B,).
+            flip_mask: bool (B,), which images an alternating flip mirrors in this epoch.
+            epoch: counted from 1.
+            step: counted from 0 within the epoch.
+        """
         draws = generator(self.seed, "augment", epoch, step)
         images, targets = self.augment(images, labels, draws, flip_mask)
-        self.dropout_seed = derive_seed(self.seed, "dropout", epoch, step)
-        reported = self.backward(images, targets)
-        self.clip_gradients(self.parameters)
+        totals = self.backward(images, targets, derive_seed(self.seed, "dropout", epoch, step))
+        self.gradient_norms += self.clip_gradients(self.parameters)
         self.optimizer.step()
         self.update_average(self.model)
-        return reported
+        return totals
 
     def train_epoch(self, after_step: Callable[[], None]) -> dict[str, float]:
-        """Every training image once, in a new order; then the held-back images. A history row.
+        """Train on every image once, in a new order, then evaluate; a row of the history.
 
-        Goes on within an epoch that was begun. Training loss and accuracy are those of the
-        batches as they were trained on: augmented, with label smoothing, under weights that still
-        move.
+        An epoch that was begun is continued. Training loss and accuracy are those of the batches
+        as they were trained on: augmented, with label smoothing, under changing weights. Raises
+        `Diverged` where loss, gradients or a figure of the row are not finite.
         """
         began = time.perf_counter() - self.progress.seconds
         epoch = self.epochs_done + 1
@@ -247,6 +290,7 @@ class Trainer:
             )
             self.progress.steps = step + 1
             self.progress.seconds = time.perf_counter() - began
+            self.check_divergence()
             after_step()
         rate = self.optimizer.param_groups[0]["lr"]
         loss, accuracy = (self.running_totals / len(labels)).tolist()
@@ -254,14 +298,32 @@ class Trainer:
         row |= self._evaluate(precise=epoch == self.recipe.epochs)
         for name, value in row.items():
             if not math.isfinite(value):
-                raise Diverged(
-                    f"{name} became {value} in epoch {epoch} at a learning rate of {rate:.3g}; "
-                    "a lower `lr`, a warm-up or `clip` may help"
-                )
+                raise self.diverged(f"{name} became {value}")
         row |= {"lr": rate, "seconds": time.perf_counter() - began}
         self.progress = EpochPosition()
         self.running_totals.zero_()
         return row
+
+    def check_divergence(self) -> None:
+        """Raise `Diverged` where a loss or a gradient was not finite; looks every few steps."""
+        if self.progress.steps % FINITE_CHECK_STEPS[self.device_settings.device.type]:
+            return
+        watched = torch.stack((self.running_totals[0], self.gradient_norms))
+        for name, value in zip(("loss", "gradient"), watched.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise self.diverged(f"the training {name} became {value}")
+
+    def diverged(self, what: str) -> Diverged:
+        """The error for a value that is not finite, with epoch, step and learning rate."""
+        epoch, step = self.epochs_done + 1, self.progress.steps
+        if not step:  # between two epochs
+            epoch, step = self.epochs_done, self.steps_per_epoch
+        rate = self.optimizer.param_groups[0]["lr"]
+        return Diverged(
+            f"{what} in epoch {epoch}, step {step} of {self.steps_per_epoch}, "
+            f"at a learning rate of {rate:.3g}; "
+            "a lower `lr`, a warm-up or `clip` may help"
+        )
 
     def set_lr(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -277,17 +339,19 @@ class Trainer:
         return row | {"lr": 0.0, "seconds": time.perf_counter() - began}
 
     def evaluate(self, images: Tensor, labels: Tensor) -> Evaluation:
-        return evaluate(
-            self.evaluated_model,
-            images,
-            labels,
-            mean=self.mean,
-            std=self.std,
-            batch_size=EVALUATION_BATCH[self.device_settings.device.type],
-        )
+        """The evaluated network on uint8 images (N, 3, H, W); `after_batch` is called between."""
+        size = EVALUATION_BATCH[self.device_settings.device.type]
+        logits = []
+        for batch in zip(images.split(size), labels.split(size), strict=True):
+            part = evaluate(
+                self.evaluated_model, *batch, mean=self.mean, std=self.std, batch_size=size
+            )
+            logits.append(part.logits)
+            self.after_batch()
+        return Evaluation(torch.cat(logits), labels.cpu())
 
     def _evaluate(self, precise: bool) -> dict[str, float]:
-        """The columns of held-back images: in float32 (`precise`) or the precision of the run."""
+        """The columns of the evaluation splits, in float32 if `precise`, else as in training."""
         began = time.perf_counter()
         columns = {}
         with no_tf32() if precise else self.device_settings.autocast():
@@ -300,7 +364,7 @@ class Trainer:
         return columns
 
     def record_epoch(self, row: dict[str, float]) -> None:
-        """Append a row of the history, and keep the weights if the recipe selects this epoch."""
+        """Append a row of the history; keep the weights if this is the best epoch so far."""
         self.history.append(row)
         scores = {"best_holdout": "holdout_accuracy", "best_test": "test_accuracy"}
         score = row.get(scores.get(self.recipe.select, ""), -1.0)
@@ -310,7 +374,7 @@ class Trainer:
             self.best = BestWeights(int(row["epoch"]), score, weights)
 
     def select(self) -> tuple[int, Evaluation]:
-        """Put the selected weights into the evaluated network; their epoch and test evaluation."""
+        """Load the selected weights into the evaluated network; their epoch and evaluation."""
         epoch = self.epochs_done
         if self.best.weights:
             epoch = self.best.epoch
@@ -322,8 +386,17 @@ class Trainer:
         return epoch, self.final_evaluations["test"]
 
 
+def _tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dictionaries and lists, by its dotted name."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, dict | list):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+
+
 def _columns(split: str, evaluation: Evaluation) -> dict[str, float]:
-    """What the history has of an evaluated split."""
+    """The columns of the history for an evaluated split."""
     return {f"{split}_loss": evaluation.loss, f"{split}_accuracy": evaluation.accuracy}
 
 
@@ -336,10 +409,10 @@ def _to_device(device: torch.device, split: tuple[Tensor, Tensor], indices: Tens
 
 
 class Callback:
-    """What is called during `fit`; a subclass overrides what it needs.
+    """The hooks that `fit` calls; a subclass overrides those it needs.
 
-    A callback may read everything of the training and must change nothing of it: with and without
-    callbacks a run computes the same.
+    A callback may read everything of the training and must not change it: a run computes the same
+    with and without callbacks. One that raises ends the training.
     """
 
     def on_start(self, training: Trainer) -> None:
@@ -351,42 +424,46 @@ class Callback:
     def after_epoch(self, training: Trainer) -> None:
         """After each row of the history, row 0 (the untrained network) included."""
 
+    def after_evaluation_batch(self, training: Trainer) -> None:
+        """Between the batches of an evaluation, when the state is that after the last step."""
+
     def after_training(self, training: Trainer) -> None:
         """After the last epoch, before the results are computed."""
 
 
 def fit(training: Trainer, epochs: int, callbacks: Sequence[Callback] = ()) -> "pd.DataFrame":
-    """Train until `epochs` are done, from wherever the training stands; the history."""
-    devices = (
-        [training.device_settings.device] if training.device_settings.device.type == "cuda" else []
-    )
+    """Train from the current state until `epochs` are done; the history."""
+    device = training.device_settings.device
+    devices = [device] if device.type == "cuda" else []
     done = max(training.epochs_done, 0)
     progress = EpochProgress(done + 1, epochs, training.steps_per_epoch, training.progress.steps)
+
+    def notify(hook: str) -> None:
+        for callback in callbacks:
+            getattr(callback, hook)(training)
+
+    def after_step() -> None:
+        notify("after_step")
+        with suppress(OSError, ValueError):  # a closed or full output does not end a run
+            progress.step()
+
+    def record_epoch(row: dict[str, float]) -> None:
+        training.record_epoch(row)
+        notify("after_epoch")
+        with suppress(OSError, ValueError):
+            progress.epoch(row)
+
+    training.after_batch = lambda: notify("after_evaluation_batch")
     with (
         torch.random.fork_rng(devices=devices),
         deterministic_cudnn(),
         retain_freed_memory(),
-        progress as shown,
+        progress,
     ):
-
-        def notify_step() -> None:
-            shown.step()
-            for callback in callbacks:
-                callback.after_step(training)
-
-        def notify_epoch() -> None:
-            for callback in callbacks:
-                callback.after_epoch(training)
-            shown.epoch(training.history[-1])
-
-        for callback in callbacks:
-            callback.on_start(training)
+        notify("on_start")
         if not training.history:
-            training.record_epoch(training.evaluate_untrained())
-            notify_epoch()
+            record_epoch(training.evaluate_untrained())
         while training.epochs_done < epochs:
-            training.record_epoch(training.train_epoch(notify_step))
-            notify_epoch()
-    for callback in callbacks:
-        callback.after_training(training)
+            record_epoch(training.train_epoch(after_step))
+    notify("after_training")
     return training.table()

@@ -1,8 +1,8 @@
-"""Kill a run at every point where it could be killed, go on with it, and compare the bits.
+"""Kill a run at every point where it could be killed, resume it, and compare the bits.
 
     python tests/crash_points.py PART OF     # every OF-th point, from point PART on; 0 1 is all
 
-A point stands before, in the middle of and after each file operation, and before each step and
+There is a point before, in the middle of and after each file operation, and before each step and
 evaluation. Each run is a fork of one process that has everything imported. Prints a JSON line with
 the number of points and the failures; used by test_crashes.py.
 """
@@ -125,7 +125,7 @@ def in_a_fork(action) -> int:
 
 
 def run(folder: Path, fatal: int | None) -> int:
-    """Wait status of a run (or of going on with it) that is killed at the fatal point, if any."""
+    """Wait status of a run, new or resumed, that is killed at the fatal point, if any."""
 
     def action():
         points = Points(fatal)
@@ -157,13 +157,16 @@ def check(folder: Path, expected: str, fatal: list[int]) -> str | None:
     for point in fatal:
         status = run(folder, point)
         if not (os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0):
-            return f"killed at {fatal}: going on failed"
+            return f"killed at {fatal}: resuming failed"
     if run(folder, None) != 0:
         return f"killed at {fatal}: the last run failed"
     if outcome(folder) != expected:
         return f"killed at {fatal}: other bits"
     if list(folder.glob("checkpoints")):
         return f"killed at {fatal}: checkpoints are left"
+    temporaries = [path.name for path in folder.rglob(".*") if path.name != ".lock"]
+    if temporaries:
+        return f"killed at {fatal}: {temporaries} are left"
     return None
 
 
@@ -174,10 +177,8 @@ def main() -> None:
         importlib.import_module(name)  # once here, not in every fork
     dataset = few_digits()
     lifecycle.load_dataset = lambda *_: dataset
-    checkpoint.CHECKPOINT_SECONDS, checkpoint.CHECKPOINT_SHARE = (
-        0,
-        math.inf,
-    )  # save after every step
+    checkpoint.CHECKPOINT_SECONDS = 0  # save after every step
+    checkpoint.CHECKPOINT_SHARE = math.inf
     artifacts.write_figures = lambda *_: None  # two seconds a run, and they hold no state
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)

@@ -118,7 +118,7 @@ def test_a_run_that_is_interrupted_says_so_and_goes_on_afterwards(tmp_path, numb
 
     done = call(*command[1:])
     assert done.returncode == 0
-    assert "going on after epoch" in done.stdout
+    assert "resuming after epoch" in done.stdout
     assert len(load_run(folder).history) == 41
 
 

@@ -1,4 +1,4 @@
-"""A run killed at any point of any save goes on to the bits of one that was not."""
+"""A run killed at any point of any save, then resumed, ends in the bits of an uninterrupted one."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PARTS = 2  # a run of the tests takes one of so many points; about a minute
+PARTS = 2  # the usual tests take the first part of the points; about a minute
 
 
 def killed_everywhere(part, parts):
@@ -21,7 +21,7 @@ def killed_everywhere(part, parts):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_killed_at_a_share_of_all_points_a_run_ends_in_the_same_bits():
+def test_resume_is_bit_exact_after_a_kill():
     found = killed_everywhere(0, PARTS)
     assert found["points"] > 300  # every file operation of eight saves, and the results
     assert found["checked"] > found["points"] / PARTS
@@ -30,5 +30,5 @@ def test_killed_at_a_share_of_all_points_a_run_ends_in_the_same_bits():
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("part", range(1, PARTS))
-def test_killed_at_every_other_point_a_run_ends_in_the_same_bits(part):
+def test_resume_is_bit_exact_after_any_kill(part):
     assert killed_everywhere(part, PARTS)["failures"] == []

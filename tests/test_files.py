@@ -1,5 +1,6 @@
-"""The door to the disk."""
+"""Atomic writes, checksums, locks and unpickling without code."""
 
+import io
 import json
 import os
 import pickle
@@ -9,11 +10,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from resnetlib import files
 
 
-def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path, monkeypatch):
+def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "run.json"
     files.write_json(path, {"a": 1})
 
@@ -21,29 +23,29 @@ def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"No space.*run\.json"):
         files.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_written_file_has_the_usual_permissions(tmp_path):
+def test_write_gives_the_usual_permissions(tmp_path):
     files.write_text(tmp_path / "a", "x")
     (tmp_path / "b").write_text("x")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"}
     assert len(modes) == 1
 
 
-def test_json_with_a_nan_is_refused(tmp_path):
+def test_write_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert not (tmp_path / "a.json").exists()
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "zero", "empty"])
-def test_a_sealed_file_tells_every_damage(tmp_path, damage):
-    path = tmp_path / "sealed"
-    files.write_checksummed(path, b"\n".join([b"content"] * 100))
+def test_read_checksummed_finds_every_damage(tmp_path, damage):
+    path = tmp_path / "checksummed"
+    path.write_bytes(files.with_checksum(b"\n".join([b"content"] * 100)))
     assert files.read_checksummed(path) == b"\n".join([b"content"] * 100)
     content = bytearray(path.read_bytes())
     if damage == "flip":
@@ -55,11 +57,11 @@ def test_a_sealed_file_tells_every_damage(tmp_path, damage):
     else:
         content = b""
     path.write_bytes(content)
-    with pytest.raises(files.CorruptFile, match="sealed"):
+    with pytest.raises(files.CorruptFile, match="checksummed"):
         files.read_checksummed(path)
 
 
-def test_a_lock_is_refused_to_a_second_process(tmp_path):
+def test_lock_is_refused_to_a_second_process(tmp_path):
     program = (
         "import sys, pathlib\nfrom resnetlib import files\n"
         "try:\n    with files.lock(pathlib.Path(sys.argv[1])): print('got it')\n"
@@ -73,11 +75,14 @@ def test_a_lock_is_refused_to_a_second_process(tmp_path):
 
     with files.lock(path):
         assert "in use by another process" in second()
+        assert files.is_locked(path)
+    assert not files.is_locked(path)
     assert second() == "got it"
+    assert not files.is_locked(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
-def test_arrays_and_plain_data_are_unpickled(protocol):
+def test_unpickle_arrays_reads_plain_data(protocol):
     content = {b"data": np.arange(12, dtype=np.uint8).reshape(3, 4), b"ids": [1, 2, 3]}
     read = files.unpickle_arrays(pickle.dumps(content, protocol=protocol))
     assert read[b"ids"] == [1, 2, 3]
@@ -89,8 +94,31 @@ class Exploit:
         return os.mkdir, ("exploited",)
 
 
-def test_a_pickle_never_runs_code(tmp_path, monkeypatch):
+def test_unpickle_never_runs_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(pickle.UnpicklingError, match="refused"):
         files.unpickle_arrays(pickle.dumps(Exploit()))
+    buffer = io.BytesIO()
+    torch.save(Exploit(), buffer)
+    with pytest.raises(pickle.UnpicklingError):
+        files.unpickle_tensors(buffer.getvalue())
     assert not list(tmp_path.iterdir())
+
+
+def test_read_checksummed_compares_with_the_recorded_checksum(tmp_path):
+    path = tmp_path / "checksummed"
+    path.write_bytes(files.with_checksum(b"content"))
+    recorded = files.sha256(path)
+    assert files.read_checksummed(path, recorded) == b"content"
+    path.write_bytes(files.with_checksum(b"other content"))
+    assert files.read_checksummed(path) == b"other content"
+    with pytest.raises(files.CorruptFile):
+        files.read_checksummed(path, recorded)
+
+
+def test_remove_temporaries_leaves_other_files(tmp_path):
+    kept = [".lock", "run.json", ".run.json.mine", ".run.json.abcdefgh1", ".other.json.abcdefgh"]
+    for name in [*kept, ".run.json.abcd_123"]:
+        (tmp_path / name).touch()
+    files.remove_temporaries(tmp_path / "run.json")
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)

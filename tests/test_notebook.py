@@ -331,7 +331,7 @@ def test_a_run_whose_kernel_died_goes_on_to_the_same_bits(tmp_path):
     assert load_run(folder).status == "running"
     resumed = subprocess.run([*PAPERMILL, *words], cwd=tmp_path, capture_output=True, check=True)
     assert resumed.returncode == 0
-    assert "going on after epoch" in (tmp_path / "out.ipynb").read_text()
+    assert "resuming after epoch" in (tmp_path / "out.ipynb").read_text()
     whole = train(load_experiment("lite", **settings, **network), output=tmp_path / "whole")
     for name in ("model.safetensors", "predictions.npz"):
         assert load_run(folder).record["artifacts"][name] == whole.record["artifacts"][name]

@@ -143,7 +143,7 @@ def test_stopped_in_the_middle_it_leaves_nothing_running_and_goes_on(reproduce, 
     files = [one.experiment.folder / "model.safetensors" for one in (run, elsewhere)]
     assert files[0].read_bytes() == files[1].read_bytes()
     log = next((tmp_path / "logs").glob("*.log")).read_text()
-    assert "going on after epoch" in log
+    assert "resuming after epoch" in log
 
 
 def _trained_by_anyone(told):

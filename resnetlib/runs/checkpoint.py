@@ -1,10 +1,11 @@
-"""Write, read and drop checkpoints."""
+"""Write, read and remove checkpoints."""
 
 import io
-import shutil
+import re
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,74 +15,130 @@ from .. import files
 from ..errors import RunError
 from ..training import Callback, Trainer
 from .artifacts import write_history
+from .record import write_record
 
 CHECKPOINTS_KEPT = 2
+PATTERN = "epoch-*.pt"
 
 
 def to_bytes(state: Any) -> bytes:
-    """What `torch.load(weights_only=True)` reads back."""
+    """What `files.unpickle_tensors` reads back."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def save_checkpoint(folder: Path, epoch: int, step: int, state: Mapping[str, Any]) -> None:
-    """Write the state after `step` steps beyond `epoch` whole epochs behind its checksum.
+def save_checkpoint(
+    folder: Path, epoch: int, step: int, state: Mapping[str, Any], record: dict[str, Any]
+) -> None:
+    """Write a checkpoint, then remove all but the last two.
 
-    Then drop all checkpoints but the last two.
+    Its SHA-256 is written to `run.json` first. A run that is killed in between has a record that
+    names a missing file, which loading passes over; in the other order it would have a file that
+    nothing vouches for.
+
+    Args:
+        folder: the run folder.
+        epoch: whole epochs done.
+        step: steps done beyond them.
+        state: that of the `Trainer`.
+        record: the content of `run.json`, which is updated.
     """
-    checkpoints = folder / "checkpoints"
-    files.write_checksummed(checkpoints / f"epoch-{epoch:05d}-step-{step:06d}.pt", to_bytes(state))
-    for old in _checkpoints(folder)[:-CHECKPOINTS_KEPT]:
-        old.unlink()
+    name = f"epoch-{epoch:05d}-step-{step:06d}.pt"
+    content = files.with_checksum(to_bytes(state))
+    recorded = record["checkpoints"]
+    recorded.pop(name, None)  # a damaged one, if any: the new one comes last
+    recorded[name] = files.sha256_of(content)
+    write_record(folder, record)
+    files.write_bytes(folder / "checkpoints" / name, content)
+    for old in list(recorded)[:-CHECKPOINTS_KEPT]:
+        (folder / "checkpoints" / old).unlink(missing_ok=True)
+        del recorded[old]
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted((folder / "checkpoints").glob("epoch-*.pt"))
+def checkpoint_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every checkpoint file, by name, oldest first."""
+    paths = sorted((folder / "checkpoints").glob(PATTERN))
+    return {path.name: files.sha256(path) for path in paths if path.is_file()}
 
 
 def drop_checkpoints(folder: Path) -> None:
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    """Remove the checkpoints of a run, and their folder unless it holds other files."""
+    remove_temporaries(folder)
+    for path in (folder / "checkpoints").glob(PATTERN):
+        with suppress(OSError):  # a folder of that name
+            path.unlink()
+    with suppress(OSError):
+        (folder / "checkpoints").rmdir()
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest good checkpoint; None where there is none at all.
+def remove_temporaries(folder: Path) -> None:
+    """Remove the temporary files that a killed run left while saving."""
+    files.remove_temporaries(folder / "checkpoints" / PATTERN)
 
-    A damaged one is passed over with a warning that names it and the one used instead; when all
-    are damaged, `RunError`: a run never starts over in silence.
+
+def last_position(folder: Path) -> str:
+    """The position of the newest checkpoint, such as `epoch 3, step 20`; empty without any."""
+    names = sorted(path.name for path in (folder / "checkpoints").glob(PATTERN))
+    if not names:
+        return ""
+    epoch, step = map(int, re.findall(r"\d+", names[-1])[:2])
+    return f"epoch {epoch}" if not step else f"epoch {epoch + 1}, step {step}"
+
+
+def load_checkpoint(
+    folder: Path, recorded: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
+    """The newest good checkpoint of a run; None where there is none at all.
+
+    `recorded` has the SHA-256 of each checkpoint in the order of writing; a file with another
+    content does not belong to the run. It is None for a record of an older version, where every
+    undamaged file does. Bad files are passed over with a warning that names them and the one used
+    instead; when all are bad, `RunError`: a run never starts over in silence.
     """
-    damaged = []
-    for path in reversed(_checkpoints(folder)):
-        try:
-            content = files.read_checksummed(path)
-        except files.CorruptFile:
-            damaged.append(path.name)
+    present = sorted(path.name for path in (folder / "checkpoints").glob(PATTERN))
+    expected = dict.fromkeys(present) if recorded is None else recorded
+    bad = [name for name in present if name not in expected]
+    for name in reversed(expected):
+        if name not in present:
             continue
-        if damaged:
-            warnings.warn(f"{', '.join(damaged)} damaged; going on from {path.name}", stacklevel=2)
-        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    if damaged:
+        try:
+            content = files.read_checksummed(folder / "checkpoints" / name, expected[name])
+            state = files.unpickle_tensors(content)
+        except Exception:  # whatever a parser raises on a damaged file
+            bad.append(name)
+            continue
+        if bad:
+            warnings.warn(
+                f"{', '.join(bad)} damaged or not of this run; resuming from {name}", stacklevel=2
+            )
+        return state
+    if bad and expected:
         raise RunError(
-            f"all checkpoints under {folder} are damaged ({', '.join(damaged)}); "
+            f"all checkpoints under {folder} are damaged or not of this run ({', '.join(bad)}); "
             "`fresh: true` starts the run over"
+        )
+    if bad:
+        warnings.warn(
+            f"{', '.join(bad)} not of this run; it starts from the beginning", stacklevel=2
         )
     return None
 
 
-CHECKPOINT_SECONDS = 180  # at most so much work is lost in a long epoch
-CHECKPOINT_SHARE = 0.01  # of a run's time, at most, goes into checkpoints
+CHECKPOINT_SECONDS = 180  # at most this much work is lost in a long epoch
+CHECKPOINT_SHARE = 0.01  # of a run's time, at most, is spent on checkpoints
 
 
 class Checkpointer(Callback):
-    """Keeps checkpoint and history on disk: after epochs, and every few minutes in long ones.
+    """Saves checkpoint and history: after epochs, and every few minutes in long ones.
 
-    What saving costs is measured, and the next one waits until it is at most one per cent of the
-    time between. When something is saved has no influence on the results.
+    The cost of saving is measured, and the next save waits until the cost is at most one per cent
+    of the time between. When something is saved has no influence on the results.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, record: dict[str, Any]):
         self.folder = folder
+        self.record = record
         self.cost = 0.0
 
     def on_start(self, training: Trainer) -> None:
@@ -99,13 +156,20 @@ class Checkpointer(Callback):
             self.save(training)
 
     def after_training(self, training: Trainer) -> None:
-        """Whatever has been trained is on disk before the results are computed."""
+        """Everything that was trained is on disk before the results are computed."""
+        self.save_progress(training)
+
+    def save_progress(self, training: Trainer) -> None:
+        """Save unless nothing was trained since the last save."""
         if self.saved != _position(training):
             self.save(training)
 
     def save(self, training: Trainer) -> None:
+        """Save the state and the history. Raises `Diverged` where the state is not finite."""
         began = time.monotonic()
-        save_checkpoint(self.folder, *_position(training), training.state())
+        if name := training.find_non_finite():
+            raise training.diverged(f"{name} is not finite")
+        save_checkpoint(self.folder, *_position(training), training.state(), self.record)
         write_history(self.folder, training.table())
         self.saved = _position(training)
         self.saved_at = time.monotonic()
@@ -114,4 +178,4 @@ class Checkpointer(Callback):
 
 def _position(training: Trainer) -> tuple[int, int]:
     """Whole epochs done, and steps of the next one."""
-    return training.epochs_done, training.progress.steps
+    return max(training.epochs_done, 0), training.progress.steps

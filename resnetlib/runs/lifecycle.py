@@ -1,26 +1,35 @@
 """`train`: start, resume or load the run of an experiment, and keep its record true."""
 
-import importlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .. import files
 from ..data import TRAINING_IMAGES, Dataset, load_dataset
-from ..device import DeviceSettings, resolve_device_settings
-from ..errors import ConfigError, Diverged
+from ..device import DeviceSettings, cpu_threads, resolve_device_settings
+from ..errors import ConfigError, Diverged, RunError, UserError
 from ..evaluation import Evaluation
 from ..experiment import Experiment
+from ..paths import display_path, output_folder
 from ..resnet import NUM_CLASSES
 from ..size import check_size, model_summary
 from ..training import Callback, Trainer, fit
 from .artifacts import write_results
-from .checkpoint import Checkpointer, drop_checkpoints, load_checkpoint
+from .checkpoint import (
+    Checkpointer,
+    checkpoint_checksums,
+    drop_checkpoints,
+    last_position,
+    load_checkpoint,
+    remove_temporaries,
+)
+from .interrupts import StopOnSignal
 from .record import (
     ARTIFACTS,
     artifact_checksums,
-    artifact_paths,
     check_fingerprint,
     make_folder,
     new_record,
@@ -29,16 +38,7 @@ from .record import (
 )
 from .run import Run, load_run
 
-
-def clear(folder: Path) -> None:
-    """Remove what a run writes, and nothing else, so that it can start over.
-
-    The record goes first: without it nothing that is left counts, should this be cut short.
-    """
-    unfinished = [path for name in ("run.json", *ARTIFACTS) for path in folder.glob(f".{name}.*")]
-    for path in [folder / "run.json", *artifact_paths(folder), *unfinished]:
-        path.unlink(missing_ok=True)
-    drop_checkpoints(folder)
+PAGES = ("report.html", "notebook.ipynb")  # made from a run, beside it
 
 
 def check_experiment(experiment: Experiment) -> DeviceSettings:
@@ -47,14 +47,14 @@ def check_experiment(experiment: Experiment) -> DeviceSettings:
     Refuses, before anything is read, what could not be trained: size, device, held-out images.
     """
     check_size(experiment)
-    compute = resolve_device_settings(experiment)
+    settings = resolve_device_settings(experiment)
     holdout, images = experiment.recipe.holdout, TRAINING_IMAGES[experiment.dataset]
     if holdout and not NUM_CLASSES <= holdout <= images - NUM_CLASSES:
         raise ConfigError(
             f"recipe.holdout = {holdout}: both parts of the {images:,} training images need an "
             f"image of each class; give 0, or {NUM_CLASSES} to {images - NUM_CLASSES:,}"
         )
-    return compute
+    return settings
 
 
 def train(
@@ -63,58 +63,70 @@ def train(
     output: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
-    """Carry out the whole run, or go on with it; a finished one is given back as it is.
+    """Carry out the whole run of an experiment, or resume it; a finished one is loaded.
 
-    `output` is the run folder; by default `experiment.folder`. Raises `ConfigError` before any
-    work for what cannot be trained, `DataError` for missing data, `RunError` for a run that
-    cannot go on, `Diverged` when the loss is no longer finite.
+    On SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2 the step is finished and the state saved; then
+    `KeyboardInterrupt` (SIGINT) or `SystemExit` is raised. A second signal ends it at once.
+
+    Args:
+        experiment: what to train.
+        output: the run folder; by default `experiment.folder`.
+        callbacks: hooks of the user's own, see `Callback`.
+
+    Raises:
+        ConfigError: before any work, for what cannot be trained or would overwrite other files.
+        DataError: the data are missing.
+        RunError: the run cannot be resumed or continued; the message says what to do.
+        Diverged: loss, gradients or weights are no longer finite.
     """
-    compute = check_experiment(experiment)
-    folder = Path(output) if output is not None else experiment.folder
+    settings = check_experiment(experiment)
+    folder = _run_folder(experiment, output)
     make_folder(folder)
-    with files.lock(folder / ".lock"):
-        before = None if experiment.execution.fresh else _unfinished(folder, experiment)
+    with _explained(experiment, folder), files.lock(folder / ".lock"):
+        before = None if experiment.execution.fresh else _previous_record(folder, experiment)
+        _remove_temporaries(folder)
         if before and before["status"] == "done":
             if not before.get("keeps_checkpoints", True):  # it may have been killed just before
                 drop_checkpoints(folder)
             return load_run(folder)
-        dataset = _load_data(experiment)
-        record = new_record(experiment, dataset, compute)
-        training = Trainer(experiment, dataset, compute)
-        if not before:
-            clear(folder)  # also checkpoints whose record is gone: nothing vouches for them
-        state = load_checkpoint(folder)
-        if state:
-            differences = check_fingerprint(
-                experiment, before["fingerprint"], record["fingerprint"]
-            )
-            training.load_state(state)
-            at = f"epoch {training.epochs_done} of {experiment.recipe.epochs}"
-            if training.progress.steps:
-                at += f" and {training.progress.steps} steps of the next"
-            record["started"] = before["started"]
-            record["inexact_resumes"] = before["inexact_resumes"]
-            if differences:
-                record["inexact_resumes"].append({"after": at, "differences": differences})
-            print(f"going on after {at}")
-        _run_to_end(training, experiment, dataset, folder, record, callbacks)
+        state = load_checkpoint(folder, before.get("checkpoints")) if before else None
+        if state and experiment.execution.threads == "auto":
+            settings = replace(settings, threads=before["fingerprint"]["threads"])
+        dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
+        with cpu_threads(settings.threads):
+            training = Trainer(experiment, dataset, settings)
+            record = new_record(experiment, dataset, settings)
+            if state:
+                _resume(training, experiment, state, before, record)
+                record["checkpoints"] = _kept_checkpoints(folder, before)
+                write_record(folder, record)
+            else:
+                start_over(folder, record)
+            _run_to_end(training, experiment, dataset, folder, record, callbacks)
     return load_run(folder)
 
 
-def _load_data(experiment: Experiment) -> Dataset:
-    """The data set; while the other cores read it, what the optimizers of torch will import.
+def _run_folder(experiment: Experiment, output: str | Path | None) -> Path:
+    """The folder to write to. Raises `ConfigError` where it holds, or leads to, other files."""
+    folder = experiment.folder if output is None else Path(output)
+    root = output_folder(experiment.execution.output_root).resolve()
+    if output is None and root not in folder.resolve().parents:
+        raise ConfigError(
+            f"{display_path(folder)} leads out of the output folder, to {folder.resolve()}"
+        )
+    if folder.is_dir() and not (folder / "run.json").exists():
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if others:
+            names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+            raise ConfigError(
+                f"{display_path(folder)} is not a run folder (no run.json) and holds other files: "
+                f"{names}. Nothing was changed; name another folder"
+            )
+    return folder
 
-    Nothing else goes on beside that import, which holds Python's lock for most of a second.
-    """
-    with ThreadPoolExecutor(1) as beside:
-        imported = beside.submit(importlib.import_module, "torch._dynamo")
-        dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
-        imported.result()
-    return dataset
 
-
-def _unfinished(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
-    """What `run.json` says of an earlier run of this very experiment; None if there is none."""
+def _previous_record(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
+    """The record of an earlier run of this very experiment; None if there is none."""
     if not (folder / "run.json").is_file():
         return None
     record = load_run(folder).record
@@ -126,6 +138,73 @@ def _unfinished(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
     return record
 
 
+def _remove_temporaries(folder: Path) -> None:
+    """Remove what a killed process left of files that it was writing."""
+    for name in ("run.json", *ARTIFACTS, *PAGES):
+        files.remove_temporaries(folder / name)
+    remove_temporaries(folder)
+
+
+def start_over(folder: Path, record: dict[str, Any]) -> None:
+    """Replace the record, and remove what an earlier run wrote, and nothing else.
+
+    Report and notebook go first, so that none says more than the record. The new record vouches
+    for no other file, should this be cut short.
+    """
+    for name in PAGES:
+        (folder / name).unlink(missing_ok=True)
+    write_record(folder, record)
+    for name in ARTIFACTS:
+        (folder / name).unlink(missing_ok=True)
+    drop_checkpoints(folder)
+
+
+def _resume(
+    training: Trainer,
+    experiment: Experiment,
+    state: dict[str, Any],
+    before: dict[str, Any],
+    record: dict[str, Any],
+) -> None:
+    """Load the state of a checkpoint, and record in what the resumed run may differ.
+
+    Args:
+        training: takes the state.
+        experiment: says whether another fingerprint is allowed.
+        state: that of the checkpoint.
+        before: the record of the run so far.
+        record: that of the resumed run.
+    """
+    differences = check_fingerprint(experiment, before["fingerprint"], record["fingerprint"])
+    if before.get("step_source") != record["step_source"]:
+        known = "has changed" if "step_source" in before else "was not recorded"
+        differences.append(f"the source of the training step {known}")
+    try:
+        training.load_state(state)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RunError(
+            f"the checkpoint is not of this run ({type(error).__name__}: {reason}); "
+            "`fresh: true` starts over"
+        ) from error
+    at = f"epoch {training.epochs_done} of {experiment.recipe.epochs}"
+    if training.progress.steps:
+        at += f" and {training.progress.steps} steps of the next"
+    record["started"] = before["started"]
+    record["inexact_resumes"] = before["inexact_resumes"]
+    if differences:
+        record["inexact_resumes"].append({"after": at, "differences": differences})
+    with suppress(OSError, ValueError):  # a closed or full output does not end a run
+        print(f"resuming after {at}", flush=True)
+
+
+def _kept_checkpoints(folder: Path, before: dict[str, Any]) -> dict[str, str]:
+    """The SHA-256 of the run's checkpoints that exist; of all, for a record of an older version."""
+    existing = checkpoint_checksums(folder)
+    recorded = before.get("checkpoints", existing)
+    return {name: checksum for name, checksum in recorded.items() if name in existing}
+
+
 def _run_to_end(
     training: Trainer,
     experiment: Experiment,
@@ -134,39 +213,85 @@ def _run_to_end(
     record: dict[str, Any],
     callbacks: Sequence[Callback],
 ) -> None:
-    """Train, write everything a run leaves, and keep `run.json` true throughout."""
-    files.write_text(folder / "experiment.yaml", experiment.to_yaml())
-    files.write_text(folder / "summary.txt", model_summary(training.model) + "\n")
-    write_record(folder, record)
+    """Train, write everything a run leaves, and keep `run.json` true throughout.
 
-    try:
-        fit(training, experiment.recipe.epochs, [Checkpointer(folder), *callbacks])
-        _write_results(training, experiment, dataset, folder)
-    except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        diverged = isinstance(error, Diverged)
-        status = "interrupted" if interrupted else "diverged" if diverged else "failed"
-        reason = f"{type(error).__name__}: {error}".rstrip(": ")
-        write_record(folder, record | {"status": status, "error": reason})
-        raise
-    finished = {"status": "done", "finished": now()}
-    write_record(folder, record | finished | {"artifacts": artifact_checksums(folder)})
-    if not record["keeps_checkpoints"]:
-        drop_checkpoints(folder)
+    Args:
+        training: new, or with the state of a checkpoint.
+        experiment: what is trained.
+        dataset: the one that `training` has.
+        folder: the run folder.
+        record: the content of `run.json`.
+        callbacks: the user's.
+    """
+    checkpointer = Checkpointer(folder, record)
+    stop = StopOnSignal(checkpointer)
+    with stop.installed():
+        try:
+            with _explained(experiment, folder):
+                files.write_text(folder / "experiment.yaml", experiment.to_yaml())
+                files.write_text(folder / "summary.txt", model_summary(training.model) + "\n")
+                fit(training, experiment.recipe.epochs, [checkpointer, *callbacks, stop])
+                _write_results(training, experiment, dataset, folder)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            diverged = isinstance(error, Diverged)
+            status = "interrupted" if interrupted else "diverged" if diverged else "failed"
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            with suppress(OSError):  # the disk may be full
+                write_record(folder, record | {"status": status, "error": reason})
+            raise
+        finished = {"status": "done", "finished": now(), "artifacts": artifact_checksums(folder)}
+        if not record["keeps_checkpoints"]:
+            record["checkpoints"] = {}
+        write_record(folder, record | finished)
+        if not record["keeps_checkpoints"]:
+            drop_checkpoints(folder)
 
 
 def _write_results(
     training: Trainer, experiment: Experiment, dataset: Dataset, folder: Path
 ) -> None:
-    """Everything of the run folder that the finished training decides; figures in float32."""
-    selected_epoch, measured = training.select()
+    """Compute and write the results of a finished training, in float32."""
+    selected_epoch, evaluation = training.select()
     write_results(
         folder,
         experiment,
         dataset,
         training.table(),
         training.evaluated_model,
-        Evaluation(measured.logits, measured.labels, dataset.classes),
+        Evaluation(evaluation.logits, evaluation.labels, dataset.classes),
         selected_epoch=selected_epoch,
         evaluation_seconds=training.evaluation_seconds,
     )
+
+
+@contextmanager
+def _explained(experiment: Experiment, folder: Path) -> Iterator[None]:
+    """Turn a full disk, an unreadable file or lack of memory into a `RunError` of one line."""
+    try:
+        yield
+    except (UserError, files.RunLocked):
+        raise
+    except OSError as error:
+        path = Path(error.filename) if isinstance(error.filename, str | Path) else folder
+        reason = error.strerror or error
+        raise RunError(f"{display_path(path)}: {reason}. {_saved(folder)}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
+            raise
+        size = experiment.recipe.batch_size
+        raise RunError(
+            f"out of memory with batch_size = {size}; a smaller one, such as {size // 2 or 1}, "
+            f"may fit. {_saved(folder)}"
+        ) from error
+
+
+OUT_OF_MEMORY = r"out of memory|allocate memory|memory object"  # in torch's messages
+
+
+def _saved(folder: Path) -> str:
+    """What is safe after a failure, and what to do."""
+    position = last_position(folder)
+    if position:
+        return f"The run is saved up to {position}; the same call resumes it"
+    return "Nothing of the run was saved yet; the same call starts it again"

@@ -1,5 +1,6 @@
 """run.json: status, fingerprint, versions and checksums of a run."""
 
+import json
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -18,7 +19,19 @@ from ..experiment import Experiment
 from ..paths import PROJECT, display_path
 from .run import WEIGHTS
 
-RNG_LIBRARIES = ("numpy", "scipy", "scikit-learn")  # splits and shares are drawn with their help
+RNG_LIBRARIES = ("numpy", "scipy", "scikit-learn")  # used to draw splits and mixing weights
+STEP_MODULES = (  # whose source decides what a training step computes
+    "augment/*",
+    "blocks",
+    "data",
+    "device",
+    "evaluation",
+    "optim",
+    "resnet",
+    "rng",
+    "schedule",
+    "training",
+)
 VERSIONS_OF = ("resnetlib", "torch", "torchvision", "numpy", "scikit-learn")
 ARTIFACTS = (
     "experiment.yaml",
@@ -29,20 +42,24 @@ ARTIFACTS = (
     "per_class.csv",
     "predictions.npz",
     WEIGHTS,
+    "figures/confusion_matrix.png",
+    "figures/curves.png",
+    "figures/mistakes.png",
+    "figures/reliability.png",
 )
 
 
 def make_folder(folder: Path) -> None:
-    """Raises `RunError` where the folder of a run can be neither found nor made."""
+    """Create the folder of a run. Raises `RunError` where that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"{display_path(Path(error.filename))}: {error.strerror}"
-        raise RunError(f"the run folder cannot be made ({reason})") from None
+        raise RunError(f"the run folder cannot be created ({reason})") from None
 
 
 def fingerprint(
-    experiment: Experiment, dataset: Dataset, compute: DeviceSettings
+    experiment: Experiment, dataset: Dataset, settings: DeviceSettings
 ) -> dict[str, Any]:
     """What must be equal for a resumed run to equal the uninterrupted one bit for bit."""
     return {
@@ -50,17 +67,25 @@ def fingerprint(
         "data": files.sha256_of(repr(sorted(dataset.checksums.items())).encode()),
         "torch": torch.__version__,
         "libraries": ", ".join(f"{name} {version(name)}" for name in RNG_LIBRARIES),
-        **compute.describe(),
+        **settings.describe(),
     }
+
+
+def step_source() -> str:
+    """SHA-256 over the source of the modules that a training step uses."""
+    package = Path(__file__).parents[1]
+    paths = sorted(path for name in STEP_MODULES for path in package.glob(f"{name}.py"))
+    sources = {path.relative_to(package).as_posix(): path.read_text("utf-8") for path in paths}
+    return files.sha256_of(json.dumps(sources).encode())
 
 
 def describe_environment(experiment: Experiment) -> dict[str, str]:
     """Device, processor, how they are used, versions and commit, for reading."""
     git = _git_state()
     changed = " with changes" if git and git["modified"] else ""
-    used = resolve_device_settings(experiment).describe()
+    settings = resolve_device_settings(experiment).describe()
     return {
-        **{name.replace("_", " "): _said(value) for name, value in used.items()},
+        **{name.replace("_", " "): _in_words(value) for name, value in settings.items()},
         "operating system": platform.platform(),
         **_versions(),
         "commit": f"{git['commit'][:12]}{changed}" if git else "not in a git checkout",
@@ -68,7 +93,7 @@ def describe_environment(experiment: Experiment) -> dict[str, str]:
     }
 
 
-def _said(value: str | int | bool) -> str:
+def _in_words(value: str | int | bool) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
@@ -76,8 +101,10 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS_OF}}
 
 
-def new_record(experiment: Experiment, dataset: Dataset, compute: DeviceSettings) -> dict[str, Any]:
-    """The content of a `run.json` whose run begins now."""
+def new_record(
+    experiment: Experiment, dataset: Dataset, settings: DeviceSettings
+) -> dict[str, Any]:
+    """The content of `run.json` for a run that starts now."""
     return {
         "status": "running",
         "variant": experiment.variant,
@@ -86,13 +113,15 @@ def new_record(experiment: Experiment, dataset: Dataset, compute: DeviceSettings
         "experiment": experiment.digest,
         "overrides": experiment.model_dump(mode="json")["overrides"],
         "started": now(),
-        "fingerprint": fingerprint(experiment, dataset, compute),
+        "fingerprint": fingerprint(experiment, dataset, settings),
+        "step_source": step_source(),
         "versions": _versions(),
         "platform": platform.platform(),
         "git": _git_state(),
         "dataset_checksums": dataset.checksums,
         "inexact_resumes": [],
         "keeps_checkpoints": experiment.execution.keep_checkpoints,
+        "checkpoints": {},  # SHA-256 by file name, in the order of writing
         "artifacts": {},
     }
 
@@ -121,9 +150,8 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def artifact_paths(folder: Path) -> list[Path]:
-    """The files that a run itself leaves, `run.json` apart (a notebook may stand beside them)."""
-    found = [folder / name for name in ARTIFACTS]
-    return [path for path in found if path.is_file()] + sorted(folder.glob("figures/*.png"))
+    """The files that a run itself leaves, without `run.json`, notebook and report."""
+    return [folder / name for name in ARTIFACTS if (folder / name).is_file()]
 
 
 def artifact_checksums(folder: Path) -> dict[str, str]:
@@ -136,7 +164,7 @@ def artifact_checksums(folder: Path) -> dict[str, str]:
 def check_fingerprint(
     experiment: Experiment, before: Mapping[str, Any], current: Mapping[str, Any]
 ) -> list[str]:
-    """The differences between two fingerprints, allowed or else a `RunError` that names them."""
+    """The differences between two fingerprints; a `RunError` names them unless they are allowed."""
     differences = [
         f"{name} was {before.get(name)!r} and is now {current.get(name)!r}"
         for name in sorted({*before, *current})
@@ -145,6 +173,7 @@ def check_fingerprint(
     if differences and not experiment.execution.allow_inexact_resume:
         raise RunError(
             f"this run cannot be resumed exactly: {'; '.join(differences)}. "
-            "`allow_inexact_resume: true` goes on and records it; `fresh: true` starts over"
+            "`allow_inexact_resume: true` resumes anyway and records the difference; "
+            "`fresh: true` starts over"
         )
     return differences

@@ -46,8 +46,14 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`running`, `done`, `failed`, `interrupted` or `diverged`."""
-        return self.record["status"]
+        """`running`, `done`, `failed`, `interrupted` or `diverged`.
+
+        A run that no process works on any more is `interrupted`, whatever it last recorded.
+        """
+        status = self.record["status"]
+        if status == "running" and not files.is_locked(self.path / ".lock"):
+            return "interrupted"
+        return status
 
     @property
     def machine(self) -> str:

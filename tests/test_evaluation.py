@@ -31,7 +31,7 @@ def test_confusion_has_true_rows_and_predicted_columns():
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
 
 
-def test_the_per_class_table_names_the_classes_and_counts_their_images(evaluation):
+def test_per_class_names_classes_and_counts_images(evaluation):
     table = evaluation.per_class
     assert list(table.index) == list("abcdefghij")
     assert table["images"].sum() == 500
@@ -39,7 +39,7 @@ def test_the_per_class_table_names_the_classes_and_counts_their_images(evaluatio
     assert table["recall"].to_numpy() == pytest.approx(recall)
 
 
-def test_calibration_error_worked_out_by_hand():
+def test_ece_equals_a_value_by_hand():
     # Two images at confidence 0.9 (one right), two at 0.6 (both right).
     confidences = torch.tensor([0.9, 0.9, 0.6, 0.6], dtype=torch.float64)
     logits = torch.stack([confidences.log(), (1 - confidences).log()], dim=1)
@@ -48,7 +48,7 @@ def test_calibration_error_worked_out_by_hand():
     assert evaluation.calibration["images"].sum() == 4
 
 
-def test_wilsons_interval_at_a_known_point():
+def test_wilson_interval_at_a_known_point():
     # 80 of 100: Wilson's score interval, 95 %
     z = 1.959964
     center = (0.8 + z**2 / 200) / (1 + z**2 / 100)
@@ -65,9 +65,9 @@ def test_normalize_is_torchvisions():
     torch.testing.assert_close(normalize(images, mean, std), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_evaluate_leaves_the_model_as_it_was_and_does_not_depend_on_the_batch_size(digits):
+def test_evaluate_restores_the_model_at_any_batch_size(digits):
     model = build_model(load_experiment("lite").architecture).train()
-    model.stages[0].eval()  # a part that somebody froze stays frozen
+    model.stages[0].eval()  # a frozen part stays frozen
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images, labels = digits.test
     settings = {"mean": digits.mean, "std": digits.std}
@@ -80,6 +80,6 @@ def test_evaluate_leaves_the_model_as_it_was_and_does_not_depend_on_the_batch_si
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_evaluate_refuses_images_that_are_normalised_already():
+def test_evaluate_refuses_normalised_images():
     with pytest.raises(ValueError, match="uint8"):
         evaluate(nn.Flatten(), torch.rand(2, 3, 4, 4), torch.zeros(2), mean=(0,), std=(1,))

@@ -1,4 +1,4 @@
-"""What a run computes with: chosen for the machine, settable by hand, recorded, and exact."""
+"""Device settings: chosen for the machine, settable, recorded, and bit-exact on resuming."""
 
 import os
 import platform
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from resnetlib.runs import checkpoint
 CPU = torch.device("cpu")
 
 
-def test_precision_is_bfloat16_where_the_processor_has_it_and_settable(tiny):
+def test_precision_is_bfloat16_where_native(tiny):
     best = torch.bfloat16 if has_native_bfloat16(CPU) else torch.float32
     assert resolve_device_settings(tiny()).precision == best
     for name in ("float32", "bfloat16"):
@@ -38,12 +39,12 @@ def test_precision_is_bfloat16_where_the_processor_has_it_and_settable(tiny):
     ("flags", "native"),
     [("fpu avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_bf16", True), ("", False)],
 )
-def test_native_bfloat16_is_read_from_the_processors_flags(monkeypatch, flags, native):
+def test_native_bfloat16_is_read_from_the_flags(monkeypatch, flags, native):
     monkeypatch.setattr(device, "_cpuinfo", {"flags": flags}.get)
     assert has_native_bfloat16(CPU) == native
 
 
-def test_channels_last_from_sixteen_channels_on(tiny):
+def test_channels_last_from_sixteen_channels(tiny):
     layouts = {
         width: resolve_device_settings(tiny(widths=[width])).memory_format for width in (15, 16)
     }
@@ -54,7 +55,7 @@ def test_channels_last_from_sixteen_channels_on(tiny):
         resolve_device_settings(tiny(widths=[7], memory_format="channels_last"))
 
 
-def test_long_runs_compile_and_short_ones_do_not(monkeypatch):
+def test_compile_is_chosen_for_long_runs(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: name)
     chosen = {epochs: load_experiment("lite", epochs=epochs, device="cpu") for epochs in (2, 40)}
     assert [resolve_device_settings(chosen[epochs]).compiled for epochs in (2, 40)] == [False, True]
@@ -64,11 +65,12 @@ def test_long_runs_compile_and_short_ones_do_not(monkeypatch):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
-def test_memory_is_used_again_within_the_context_and_given_back_after_it():
+def test_retain_freed_memory_reuses_and_returns_it():
     """A page that a process gets from the system is one fault when it is first touched."""
     words = [sys.executable, "-c", FAULTS]
-    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    large, small, held = zip(*(map(int, line.split()) for line in told.splitlines()), strict=True)
+    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    lines = printed.splitlines()
+    large, small, held = zip(*(map(int, line.split()) for line in lines), strict=True)
     pages = 20 * (100 << 20) // os.sysconf("SC_PAGE_SIZE")
     assert min(large[0], large[2]) > pages / 600  # huge pages, where the system makes them, are 512
     assert large[1] < large[0] / 10
@@ -77,7 +79,7 @@ def test_memory_is_used_again_within_the_context_and_given_back_after_it():
     assert held[2] - held[1] < 32 << 20
 
 
-def test_training_keeps_its_memory(tiny, monkeypatch):
+def test_training_retains_freed_memory(tiny, monkeypatch):
     happened = []
     step = training.Trainer.train_step
 
@@ -97,12 +99,55 @@ def test_training_keeps_its_memory(tiny, monkeypatch):
     assert happened == ["kept", "step", "returned"]
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_retain_freed_memory_can_be_switched_off(monkeypatch):
+    def calls():
+        made = []
+        libc = SimpleNamespace(mallopt=lambda *words: made.append(words), malloc_trim=made.append)
+        monkeypatch.setattr(device.ctypes, "CDLL", lambda _: libc)
+        with device.retain_freed_memory():
+            pass
+        return len(made)
+
+    assert calls() > 0
+    monkeypatch.setenv("RESNETLIB_KEEP_MEMORY", "0")
+    assert calls() == 0
+
+
+@pytest.mark.parametrize("threads", ["auto", 1, 2, 3])
+def test_threads_are_applied_recorded_and_restored(tiny, monkeypatch, threads):
+    used = {}
+    before = torch.get_num_threads()
+    monkeypatch.setattr(
+        training.Trainer, "train_step", noting(used, "step", training.Trainer.train_step)
+    )
+    monkeypatch.setattr(
+        training.Trainer, "evaluate", noting(used, "evaluation", training.Trainer.evaluate)
+    )
+    run = train(tiny(threads=threads))
+    expected = before if threads == "auto" else threads
+    assert used == {"step": expected, "evaluation": expected}
+    assert run.record["fingerprint"]["threads"] == expected
+    assert torch.get_num_threads() == before
+    assert run.experiment.digest == tiny().digest
+
+
+def noting(used, name, function):
+    """The function, which notes the number of threads under a name."""
+
+    def noted(*arguments):
+        used[name] = torch.get_num_threads()
+        return function(*arguments)
+
+    return noted
+
+
 # The faults of 20 large blocks, those of 20 smaller ones and the bytes that were held at first:
 # before, within and after the context. The blocks are Python's own, because torch has an allocator
 # besides glibc's on some machines.
 FAULTS = """
 import os, resource
-from resnetlib.compute import retain_freed_memory
+from resnetlib.device import retain_freed_memory
 
 def faults(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -123,7 +168,7 @@ report()
 """
 
 
-def test_one_process_compiles_any_number_of_networks(monkeypatch):
+def test_compile_of_any_number_of_networks(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
     def total(x):
@@ -134,7 +179,7 @@ def test_one_process_compiles_any_number_of_networks(monkeypatch):
         assert compiled(torch.ones(width)) == 2 * width
 
 
-def test_without_a_compiler_auto_stays_eager_and_true_is_refused(monkeypatch):
+def test_compile_is_refused_without_a_compiler(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
     assert not resolve_device_settings(load_experiment("lite", device="cpu")).compiled
     with pytest.raises(ConfigError, match="takes a C\\+\\+ compiler"):
@@ -142,12 +187,12 @@ def test_without_a_compiler_auto_stays_eager_and_true_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("name", TRAINING_IMAGES)
-def test_the_sizes_that_the_choice_rests_on_are_the_data_sets(name, request):
+def test_training_images_are_those_of_the_data_sets(name, request):
     dataset = request.getfixturevalue("cifar10") if name == "cifar10" else load_dataset(name)
     assert len(dataset.train[1]) == TRAINING_IMAGES[name]
 
 
-def test_the_choice_stands_in_the_record_and_a_change_of_it_is_noticed(tiny, monkeypatch):
+def test_resume_refuses_other_device_settings(tiny, monkeypatch):
     experiment = tiny(epochs=2, precision="float32", memory_format="contiguous", compile=False)
     save = checkpoint.save_checkpoint
 
@@ -173,8 +218,8 @@ checkpoint.CHECKPOINT_SECONDS, checkpoint.CHECKPOINT_SHARE = 0, float("inf")
 root, stop = sys.argv[1:]
 if stop != "never":
     save = checkpoint.save_checkpoint
-    def save_then_stop(folder, epochs, steps, state):
-        save(folder, epochs, steps, state)
+    def save_then_stop(folder, epochs, steps, *rest):
+        save(folder, epochs, steps, *rest)
         if f"{epochs}-{steps}" == stop:
             sys.exit(7)
     checkpoint.save_checkpoint = save_then_stop
@@ -194,7 +239,7 @@ def compiled_run(root, stop="never"):
     return done.returncode, done.stdout.splitlines()[-1], done.stderr
 
 
-def test_a_compiled_run_goes_on_to_the_same_bits_also_from_a_partial_batch(tmp_path):
+def test_resume_of_a_compiled_run_is_bit_exact(tmp_path):
     """The last batch of an epoch, 67 images, is the first that the resumed process sees."""
     code, whole, errors = compiled_run(tmp_path / "whole")
     assert (code, errors) == (0, "")
@@ -219,7 +264,7 @@ for variant in sys.argv[2:]:
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32"])
-def test_no_network_falls_back_to_slow_reference_kernels(precision):
+def test_no_network_uses_reference_kernels(precision):
     """A convolution that the processor has no kernel for runs ten to a hundred times as long."""
     done = subprocess.run(
         [sys.executable, "-c", ONE_STEP, precision, *list_variants()],

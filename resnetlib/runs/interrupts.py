@@ -1,0 +1,69 @@
+"""Signals that ask a training to end: the step is finished and the state saved before it does."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from ..training import Callback, Trainer
+from .checkpoint import Checkpointer
+
+# Slurm sends its users' choice of the last two before the time is over. Windows has the first two.
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+
+
+def leave(number: int) -> NoReturn:
+    """Raise what the signal stands for, so that the process exits with 128 plus its number."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+class StopOnSignal(Callback):
+    """Ends a training on a signal, once the step is finished and the state is saved.
+
+    A second signal ends it at once. A signal that is ignored (`nohup`) or has a handler of the
+    user's own is left alone.
+    """
+
+    def __init__(self, checkpointer: Checkpointer):
+        self.checkpointer = checkpointer
+        self.received: int | None = None
+        self.deferred = True
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Where the signals are handled; only the main thread of a process can do so."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        defaults = (signal.SIG_DFL, signal.default_int_handler)
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        before = {number: handler for number, handler in before.items() if handler in defaults}
+        for number in before:
+            signal.signal(number, self._handle)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received or not self.deferred:
+            leave(number)
+        self.received = number
+
+    def _stop_if_asked(self, training: Trainer) -> None:
+        if self.received:
+            self.checkpointer.save_progress(training)
+            leave(self.received)
+
+    after_step = after_epoch = after_evaluation_batch = _stop_if_asked
+
+    def after_training(self, training: Trainer) -> None:
+        """Everything is saved: from here on a signal need not wait."""
+        self._stop_if_asked(training)
+        self.deferred = False
