@@ -4,14 +4,16 @@ import json
 import math
 import os
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from .. import files
-from ..config import list_variants, load_experiment
+from ..config import list_variants
 from ..errors import ConfigError, RunError, UserError, closest_match
 from ..paths import PROJECT, display_path, output_folder
 from .run import Run, load_run
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def find_run(
@@ -78,7 +80,7 @@ def _is_usable(run: Run) -> bool:
         return False
 
 
-def load_pretrained(variant: str) -> nn.Module:
+def load_pretrained(variant: str) -> "nn.Module":
     """The kept network of a variant: float32, on the CPU, in evaluation mode.
 
     Weights stand under `outputs/reference/<variant>/`; of several seeds, the lowest that has any.
@@ -108,14 +110,13 @@ def _reference() -> Path:
     return PROJECT / "outputs" / "reference"
 
 
-READ = ("experiment.yaml", "history.csv", "metrics.json")  # of a finished run, for this page
 NUMBERS = ("test_accuracy", "test_images", "ece", "train_seconds")
 
 
 def find_runs(root: Path) -> list[Run]:
     """Every run folder at any depth under `root`, by path; of copies of one run, one.
 
-    Copies have the same experiment, start and artifacts; the one with a report is preferred.
+    Copies have the same experiment, start and history; the one with a report is preferred.
     """
     found: dict[str, Run] = {}
     for path in sorted(root.rglob("run.json"), key=lambda path: (not _has_report(path), path)):
@@ -132,19 +133,25 @@ def _identity(run: Run) -> str:
     """What copies of a run have in common; the path itself where the record cannot be read."""
     try:
         record = run.record
-        return json.dumps(
-            [record[key] for key in ("experiment", "started", "artifacts")], sort_keys=True
-        )
-    except (UserError, OSError, KeyError, TypeError):
+        history = record["artifacts"].get("history.csv")  # other files may have been trimmed
+        return json.dumps([record["experiment"], record["started"], history])
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
         return str(run.path)
 
 
-def split_unreadable(runs: list[Run]) -> tuple[list[Run], dict[Path, str]]:
-    """The runs that can be read whole, and for each other folder what is wrong with it."""
+def split_unreadable(
+    runs: list[Run], *, metrics_only: bool = False
+) -> tuple[list[Run], dict[Path, str]]:
+    """The runs that can be read, and for each other folder what is wrong with it.
+
+    With `metrics_only` no other file than run.json and metrics.json is read.
+    """
     readable, damaged = [], {}
     for run in runs:
         try:
-            _check(run)
+            _check_metrics(run)
+            if not metrics_only:
+                _check_results(run)
             readable.append(run)
         except KeyError as error:
             damaged[run.path] = f"one of its files lacks {error}"
@@ -155,21 +162,30 @@ def split_unreadable(runs: list[Run]) -> tuple[list[Run], dict[Path, str]]:
     return readable, damaged
 
 
-def _check(run: Run) -> None:
-    """Touch all that the page needs of a run, so that what is missing is found here."""
+def _check_metrics(run: Run) -> None:
+    """Read the record and the metrics of a run, so that what is missing is found here."""
     machine_of(run)
-    if run.status != "done":
-        load_experiment(str(run.path / "experiment.yaml"))
-        return
-    for name in READ:
-        path = run.path / name
-        if not path.is_file():
-            raise RunError(f"{name} is missing")
-        if files.sha256(path) != run.record["artifacts"][name]:
-            raise RunError(f"{name} is damaged: it is not what run.json recorded")
-    if not all(math.isfinite(run.metrics[name]) for name in NUMBERS):
-        raise RunError("metrics.json holds a number that is not finite")
-    _ = run.experiment, run.history[["epoch", "test_accuracy"]]
+    if run.status == "done":
+        _check_file(run, "metrics.json")
+        if not all(math.isfinite(run.metrics[name]) for name in NUMBERS):
+            raise RunError("metrics.json holds a number that is not finite")
+
+
+def _check_results(run: Run) -> None:
+    """Read the experiment and the history of a run."""
+    if run.status == "done":
+        _check_file(run, "experiment.yaml")
+        _check_file(run, "history.csv")
+        _ = run.history[["epoch", "test_accuracy"]]
+    _ = run.experiment
+
+
+def _check_file(run: Run, name: str) -> None:
+    path = run.path / name
+    if not path.is_file():
+        raise RunError(f"{name} is missing")
+    if files.sha256(path) != run.record["artifacts"][name]:
+        raise RunError(f"{name} is damaged: it is not what run.json recorded")
 
 
 def machine_of(run: Run) -> str:
