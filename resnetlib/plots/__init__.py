@@ -22,7 +22,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "sizes",
         ],
         "run": ["class_balance", "confusion", "curves", "image_grid", "mistakes", "reliability"],
-        "style": ["class_matrix", "color_limit", "figure_style", "variant_color"],
+        "style": [
+            "class_matrix",
+            "color_limit",
+            "figure_png",
+            "figure_style",
+            "figure_svg",
+            "variant_color",
+        ],
         "tables": ["format_facts", "format_table"],
     },
 )

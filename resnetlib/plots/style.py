@@ -1,5 +1,6 @@
 """Colours and style shared by all figures."""
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +60,24 @@ def variant_color(variant: str) -> tuple[float, float, float]:
     palette = list(VARIANT_COLORS.values())
     color = VARIANT_COLORS.get(variant, palette[sum(variant.encode()) % len(palette)])
     return to_rgb(color)
+
+
+def figure_svg(axes: Axes) -> bytes:
+    """The figure as SVG, the same bytes each time; closes it."""
+    with plt.rc_context({"svg.hashsalt": "resnetlib", "svg.fonttype": "path"}):
+        return _figure_bytes(axes, format="svg", metadata={"Date": None})
+
+
+def figure_png(axes: Axes, dpi: float | None = None) -> bytes:
+    """The figure as PNG; closes it."""
+    return _figure_bytes(axes, format="png", dpi=dpi or "figure")
+
+
+def _figure_bytes(axes: Axes, **settings: Any) -> bytes:
+    buffer = io.BytesIO()
+    axes.figure.savefig(buffer, bbox_inches="tight", **settings)
+    plt.close(axes.figure)
+    return buffer.getvalue()
 
 
 def class_matrix(axes: Axes, values: np.ndarray, classes: Sequence[str], **settings: Any) -> None:
