@@ -1,64 +1,50 @@
-"""The recorded runs under `outputs/reference/`: every variant by its own recipe, on CIFAR-10.
+"""Train the recorded runs under `outputs/reference/`, watch them, and keep their results.
 
-    python benchmarks/reproduce.py published              # all eight, with their seeds
-    python benchmarks/reproduce.py published lite improved_sgd
-    python benchmarks/reproduce.py champion
+    python benchmarks/reproduce.py published              # every published variant, with its seeds
+    python benchmarks/reproduce.py published lite champion
     python benchmarks/reproduce.py trials improved_sgd    # what its source leaves open
+    python benchmarks/reproduce.py status                 # epochs done and estimated time left
+    python benchmarks/reproduce.py keep                   # trim finished runs, evaluate weights
     python benchmarks/reproduce.py published --rehearse   # on digits, two epochs, elsewhere
 
-Stop it whenever you like: the same command goes on, and what is finished is not done again. Each
-run is a process of its own, the longest first; `--at-once` of them share a GPU. Trials are judged
-on 5,000 held-out training images. At the end of the others, weights are kept in half precision for
-the lowest seed of a variant, evaluated again on the CPU, and all is put side by side with what was
-published.
+Stop it at any time: the same command resumes, and finished runs are not repeated. Each run is a
+process of its own at the lowest priority. On a CPU one run trains on each core, with one thread.
+Trials are judged on 5,000 held-out training images.
+
+`keep` leaves of every finished run its record, metrics, history, tables and predictions. The
+lowest seed of each experiment also keeps notebook and figures, the lowest one that has weights its
+weights, in half precision if they are large. They are evaluated again on the CPU. `run.json` lists
+files that are not kept, with their SHA-256, under `not_kept`.
 """
 
 import argparse
+import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
-
-from resnetlib import (
-    evaluate,
-    files,
-    load_dataset,
-    load_experiment,
-    load_run,
-    runs,
-    train,
-)
-from resnetlib.data import normalization
-from resnetlib.errors import ConfigError
-from resnetlib.experiment import Experiment
+from resnetlib import files, list_variants, load_experiment, load_run, runs
+from resnetlib.errors import ConfigError, UserError, closest_match
+from resnetlib.experiment import Execution, Experiment
 from resnetlib.paths import PROJECT
-from resnetlib.runs.run import Run
-from resnetlib.size import measure_size
+from resnetlib.progress import duration
+from resnetlib.reports.leaderboard import format_accuracy, without_seed
+from resnetlib.runs.run import WEIGHTS, Run
 
-SEEDS = {  # how many of each variant
-    "published": {
-        "se": 2,
-        "resnet18": 1,
-        "dropout": 1,
-        "wide66": 1,
-        "adamw": 1,
-        "improved_sgd": 3,
-        "improved_adam": 3,
-        "lite": 5,
-    },
-    "champion": {"champion": 3},
-}
+# Which runs start first: complete and short recipes. Others follow, the shortest first.
+ORDER = ("adamw", "improved_adam", "improved_sgd", "wide66", "dropout", "se", "resnet18")
+# Variants with more than one seed. All first seeds are trained before any second one.
+SEEDS = {"lite": 5, "improved_sgd": 3, "improved_adam": 3, "champion": 3, "se": 2}
 # Settings to choose from, every combination, where a source leaves them open.
 TRIALS: dict[str, dict[str, list[Any]]] = {
     "lite": {"lr": [0.05, 0.1, 0.2], "weight_decay": [1e-4, 5e-4]},
@@ -67,14 +53,16 @@ TRIALS: dict[str, dict[str, list[Any]]] = {
     "wide66": {"lr": [3e-4, 1e-3, 3e-3], "weight_decay": [0.0, 1e-4]},
     "champion": {"epochs": [60], "stochastic_depth": [0.0, 0.05, 0.1], "lr": [0.1, 0.2]},
 }
-TRIAL = {"holdout": 5000, "seed": 100}
+TRIAL = {"holdout": 5000, "seed": 100, "output_root": "outputs/trials"}
 REHEARSAL = {"dataset": "digits", "epochs": 2, "output_root": "outputs/rehearsal"}
-MOST_BYTES = 10 * 2**20  # of the weights that are kept
+NICENESS = 19  # of training processes: the lowest priority
+EXACT_WEIGHTS_BYTES = 2**20  # larger weights are kept in half precision
+MAX_WEIGHTS_BYTES = 10 * 2**20  # in half precision; larger weights are not kept
 
 
 @dataclass
 class Planned:
-    """A run to be: `load_experiment`'s arguments, and what they come to."""
+    """A run to train: the arguments of `load_experiment` and the experiment they give."""
 
     variant: str
     overrides: dict[str, Any]
@@ -85,131 +73,246 @@ class Planned:
 
     @property
     def name(self) -> str:
-        told = [
-            f"{name} {value}" for name, value in self.overrides.items() if name != "output_root"
-        ]
-        return f"{self.variant}, {', '.join(told)}"
+        settings = [f"{name} {v}" for name, v in self.overrides.items() if name != "output_root"]
+        return f"{self.variant}, {', '.join(settings)}"
 
     @property
-    def work(self) -> int:
-        """Multiply-accumulates of the forward passes, but for the number of images."""
-        return self.experiment.recipe.epochs * measure_size(self.experiment.architecture).macs
+    def folder(self) -> Path:
+        return PROJECT / self.experiment.folder
 
     @property
     def run(self) -> Run | None:
         """The finished run; None while there is none."""
-        folder = self.experiment.folder
-        done = (folder / "run.json").is_file() and load_run(folder).status == "done"
-        return load_run(folder) if done else None
+        if not (self.folder / "run.json").is_file():
+            return None
+        run = load_run(self.folder)
+        return run if run.status == "done" else None
 
 
-def plan(arguments: argparse.Namespace) -> list[Planned]:
-    """All runs that the command stands for, the longest first."""
-    common: dict[str, Any] = {"output_root": "outputs/reference"}
-    if arguments.part == "trials":
-        common = {"output_root": "outputs/trials"} | TRIAL
+def published_variants() -> list[str]:
+    """The variants whose files have a published test accuracy or parameter count."""
+    published = {variant: load_experiment(variant).published for variant in list_variants()}
+    return [
+        variant
+        for variant, known in published.items()
+        if known.test_accuracy is not None or known.parameters is not None
+    ]
+
+
+def plan(part: str, only: Sequence[str] = (), *, rehearse: bool = False) -> list[Planned]:
+    """All runs of `published` or `trials`, in the order in which they start."""
     planned = []
-    for variant, settings in _settings(arguments.part, arguments.only):
-        run = Planned(variant, settings | common)
-        if arguments.rehearse:
+    for variant, overrides in _settings(part, only):
+        run = Planned(variant, overrides)
+        if rehearse:
             fewer = {"holdout": 100} if run.experiment.recipe.holdout else {}
-            run = Planned(variant, run.overrides | REHEARSAL | fewer)
+            run = Planned(variant, overrides | REHEARSAL | fewer)
         planned.append(run)
-    return sorted(planned, key=lambda run: -run.work)
+    return sorted(planned, key=_start_order)
 
 
-def _settings(part: str, only: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    known = list(TRIALS) if part == "trials" else list(SEEDS[part])
-    for variant in only or known:
+def _settings(part: str, only: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    known = list(TRIALS) if part == "trials" else list_variants()
+    for variant in only:
         if variant not in known:
-            raise ConfigError(f"{variant!r}: {part} has {', '.join(known)}")
-        if part == "trials":
+            what = "trials for" if part == "trials" else "variant"
+            hint = closest_match(variant, known) or ";"
+            raise ConfigError(f"there is no {what} {variant!r}{hint} known: {', '.join(known)}")
+    if part == "trials":
+        for variant in only or known:
             grid = TRIALS[variant]
             for values in itertools.product(*grid.values()):
-                yield variant, dict(zip(grid, values, strict=True))
-        else:
-            for seed in range(SEEDS[part][variant]):
-                yield variant, {"seed": seed}
+                yield variant, dict(zip(grid, values, strict=True)) | TRIAL
+    else:
+        for variant in only or published_variants():
+            for seed in range(SEEDS.get(variant, 1)):
+                yield variant, {"seed": seed, "output_root": "outputs/reference"}
+
+
+def _start_order(run: Planned) -> tuple[int, int, int]:
+    """By seed, then by `ORDER`, then by multiply-accumulates of a whole training."""
+    from resnetlib.size import measure_size
+
+    if run.variant in ORDER:
+        return run.experiment.seed, ORDER.index(run.variant), 0
+    work = run.experiment.recipe.epochs * measure_size(run.experiment.architecture).macs
+    return run.experiment.seed, len(ORDER), work
 
 
 # Running -----------------------------------------------------------------------------------------
 
 
-def carry_out(planned: list[Planned], at_once: int, logs: Path) -> list[str]:
-    """Run what is not done yet; the names of those that failed."""
+def train_all(planned: Sequence[Planned], at_once: int, threads: int | None, logs: Path) -> list:
+    """Train the runs that are not done yet; return the names of those that failed.
+
+    Args:
+        planned: the runs, in the order in which they start.
+        at_once: the number of runs that train at the same time.
+        threads: the number of threads of each run; None leaves it to torch.
+        logs: the folder for the output of each run.
+    """
     waiting = [run for run in planned if not run.run]
     print(f"{len(planned) - len(waiting)} of {len(planned)} runs are done; {at_once} at once")
-    going: dict[subprocess.Popen, tuple[Planned, Path, float]] = {}
+    training: dict[subprocess.Popen, tuple[Planned, Path, float]] = {}
     failed = []
     logs.mkdir(parents=True, exist_ok=True)
     try:
-        while waiting or going:
-            while waiting and len(going) < at_once:
+        while waiting or training:
+            while waiting and len(training) < at_once:
                 run = waiting.pop(0)
-                log = logs / f"{run.experiment.folder.parent.name}-{run.experiment.folder.name}.log"
-                going[_start(run, log, at_once)] = run, log, time.monotonic()
+                log = logs / f"{run.folder.parent.name}-{run.folder.name}.log"
+                training[_start(run, log, at_once, threads)] = run, log, time.monotonic()
                 print(f"started   {run.name}", flush=True)
             time.sleep(0.2)
-            for process in [process for process in going if process.poll() is not None]:
-                run, log, began = going.pop(process)
-                minutes = (time.monotonic() - began) / 60
+            for process in [process for process in training if process.poll() is not None]:
+                run, log, began = training.pop(process)
+                taken = duration(time.monotonic() - began)
                 if process.returncode:
                     failed.append(run.name)
-                    told = log.read_text(encoding="utf-8").strip().rpartition("\n")[2]
-                    print(f"FAILED    {run.name}: {told} (all of it in {log})", flush=True)
+                    reason = log.read_text(encoding="utf-8").strip().rpartition("\n")[2]
+                    print(f"FAILED    {run.name}: {reason} (full output in {log})", flush=True)
                 else:
                     accuracy = run.run.metrics["test_accuracy"]
-                    print(f"finished  {run.name}: {accuracy:.2%}, {minutes:.1f} min", flush=True)
+                    print(f"finished  {run.name}: {accuracy:.2%}, {taken}", flush=True)
     finally:
-        for process in going:
+        for process in training:
             process.terminate()
-        for process in going:
+        for process in training:
             process.wait()
     return failed
 
 
-def _start(run: Planned, log: Path, at_once: int) -> subprocess.Popen:
-    settings = json.dumps([run.variant, run.overrides])
-    command = [sys.executable, __file__, "one", settings]
-    # Each would start a compiler for every core.
-    compilers = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+def _start(run: Planned, log: Path, at_once: int, threads: int | None) -> subprocess.Popen:
+    overrides, environment = run.overrides, {}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+        if "threads" in Execution.model_fields:
+            overrides = overrides | {"threads": threads}
+    # Each run would start a compiler process for every core.
+    compilers = max(1, _cores() // at_once)
+    environment["TORCHINDUCTOR_COMPILE_THREADS"] = str(compilers)
+    command = [sys.executable, __file__, "one", json.dumps([run.variant, overrides, NICENESS])]
     with log.open("a", encoding="utf-8") as file:
         return subprocess.Popen(
             command,
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=PROJECT,
-            env=os.environ | compilers,
+            env=os.environ | environment,
         )
+
+
+def train_one(variant: str, overrides: dict[str, Any], niceness: int) -> None:
+    """Train one run in this process at this priority."""
+    from resnetlib import train
+
+    if hasattr(os, "nice"):
+        os.nice(niceness)
+    train(load_experiment(variant, **overrides))
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# Status ------------------------------------------------------------------------------------------
+
+
+def status_table(planned: Iterable[Planned]) -> str:
+    """One row per run: status, epochs done, last test accuracy in per cent, time left.
+
+    The time left assumes that an epoch takes the mean time of the last five.
+    """
+    lines = [f"{'run':44} {'status':12} {'epoch':>9} {'test':>6}  time left"]
+    for run in planned:
+        epochs = run.experiment.recipe.epochs
+        path = run.folder / "history.csv"
+        history = []
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                history = [row for row in csv.DictReader(file) if row["epoch"] != "0"]
+        started = (run.folder / "run.json").is_file()
+        status = load_run(run.folder).status if started else "waiting"
+        accuracy = 100 * float(history[-1]["test_accuracy"]) if history else None
+        left = "–"
+        if history and status != "done":
+            seconds = statistics.fmean(float(row["seconds"]) for row in history[-5:])
+            left = duration((epochs - len(history)) * seconds)
+        lines.append(
+            f"{run.name:44} {status:12} {f'{len(history)}/{epochs}':>9} "
+            f"{format_accuracy(accuracy):>6}  {left}"
+        )
+    return "\n".join(lines)
 
 
 # Keeping -----------------------------------------------------------------------------------------
 
 
-def keep_weights(run: Run, wanted: bool) -> None:
-    """Weights in half precision, vectors and statistics in full; or none. `run.json` follows."""
-    path = run.path / "model.safetensors"
-    if not path.is_file():
-        return
-    if not wanted:
-        path.unlink()  # its SHA-256 stays in `run.json`
+def keep(finished: Iterable[Run]) -> list[list[Run]]:
+    """Trim these runs and return them, the seeds of each experiment together."""
+    groups: dict[str, list[Run]] = {}
+    for run in sorted(finished, key=lambda run: run.record["seed"]):
+        groups.setdefault(without_seed(run.experiment), []).append(run)
+    for group in groups.values():
+        with_weights = [run for run in group if run.has_weights]
+        for run in with_weights[:1]:
+            _halve_weights(run)
+        for run in with_weights[1:]:
+            (run.path / WEIGHTS).unlink()
+        for run in group[1:]:
+            shutil.rmtree(run.path / "figures", ignore_errors=True)
+            for name in ("notebook.ipynb", "report.html"):
+                (run.path / name).unlink(missing_ok=True)
+        for run in group:
+            _list_kept_files(run)
+    return [[load_run(run.path) for run in group] for group in groups.values()]
+
+
+def _halve_weights(run: Run) -> None:
+    """Convert large weights to half precision, vectors and statistics apart, or remove them."""
+    import safetensors.torch
+    import torch
+
+    path = run.path / WEIGHTS
+    if path.stat().st_size <= EXACT_WEIGHTS_BYTES:
         return
     weights = safetensors.torch.load(path.read_bytes())
     halved = {name: w.half() if w.dim() > 1 else w for name, w in weights.items()}
     if all(torch.equal(halved[name], weight) for name, weight in weights.items()):
         return
     content = safetensors.torch.save(halved)
-    if len(content) > MOST_BYTES:
+    if len(content) > MAX_WEIGHTS_BYTES:
         print(f"{run.path}: {len(content) / 2**20:.1f} MiB of weights are not kept")
         path.unlink()
         return
+    checksums = run.record["artifacts"] | {WEIGHTS: files.sha256_of(content)}
     files.write_bytes(path, content)
-    runs.write_record(run.path, run.record | {"artifacts": runs.artifact_checksums(run.path)})
+    runs.write_record(run.path, run.record | {"artifacts": checksums})
 
 
-def evaluated_again(run: Run) -> float | None:
-    """The test accuracy of the kept weights, by this machine's CPU in float32."""
-    if not (run.path / "model.safetensors").is_file():
+def _list_kept_files(run: Run) -> None:
+    """Move the checksums of files that no longer exist from `artifacts` to `not_kept`."""
+    record = load_run(run.path).record
+    missing = {
+        name: checksum
+        for name, checksum in record["artifacts"].items()
+        if not (run.path / name).is_file()
+    }
+    if missing:
+        kept = {name: c for name, c in record["artifacts"].items() if name not in missing}
+        not_kept = record.get("not_kept", {}) | missing
+        runs.write_record(run.path, record | {"artifacts": kept, "not_kept": not_kept})
+
+
+def evaluate_again(run: Run) -> float | None:
+    """The test accuracy of the kept weights, on this machine's CPU in float32."""
+    from resnetlib import evaluate, load_dataset
+    from resnetlib.data import normalization
+
+    if not run.has_weights:
         return None
     dataset = load_dataset(run.record["dataset"], run.experiment.execution.data_root)
     mean, std = normalization(run.experiment.recipe, dataset)
@@ -217,84 +320,99 @@ def evaluated_again(run: Run) -> float | None:
     return again.accuracy
 
 
-def tell(planned: list[Planned]) -> bool:
-    """The table of all finished runs; whether every kept network is what its run says."""
-    faithful = True
-    print(
-        f"\n{'':16}{'n':>3}  {'last epoch':>15}  {'best on test':>15}  published  evaluated again"
-    )
-    for variant in sorted({run.variant for run in planned}):
-        done = sorted(
-            (run.run for run in planned if run.variant == variant and run.run),
-            key=lambda run: run.record["seed"],
+def print_results(finished: Sequence[Run]) -> bool:
+    """Trim the runs and print their table; return whether all kept weights are as recorded.
+
+    The weights must give the recorded accuracy within 0.1 points and one image.
+    """
+    heads = f"{'n':>3}  {'last epoch':>15}  {'best on test':>15}  published  evaluated again"
+    print(f"\n{'':16}{heads}")
+    all_equal = True
+    for group in keep(finished):
+        first = next((run for run in group if run.has_weights), group[0])
+        last, best = (
+            _mean_and_spread([run.metrics[name] for run in group])
+            for name in ("test_accuracy", "best_test_accuracy")
         )
-        if not done:
-            continue
-        for number, run in enumerate(done):
-            keep_weights(run, wanted=number == 0)
-        last = _spread([run.metrics["test_accuracy"] for run in done])
-        best = _spread([run.metrics["best_test_accuracy"] for run in done])
-        published = done[0].experiment.published_for_dataset.test_accuracy
-        told = "–" if published is None else f"{100 * published:.2f}"
-        again, recorded = evaluated_again(done[0]), done[0].metrics["selected_test_accuracy"]
-        same = "no weights kept"
+        published = first.experiment.published_for_dataset.test_accuracy
+        published = format_accuracy(None if published is None else 100 * published)
+        again, recorded = evaluate_again(first), first.metrics["selected_test_accuracy"]
+        outcome = "no weights kept"
         if again is not None:
-            same = f"{100 * again:.2f}, recorded {100 * recorded:.2f}"
-            if abs(again - recorded) > max(0.001, 1.5 / done[0].metrics["test_images"]):
-                same += "  DIFFERS by more than 0.1 points and one image"
-                faithful = False
-        print(f"{variant:16}{len(done):>3}  {last:>15}  {best:>15}  {told:>9}  {same}")
-    return faithful
+            outcome = f"{100 * again:.2f}, recorded {100 * recorded:.2f}"
+            if abs(again - recorded) > max(0.001, 1.5 / first.metrics["test_images"]):
+                outcome += "  DIFFERS by more than 0.1 points and one image"
+                all_equal = False
+        name = first.record["variant"]
+        print(f"{name:16}{len(group):>3}  {last:>15}  {best:>15}  {published:>9}  {outcome}")
+    return all_equal
 
 
-def tell_trials(planned: list[Planned]) -> None:
+def print_trials(planned: Iterable[Planned]) -> None:
     """Accuracy on the held-out images after the last epoch, the best first."""
+    planned = list(planned)
     for variant in sorted({run.variant for run in planned}):
         print(f"\n{variant}: accuracy on held-out images, per cent; one seed each")
         done = [(run, run.run) for run in planned if run.variant == variant and run.run]
         scored = [(found.history["holdout_accuracy"].iloc[-1], run) for run, found in done]
         for accuracy, run in sorted(scored, key=lambda pair: -pair[0]):
-            settings = {name: run.overrides[name] for name in TRIALS[variant]}
-            print(f"  {100 * accuracy:6.2f}  {_listed(settings)}")
+            settings = [f"{name} {run.overrides[name]}" for name in TRIALS[variant]]
+            print(f"  {100 * accuracy:6.2f}  {', '.join(settings)}")
 
 
-def _spread(shares: list[float]) -> str:
-    mean = f"{100 * statistics.mean(shares):.2f}"
-    return f"{mean} ± {100 * statistics.stdev(shares):.2f}" if len(shares) > 1 else mean
-
-
-def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
+def _mean_and_spread(accuracies: Sequence[float]) -> str:
+    spread = 100 * statistics.stdev(accuracies) if len(accuracies) > 1 else None
+    return format_accuracy(100 * statistics.fmean(accuracies), spread)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=[*SEEDS, "trials", "one"])
-    parser.add_argument("only", nargs="*", help="variants; all of the part unless given")
-    parser.add_argument("--at-once", type=int, default=4 if torch.cuda.is_available() else 1)
+    parser.add_argument("part", choices=["published", "trials", "status", "keep", "one"])
+    parser.add_argument("only", nargs="*", help="variants; all of the part by default")
+    parser.add_argument("--at-once", type=int, help="runs at a time; one per core, 4 on CUDA")
+    parser.add_argument("--threads", type=int, help="of each run; 1, on CUDA torch's own number")
     parser.add_argument("--rehearse", action="store_true", help="on digits, two epochs, elsewhere")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.chdir(PROJECT)
     if arguments.part == "one":
-        variant, overrides = json.loads(arguments.only[0])
-        train(load_experiment(variant, **overrides))
+        train_one(*json.loads(arguments.only[0]))
         return 0
     try:
-        planned = plan(arguments)
-        failed = carry_out(planned, arguments.at_once, PROJECT / "outputs" / "logs")
-    except ConfigError as error:
+        return _carry_out(arguments)
+    except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on")
+        print("stopped; the same command resumes")
         return 130
-    if arguments.part == "trials":
-        tell_trials(planned)
-        return bool(failed)
-    return bool(failed) | (not tell(planned))
+
+
+def _carry_out(arguments: argparse.Namespace) -> int:
+    part, only, rehearse = arguments.part, arguments.only, arguments.rehearse
+    if part == "status":
+        trials = plan("trials", [name for name in only if name in TRIALS], rehearse=rehearse)
+        started = [run for run in trials if run.folder.is_dir()]
+        print(status_table([*plan("published", only, rehearse=rehearse), *started]))
+        return 0
+    if part == "keep":
+        finished = [run for run in runs.reference_runs() if run.status == "done"]
+        chosen = [run for run in finished if not only or run.record["variant"] in only]
+        return int(not print_results(chosen))
+    import torch
+
+    planned = plan(part, only, rehearse=rehearse)
+    gpu = torch.cuda.is_available()
+    at_once = arguments.at_once or (4 if gpu else _cores())
+    threads = arguments.threads or (None if gpu else 1)
+    failed = train_all(planned, at_once, threads, PROJECT / "outputs" / "logs")
+    if part == "trials":
+        print_trials(planned)
+        return int(bool(failed))
+    all_equal = print_results([run.run for run in planned if run.run])
+    return int(bool(failed) or not all_equal)
 
 
 if __name__ == "__main__":

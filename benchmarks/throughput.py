@@ -1,15 +1,15 @@
-"""Images per second of resnetlib's training loop and of the ordinary one, side by side.
+"""Images per second of resnetlib's training loop and of a baseline loop, side by side.
 
     python benchmarks/throughput.py                 # every variant that both loops can train
     python benchmarks/throughput.py lite --rounds 7
     python benchmarks/throughput.py lite --precision float32
 
-The ordinary loop is the one that everyone copies: torchvision's transforms image by image, a
-`DataLoader` with two workers, float32, eager, `.item()` after each step. Both train the same
-network by the same recipe on the same images of CIFAR-10; the two alternate, each in a process of
-its own that sleeps while the other is timed. Not in the figures: starting the workers, and our
-first step with its compilation, which is printed apart. Memory is the most that each process held:
-of the device on CUDA, else of all that it loaded; the ordinary loop's without its workers.
+The baseline is the usual loop: torchvision's transforms image by image, a `DataLoader` with two
+workers, float32, eager, `.item()` after each step. Both loops train the same network by the same
+recipe on the same images of CIFAR-10. They alternate, each in a process of its own that sleeps
+while the other is timed. Starting the workers is not included, nor is our first step with its
+compilation, which is printed apart. Memory is the peak of each process: of the device on CUDA,
+otherwise of the whole process; the workers of the baseline are not included.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from resnetlib.optim import build_optimizer
 from resnetlib.size import measure_size
 from resnetlib.training import Trainer, epoch_flip_mask
 
-WORKERS = 2  # of the ordinary loop
-SECONDS = 6  # of each measurement, about
+WORKERS = 2  # of the baseline loop
+SECONDS = 6  # of each measurement, approximately
 
 
-# The ordinary loop -------------------------------------------------------------------------------
+# The baseline loop -------------------------------------------------------------------------------
 
 
 class Images(Dataset):
@@ -85,7 +85,7 @@ def torchvision_transforms(experiment: Experiment, mean, std):
     return tv.Compose([*steps, tv.ToTensor(), tv.Normalize(mean, std)])
 
 
-class OrdinaryLoop:
+class BaselineLoop:
     def __init__(self, experiment: Experiment, dataset):
         self.recipe = experiment.recipe
         self.device = resolve_device_settings(experiment).device
@@ -128,7 +128,7 @@ class OrdinaryLoop:
 
 
 class OurLoop:
-    """The steps of `Trainer.epoch` on whole batches, without the evaluation that ends it."""
+    """The steps of `Trainer.train_epoch`, without the evaluation at its end."""
 
     def __init__(self, experiment: Experiment, dataset):
         self.training = Trainer(experiment, dataset)
@@ -157,11 +157,11 @@ class OurLoop:
 
 # Measuring ---------------------------------------------------------------------------------------
 
-LOOPS = {"ordinary": OrdinaryLoop, "ours": OurLoop}
+LOOPS = {"baseline": BaselineLoop, "ours": OurLoop}
 
 
 def worker(loop: str, variant: str, overrides: dict, keep_memory: bool) -> None:
-    """Answers each number of steps on standard input with their seconds and the memory so far."""
+    """Read numbers of steps on standard input; print their seconds and the peak memory."""
     experiment = load_experiment(variant, **overrides)
     dataset = load_dataset("cifar10")
     runner = LOOPS[loop](experiment, dataset)
@@ -174,7 +174,7 @@ def worker(loop: str, variant: str, overrides: dict, keep_memory: bool) -> None:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held: of the device on CUDA, else all of its own."""
+    """Peak memory in bytes: of the device on CUDA, otherwise of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
@@ -188,7 +188,7 @@ def start(loop: str, variant: str, overrides: dict, memory: str) -> subprocess.P
 
 
 def answer(process: subprocess.Popen, steps: int | None = None) -> tuple[float, int]:
-    """The seconds that so many steps, or else the start, took, and the process's peak memory."""
+    """The seconds of so many steps (None: of the start) and the peak memory of the process."""
     if steps:
         print(steps, file=process.stdin, flush=True)
     seconds, peak = process.stdout.readline().split()
@@ -196,7 +196,7 @@ def answer(process: subprocess.Popen, steps: int | None = None) -> tuple[float, 
 
 
 def measure(variant: str, overrides: dict, rounds: int, memory: str) -> dict:
-    """Medians over the rounds; in each, one loop after the other, in alternating order."""
+    """Rates, ratios and memory; in each round both loops run, in alternating order."""
     batch_size = load_experiment(variant, **overrides).recipe.batch_size
     processes, first, steps, held = {}, {}, {}, {}
     for loop in LOOPS:
@@ -215,7 +215,7 @@ def measure(variant: str, overrides: dict, rounds: int, memory: str) -> dict:
     for process in processes.values():
         process.stdin.close()
         process.wait()
-    ratios = [a / b for a, b in zip(rates["ours"], rates["ordinary"], strict=True)]
+    ratios = [a / b for a, b in zip(rates["ours"], rates["baseline"], strict=True)]
     return {"rates": rates, "ratios": ratios, "first": first["ours"], "memory": held}
 
 
@@ -254,22 +254,22 @@ def main() -> None:
     used = resolve_device_settings(load_experiment(variants[0], **overrides))
     rate = product_rate(used.device, used.precision)
     print(", ".join(f"{name} {value}" for name, value in used.describe().items()))
-    print(f"torch {torch.__version__}; product of large matrices: {rate / 1e9:,.0f} GFLOP/s")
+    print(f"torch {torch.__version__}; matmul of large matrices: {rate / 1e9:,.0f} GFLOP/s")
     print(
-        f"{'variant':<14}{'batch':>6}{'ordinary/s':>12}{'ours/s':>10}{'ratio':>8}{'min–max':>12}"
-        f"{'of product':>12}{'first step':>12}{'projected':>11}{'MB':>15}"
+        f"{'variant':<14}{'batch':>6}{'baseline/s':>12}{'ours/s':>10}{'ratio':>8}{'min–max':>12}"
+        f"{'of matmul':>12}{'first step':>12}{'projected':>11}{'MB':>15}"
     )
     for variant in variants:
         experiment = load_experiment(variant, **overrides)
         measured = measure(variant, overrides, given.rounds, given.memory)
-        ordinary, ours = (statistics.median(measured["rates"][loop]) for loop in LOOPS)
+        baseline, ours = (statistics.median(measured["rates"][loop]) for loop in LOOPS)
         ratios = measured["ratios"]
         # Forward and backward pass are three times the forward's products, two operations each.
         share = ours * 3 * 2 * measure_size(experiment.architecture).macs / rate
         megabytes = " / ".join(f"{measured['memory'][loop] / 1e6:,.0f}" for loop in LOOPS)
         images = experiment.recipe.epochs * (50_000 - experiment.recipe.holdout)
         print(
-            f"{variant:<14}{experiment.recipe.batch_size:>6}{ordinary:>12,.0f}{ours:>10,.0f}"
+            f"{variant:<14}{experiment.recipe.batch_size:>6}{baseline:>12,.0f}{ours:>10,.0f}"
             f"{statistics.median(ratios):>7.2f}×{min(ratios):>6.2f}–{max(ratios):<5.2f}"
             f"{share:>11.0%}{measured['first']:>10.1f} s"
             f"{images / ours / 60:>7.0f} min{megabytes:>15}",

@@ -1,4 +1,4 @@
-"""The report of a run as its readers open it: in a browser, offline, with and without scripts."""
+"""The report of a run in a browser, offline, with and without scripts."""
 
 import json
 import shutil
@@ -49,8 +49,8 @@ def notebook_of(path, *cells):
     return path
 
 
-def shows(kind, content):
-    return new_code_cell("show", outputs=[new_output("display_data", {kind: content})])
+def cell_with_output(kind, content):
+    return new_code_cell("display", outputs=[new_output("display_data", {kind: content})])
 
 
 def change(run, name, **values):
@@ -63,7 +63,7 @@ def change(run, name, **values):
 # The page ----------------------------------------------------------------------------------------
 
 
-def test_report_is_whole_without_scripts_or_network(executed, open_page):
+def test_report_needs_no_scripts_or_network(executed, open_page):
     page = open_page(executed, java_script_enabled=False)
     assert executed.name == "report.html"
     assert executed.stat().st_size < 3_000_000
@@ -80,16 +80,18 @@ def test_report_is_whole_without_scripts_or_network(executed, open_page):
     assert aligned == "right"
 
 
-def test_every_figure_is_shown_and_described(executed, open_page):
+def test_figures_are_drawn_and_described(executed, open_page):
     images = open_page(executed).locator("img")
     alts = [image.get_attribute("alt") for image in images.all()]
     assert len(alts) == 5
-    assert all(alt.startswith("lite: ") and len(alt) > 60 for alt in alts)
+    sections = ("Data: ", "Curves: ", "Test set: ", "Test set: ", "Test set: ")
+    for alt, section in zip(alts, sections, strict=True):
+        assert alt.startswith(f"lite, {section}") and len(alt) > 30
     assert len(set(alts)) == 5
     assert images.evaluate_all("all => all.every(image => image.naturalWidth > 500)")
 
 
-def test_code_is_folded_and_one_click_opens_it_or_all_of_it(executed, open_page):
+def test_code_is_folded_until_clicked(executed, open_page):
     page = open_page(executed, java_script_enabled=False)
     one, other = page.get_by_text("format_facts(describe_size("), page.get_by_text("run = train(")
     code = page.locator("details.code .highlight")
@@ -111,8 +113,8 @@ def test_contents_lead_to_the_sections(executed, open_page):
 
 def test_page_fits_a_phone(executed, open_page):
     page = open_page(executed, width=390, height=844)
-    for shown in ("folded", "open"):
-        assert page.evaluate("document.documentElement.scrollWidth") == 390, shown
+    for code in ("folded", "open"):
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, code
         page.get_by_label("Show all code").check()
 
 
@@ -134,7 +136,7 @@ def test_dark_and_print(executed, open_page):
 # The summary box ---------------------------------------------------------------------------------
 
 
-def test_summary_tells_what_was_measured_beside_what_was_published(recorded, open_page):
+def test_summary_has_measured_and_published_numbers(recorded, open_page):
     metrics = recorded.metrics
     box = open_page(write_report(recorded)).locator("header.run").inner_text()
     low, high = (f"{100 * bound:.2f}" for bound in metrics["test_accuracy_interval_95"])
@@ -154,7 +156,7 @@ def test_summary_tells_what_was_measured_beside_what_was_published(recorded, ope
     assert "Kept weights" not in box
 
 
-def test_summary_tells_the_kept_epoch_where_it_was_selected(recorded, open_page):
+def test_summary_names_the_selected_epoch(recorded, open_page):
     run = change(
         recorded,
         "metrics.json",
@@ -167,7 +169,7 @@ def test_summary_tells_the_kept_epoch_where_it_was_selected(recorded, open_page)
     assert "82.13%" in box
 
 
-def test_diverged_run_has_a_report_without_figures(tiny, open_page):
+def test_diverged_run_has_a_report(tiny, open_page):
     experiment = tiny(lr=1e9)
     with pytest.raises(RunError):
         train(experiment)
@@ -177,15 +179,15 @@ def test_diverged_run_has_a_report_without_figures(tiny, open_page):
     notebook_of(run.path / "notebook.ipynb", new_markdown_cell("## Training"), cell)
     page = open_page(write_report(run))
     assert page.title() == "lite on digits, seed 0: diverged"
-    told = page.get_by_role("alert").inner_text()
-    assert "The run diverged" in told
-    assert "learning rate of 1e+09" in told
+    problem = page.get_by_role("alert").inner_text()
+    assert "The run diverged" in problem
+    assert "learning rate of 1e+09" in problem
     assert page.get_by_text("Test accuracy").count() == 0
     assert page.get_by_text("Diverged: nan").is_visible()
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
-def test_unfinished_run_shows_no_figures_even_where_some_lie_about(recorded, status):
+def test_unfinished_run_has_no_measurements(recorded, status):
     page = write_report(change(recorded, "run.json", status=status, error="<b>KeyError</b>"))
     text = page.read_text()
     assert f"seed 0: {status}</title>" in text
@@ -193,12 +195,12 @@ def test_unfinished_run_shows_no_figures_even_where_some_lie_about(recorded, sta
     assert "reproduced</span>" not in text
 
 
-def test_what_a_record_lacks_is_left_out(recorded):
+def test_summary_leaves_out_what_the_record_lacks(recorded):
     bare = {name: recorded.record[name] for name in ("status", "variant", "dataset", "seed")}
     (recorded.path / "run.json").write_text(json.dumps(bare))
     (recorded.path / "metrics.json").unlink()
     text = write_report(load_run(recorded.path)).read_text()
-    assert "has lost its metrics.json" in text
+    assert "metrics.json is missing." in text
     assert "78,042" in text
     assert "reproduced</span>" not in text
 
@@ -248,13 +250,13 @@ def test_hostile_notebook_is_inert(recorded, open_page):
     cells = [
         new_markdown_cell(HOSTILE),
         new_markdown_cell("# <img src=x onerror=window.hit=12>\n[go](javascript:window.hit=13)"),
-        shows("text/html", HOSTILE),
-        shows("text/markdown", HOSTILE),
-        shows("image/svg+xml", svg),
-        shows("image/png", PIXEL),
-        shows("application/javascript", "window.hit = 15"),
-        shows("text/latex", HOSTILE),
-        shows("text/plain", HOSTILE),
+        cell_with_output("text/html", HOSTILE),
+        cell_with_output("text/markdown", HOSTILE),
+        cell_with_output("image/svg+xml", svg),
+        cell_with_output("image/png", PIXEL),
+        cell_with_output("application/javascript", "window.hit = 15"),
+        cell_with_output("text/latex", HOSTILE),
+        cell_with_output("text/plain", HOSTILE),
         new_code_cell(HOSTILE, outputs=[new_output("stream", text=HOSTILE)]),
     ]
     size = {"width": "9 onload=window.hit=14", "alt": '" onload="window.hit = 14'}

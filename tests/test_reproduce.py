@@ -1,4 +1,4 @@
-"""The command that makes the recorded runs: what it plans, stops, goes on with and keeps."""
+"""The command that trains the recorded runs: plan, stop, resume, status, keep."""
 
 import json
 import os
@@ -6,15 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 
 import pytest
 import torch
 from conftest import PROJECT, TINY, benchmark
 
-from resnetlib import load_run, train
-from resnetlib.config import list_variants
+from resnetlib import files, list_variants, load_experiment, load_run, train
 from resnetlib.errors import ConfigError
+from resnetlib.runs.find import split_unreadable
 from resnetlib.runs.lifecycle import check_experiment
 
 SCRIPT = PROJECT / "benchmarks" / "reproduce.py"
@@ -23,44 +22,56 @@ SCRIPT = PROJECT / "benchmarks" / "reproduce.py"
 @pytest.fixture(scope="module")
 def reproduce():
     with benchmark("reproduce") as module:
+        module.NICENESS = 0  # at the lowest priority the tests would wait for other work
         yield module
 
 
-def planned(reproduce, part, *only, rehearse=False):
-    return reproduce.plan(Namespace(part=part, only=list(only), rehearse=rehearse))
-
-
-def test_every_published_variant_is_planned_with_its_own_recipe(reproduce):
-    runs = planned(reproduce, "published")
-    ours = {"champion", "laptop", "laptop94"}
-    assert {run.variant for run in runs} == set(list_variants()) - ours
-    counts = {v: sum(run.variant == v for run in runs) for v in ("lite", "se", "improved_sgd")}
+def test_published_plans_own_recipes_first_seeds_first(reproduce):
+    planned = reproduce.plan("published")
+    for variant in list_variants():
+        known = load_experiment(variant).published.parameters is not None
+        assert known == any(run.variant == variant for run in planned), variant
+    counts = {v: sum(run.variant == v for run in planned) for v in ("lite", "se", "improved_sgd")}
     assert counts == {"lite": 5, "se": 2, "improved_sgd": 3}
-    assert len({run.experiment.folder for run in runs}) == len(runs)
-    for run in runs:
+    assert len({run.folder for run in planned}) == len(planned)
+    for run in planned:
         assert set(run.experiment.overrides) <= {"seed"}
-        assert run.experiment.folder.parts[-4:-2] == ("outputs", "reference")
-    assert [run.work for run in runs] == sorted((run.work for run in runs), reverse=True)
+        assert run.folder.parts[-4:-2] == ("outputs", "reference")
+    seeds = [run.experiment.seed for run in planned]
+    assert seeds == sorted(seeds)
+    first_seeds = [run.variant for run in planned if run.experiment.seed == 0]
+    assert first_seeds[: len(reproduce.ORDER)] == list(reproduce.ORDER)
 
 
-def test_trials_hold_images_out_and_stay_apart(reproduce):
-    runs = planned(reproduce, "trials")
-    assert all(run.experiment.recipe.holdout == 5000 for run in runs)
-    assert all("trials" in run.experiment.folder.parts for run in runs)
-    assert len({run.experiment.digest for run in runs}) == len(runs)
+def test_published_trains_a_named_variant(reproduce):
+    planned = reproduce.plan("published", ["champion"])
+    assert [(run.variant, run.experiment.seed) for run in planned] == [
+        ("champion", 0),
+        ("champion", 1),
+        ("champion", 2),
+    ]
 
 
-@pytest.mark.parametrize("part", ["published", "champion", "trials"])
-def test_every_run_of_a_rehearsal_can_be_trained(part, reproduce):
-    for run in planned(reproduce, part, rehearse=True):
+def test_trials_hold_images_out_in_their_own_folder(reproduce):
+    planned = reproduce.plan("trials")
+    assert all(run.experiment.recipe.holdout == 5000 for run in planned)
+    assert all("trials" in run.folder.parts for run in planned)
+    assert len({run.experiment.digest for run in planned}) == len(planned)
+
+
+@pytest.mark.parametrize(("part", "only"), [("published", []), ("trials", [])])
+def test_rehearsed_runs_can_be_trained(part, only, reproduce):
+    for run in reproduce.plan(part, only, rehearse=True):
         check_experiment(run.experiment)
         assert run.experiment.dataset == "digits"
-        assert "rehearsal" in run.experiment.folder.parts
+        assert "rehearsal" in run.folder.parts
 
 
-def test_an_unknown_variant_is_refused(reproduce):
-    with pytest.raises(ConfigError, match="'lits': champion has champion"):
-        planned(reproduce, "champion", "lits")
+def test_unknown_variant_is_refused(reproduce):
+    with pytest.raises(ConfigError, match="no variant 'lits'; did you mean 'lite'"):
+        reproduce.plan("published", ["lits"])
+    with pytest.raises(ConfigError, match="no trials for 'se'"):
+        reproduce.plan("trials", ["se"])
 
 
 def tiny_runs(reproduce, folder, seeds, **overrides):
@@ -68,64 +79,134 @@ def tiny_runs(reproduce, folder, seeds, **overrides):
     return [reproduce.Planned("lite", settings | {"seed": seed}) for seed in seeds]
 
 
-def test_a_failed_run_is_named_and_the_others_are_finished(reproduce, tmp_path, capsys):
+def test_failed_run_is_named_and_others_finish(reproduce, tmp_path, capsys):
     good = tiny_runs(reproduce, tmp_path / "runs", [0])
     bad = tiny_runs(reproduce, tmp_path / "runs", [1], lr=1e30)
-    failed = reproduce.carry_out(bad + good, 2, tmp_path / "logs")
+    failed = reproduce.train_all(bad + good, 2, 1, tmp_path / "logs")
     assert failed == [bad[0].name]
-    told = capsys.readouterr().out
-    assert "FAILED" in told and "a lower `lr`" in told
-    assert good[0].run.status == "done"
-    assert reproduce.carry_out(good, 1, tmp_path / "logs") == []
+    output = capsys.readouterr().out
+    assert "FAILED" in output and "a lower `lr`" in output
+    run = good[0].run
+    assert run.status == "done"
+    assert run.record["fingerprint"]["threads"] == 1
+    assert reproduce.train_all(good, 1, 1, tmp_path / "logs") == []
     assert "1 of 1 runs are done" in capsys.readouterr().out
 
 
-def test_weights_are_kept_in_half_precision_and_load(reproduce, tiny):
-    experiment = tiny(widths=[16])
-    run = train(experiment)
+def test_train_one_lowers_its_priority(reproduce, monkeypatch, tmp_path):
+    priorities = []
+    monkeypatch.setattr(os, "nice", priorities.append)
+    settings = TINY | {"epochs": 1, "output_root": str(tmp_path)}
+    reproduce.train_one("lite", settings, 19)
+    assert priorities == [19]
+
+
+def test_status_has_epochs_and_time_left(reproduce, tmp_path):
+    done, started, waiting = tiny_runs(reproduce, tmp_path, [0, 1, 2], epochs=4)
+    train(done.experiment)
+    history = (done.folder / "history.csv").read_text().splitlines()
+    header, *rows = [line.split(",") for line in history]
+    for row in rows:
+        row[header.index("seconds")] = "90"
+        row[header.index("test_accuracy")] = "0.5"
+    started.folder.mkdir(parents=True)
+    text = "\n".join(",".join(row) for row in [header, *rows[:3]])  # untrained, two epochs
+    (started.folder / "history.csv").write_text(text)
+    record = load_run(done.folder).record
+    files.write_json(started.folder / "run.json", record | {"status": "interrupted"})
+    _, *lines = reproduce.status_table([done, started, waiting]).splitlines()
+    assert lines[0].split()[-4:][:2] == ["done", "4/4"]
+    assert lines[0].endswith("–")
+    assert lines[1].endswith("interrupted        2/4  50.00  3 min 0 s")
+    assert lines[2].split()[-4:] == ["waiting", "0/4", "–", "–"]
+
+
+def test_keep_halves_large_weights(reproduce, tiny, monkeypatch):
+    monkeypatch.setattr(reproduce, "EXACT_WEIGHTS_BYTES", 0)
+    run = train(tiny(widths=[16]))
     before, size = run.model(), (run.path / "model.safetensors").stat().st_size
-    reproduce.keep_weights(run, wanted=True)
-    run = load_run(run.path)
+    ((kept,),) = reproduce.keep([run])
     assert (run.path / "model.safetensors").stat().st_size < 0.7 * size
     for (name, old), new in zip(
-        before.state_dict().items(), run.model().state_dict().values(), strict=True
+        before.state_dict().items(), kept.model().state_dict().values(), strict=True
     ):
         assert new.dtype == old.dtype
         expected = old.half().float() if old.dim() > 1 else old
         assert torch.equal(new, expected), name
-    assert reproduce.runs.artifact_checksums(run.path) == run.record["artifacts"]
-    accuracy = reproduce.evaluated_again(run)
+    assert reproduce.runs.artifact_checksums(run.path) == kept.record["artifacts"]
+    accuracy = reproduce.evaluate_again(kept)
     assert abs(accuracy - run.metrics["test_accuracy"]) < 0.005  # two images of 450
     record = (run.path / "run.json").read_text()
-    reproduce.keep_weights(run, wanted=True)  # halved already
+    reproduce.keep([kept])  # its weights are already in half precision
     assert (run.path / "run.json").read_text() == record
-    reproduce.keep_weights(run, wanted=False)
-    assert not (run.path / "model.safetensors").exists()
 
 
-def test_a_network_that_is_not_what_its_run_says_is_told(reproduce, tmp_path, capsys):
-    runs = tiny_runs(reproduce, tmp_path / "runs", [0])
-    reproduce.carry_out(runs, 1, tmp_path / "logs")
-    assert reproduce.tell(runs)
-    metrics = runs[0].experiment.folder / "metrics.json"
+def test_keep_trims_all_but_the_lowest_seed(reproduce, tiny):
+    finished = [train(tiny(seed=seed)) for seed in (1, 2)]
+    weights = (finished[0].path / "model.safetensors").read_bytes()
+    for run in finished:
+        (run.path / "notebook.ipynb").write_text("{}")
+    before = load_run(finished[1].path).record["artifacts"]
+    ((first, other),) = reproduce.keep(finished[::-1])
+    assert (first.record["seed"], other.record["seed"]) == (1, 2)
+    assert (first.path / "notebook.ipynb").is_file() and (first.path / "figures").is_dir()
+    assert "not_kept" not in first.record
+    assert (first.path / "model.safetensors").read_bytes() == weights  # small ones stay exact
+    removed = ("notebook.ipynb", "figures", "model.safetensors")
+    assert not any((other.path / name).exists() for name in removed)
+    assert other.record["artifacts"] | other.record["not_kept"] == before
+    assert reproduce.runs.artifact_checksums(other.path) == other.record["artifacts"]
+    assert split_unreadable([first, other])[1] == {}
+    # Damage is still found: checksums of files that are kept are not renewed.
+    (other.path / "history.csv").write_text("epoch,test_accuracy\n")
+    reproduce.keep([load_run(first.path), load_run(other.path)])
+    assert "history.csv is damaged" in split_unreadable([load_run(other.path)])[1][other.path]
+
+
+def test_keep_leaves_the_only_weights(reproduce, tiny):
+    finished = [train(tiny(seed=seed)) for seed in (1, 2)]
+    (finished[0].path / "model.safetensors").unlink()
+    ((first, other),) = reproduce.keep(finished)
+    assert not first.has_weights and "model.safetensors" in first.record["not_kept"]
+    assert other.has_weights and "model.safetensors" in other.record["artifacts"]
+
+
+def test_recorded_runs_are_trimmed(reproduce):
+    """One seed of a variant has notebook, figures and weights; records match the files."""
+    recorded = reproduce.runs.reference_runs()
+    assert recorded == [
+        run
+        for run in recorded
+        if set(run.record["artifacts"]) == set(reproduce.runs.artifact_checksums(run.path))
+    ]
+    for name in ("notebook.ipynb", "figures", "model.safetensors"):
+        kept = [run.record["variant"] for run in recorded if (run.path / name).exists()]
+        assert sorted(kept) == sorted({run.record["variant"] for run in recorded}), name
+
+
+def test_weights_that_differ_from_the_record_are_reported(reproduce, tmp_path, capsys):
+    (planned,) = tiny_runs(reproduce, tmp_path / "runs", [0])
+    train(planned.experiment)
+    assert reproduce.print_results([planned.run])
+    metrics = planned.folder / "metrics.json"
     content = json.loads(metrics.read_text())
     content["selected_test_accuracy"] += 0.01
     metrics.write_text(json.dumps(content))
-    assert not reproduce.tell(runs)
+    assert not reproduce.print_results([planned.run])
     assert "DIFFERS" in capsys.readouterr().out
 
 
-def test_stopped_in_the_middle_it_leaves_nothing_running_and_goes_on(reproduce, tmp_path):
+def test_stopped_queue_leaves_nothing_and_resumes(reproduce, tmp_path):
     """The script itself, terminated while a run trains; then the rest, to the same bits."""
     settings = {**TINY, "epochs": 30, "output_root": str(tmp_path / "runs")}
     parent = (
         "import importlib.util, pathlib, signal, sys\n"
         f"spec = importlib.util.spec_from_file_location('reproduce', {str(SCRIPT)!r})\n"
         "module = importlib.util.module_from_spec(spec); sys.modules['reproduce'] = module\n"
-        "spec.loader.exec_module(module)\n"
+        "spec.loader.exec_module(module); module.NICENESS = 0\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
         f"run = module.Planned('lite', {settings!r})\n"
-        f"module.carry_out([run], 1, pathlib.Path({str(tmp_path / 'logs')!r}))\n"
+        f"module.train_all([run], 1, 1, pathlib.Path({str(tmp_path / 'logs')!r}))\n"
     )
     (run,) = [reproduce.Planned("lite", settings)]
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
@@ -137,21 +218,21 @@ def test_stopped_in_the_middle_it_leaves_nothing_running_and_goes_on(reproduce, 
     assert process.wait(30) == 143
     assert not _trained_by_anyone(str(tmp_path / "runs"))
     assert run.run is None
-    assert reproduce.carry_out([run], 1, tmp_path / "logs") == []
+    assert reproduce.train_all([run], 1, 1, tmp_path / "logs") == []
     elsewhere = reproduce.Planned("lite", {**settings, "output_root": str(tmp_path / "at-once")})
-    assert reproduce.carry_out([elsewhere], 1, tmp_path / "logs") == []
-    files = [one.experiment.folder / "model.safetensors" for one in (run, elsewhere)]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    assert reproduce.train_all([elsewhere], 1, 1, tmp_path / "logs") == []
+    weights = [one.folder / "model.safetensors" for one in (run, elsewhere)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
     log = next((tmp_path / "logs").glob("*.log")).read_text()
     assert "resuming after epoch" in log
 
 
-def _trained_by_anyone(told):
-    """Whether a process has this in its command line."""
+def _trained_by_anyone(text):
+    """Whether a training process has this text in its command line."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
-                if "reproduce.py\0one" in (line := file.read()) and told in line:
+                if "reproduce.py\0one" in (line := file.read()) and text in line:
                     return True
         except OSError:
             continue

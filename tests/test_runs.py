@@ -103,11 +103,11 @@ def test_reference_runs_are_complete_and_undamaged():
     for run in recorded:
         assert run.status == "done"
         for name, checksum in run.record["artifacts"].items():
-            path = run.path / name
-            if name == "model.safetensors" and not path.exists():
-                continue  # weights are kept for one seed of a variant
-            assert sha256(path) == checksum, path
-        assert (run.path / "notebook.ipynb").stat().st_size < 3_000_000
+            assert sha256(run.path / name) == checksum, run.path / name
+        for name in run.record.get("not_kept", {}):  # one seed of a variant keeps everything
+            assert not (run.path / name).exists(), run.path / name
+        notebook = run.path / "notebook.ipynb"
+        assert not notebook.exists() or notebook.stat().st_size < 3_000_000
 
 
 def test_load_pretrained_gives_the_recorded_lite(cifar10):

@@ -375,14 +375,8 @@ def test_train_refuses_before_data_are_read(variant, overrides, message, tmp_pat
     monkeypatch.setattr(
         "resnetlib.runs.lifecycle.load_dataset", lambda *_: pytest.fail("data were read")
     )
-<<<<<<< HEAD
-    with pytest.raises(ConfigError, match=told):
-        train(load_experiment(variant, output_root=tmp_path, **overrides))
-=======
-    experiment = load_experiment(variant, output_root=tmp_path, **overrides)
     with pytest.raises(ConfigError, match=message):
-        train(experiment)
->>>>>>> engine
+        train(load_experiment(variant, output_root=tmp_path, **overrides))
     assert not list(tmp_path.iterdir())
 
 
@@ -806,10 +800,6 @@ def test_divergence_is_never_saved(tiny, tmp_path, monkeypatch, what):
     assert outcome(train(experiment)) == outcome(train(experiment, output=tmp_path / "whole"))
 
 
-<<<<<<< HEAD
-def test_divergence_in_the_last_step_is_noticed_before_its_weights_are_kept(tiny):
-    experiment = tiny(epochs=2, batch_size=1347, lr=1e30)  # one step an epoch
-=======
 def test_divergence_is_looked_for_every_few_steps_on_a_gpu(tiny, digits, monkeypatch):
     """There each look waits for the device."""
     monkeypatch.setitem(training_module.FINITE_CHECK_STEPS, "cpu", 4)
@@ -831,8 +821,7 @@ def test_clipping_by_value_makes_an_infinite_gradient_finite():
 
 
 def test_divergence_in_the_last_step_is_not_saved(tiny):
-    experiment = tiny(epochs=2, batch_size=2000, lr=1e30)  # one step an epoch
->>>>>>> engine
+    experiment = tiny(epochs=2, batch_size=1347, lr=1e30)  # one step an epoch
     with pytest.raises(Diverged, match="in epoch 1"):
         train(experiment)
     assert load_run(experiment.folder).status == "diverged"

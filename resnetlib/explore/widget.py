@@ -2,13 +2,11 @@
 
 import base64
 import html
-import io
 import re
 from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as widgets
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from pandas.io.formats.style import Styler
 
@@ -17,6 +15,7 @@ from ..errors import ConfigError
 from ..experiment import DEFAULT_BUDGET
 from ..plots.architecture import describe_drawing, draw
 from ..plots.leaderboard import sizes
+from ..plots.style import figure_svg
 from ..plots.tables import format_facts, format_table
 from ..resnet import build_model
 from ..schema import Architecture, block_names
@@ -225,12 +224,8 @@ def _table(content: Styler) -> str:
 
 
 def _image(axes: list[Axes], text: str) -> str:
-    """The figure as an `img` of SVG, which is then closed."""
-    figure = axes[0].figure
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="svg")
-    plt.close(figure)
-    encoded = base64.b64encode(drawn.getvalue()).decode()
+    """The figure as an `img` of SVG; closes it."""
+    encoded = base64.b64encode(figure_svg(axes[0])).decode()
     source = f"data:image/svg+xml;base64,{encoded}"
     style = "width: 1000px; max-width: 100%; background: white"
     return f'<img src="{source}" alt="{html.escape(text)}" style="{style}">'

@@ -32,7 +32,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "mistakes",
             "reliability",
         ],
-        "style": ["class_matrix", "color_limit", "figure_style", "variant_color"],
+        "style": [
+            "class_matrix",
+            "color_limit",
+            "figure_png",
+            "figure_style",
+            "figure_svg",
+            "variant_color",
+        ],
         "tables": ["explain_losses", "expectations", "format_facts", "format_table"],
     },
 )

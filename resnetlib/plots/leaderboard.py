@@ -1,9 +1,9 @@
-"""Figures of several variants or runs: tables in, Axes out.
+"""Figures of several variants or runs.
 
-A table has one row a variant, as `reports.leaderboard.results` makes it: `variant`, `parameters`,
-`macs`, and in per cent `published`, `reproduced` (mean over seeds) and `spread` (standard deviation
-over seeds); a missing figure is NaN or None. Published figures are drawn hollow, reproduced ones
-filled.
+A table has one row per variant, as from `reports.leaderboard.results_table`: `variant`,
+`parameters`, `macs`, and in per cent `published`, `reproduced` (mean over seeds) and `spread`
+(standard deviation over seeds); a missing number is NaN or None. Published accuracies are drawn
+hollow, reproduced ones filled.
 """
 
 import itertools
@@ -20,6 +20,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from matplotlib.transforms import Bbox
 
+from ..analysis.significance import format_points
+from ..experiment import DEFAULT_BUDGET
 from .architecture import INK
 from .style import figure_style, variant_color
 
@@ -32,8 +34,11 @@ def sizes(
 ) -> list[Axes]:
     """Parameters against MACs: all in the first Axes, those close to the budget in the second.
 
-    `published` has a row for each variant, named by the index; `this` is such a row, and `designs`
-    a cloud of others behind them. Columns `parameters` and `macs` are used.
+    Args:
+        published: one row per variant, named by the index, with `parameters` and `macs`.
+        budget: trainable parameters, drawn as a line.
+        this: such a row, marked with a star and labelled by its name.
+        designs: other networks, drawn as small dots.
     """
     near = published["parameters"].between(0.9 * budget, 1.02 * budget)
     with figure_style():
@@ -65,7 +70,7 @@ def sizes(
 
 
 def _label_sizes(axes: Axes, published: pd.DataFrame, budget: int) -> None:
-    """Names beside the points, over the budget to the right; points that touch share a label."""
+    """Write names beside the points, over the budget to the right; close points share a label."""
     published = published.sort_values("macs", ascending=False)  # lines in the order of the points
     places = axes.transData.transform(published[["parameters", "macs"]].to_numpy(dtype=float))
     groups: list[list[int]] = []
@@ -90,13 +95,12 @@ def _label_sizes(axes: Axes, published: pd.DataFrame, budget: int) -> None:
         )
 
 
-BUDGET = 5_000_000  # trainable parameters, drawn as a line; the rule every team works under
 SIZES = {"parameters": "trainable parameters", "macs": "multiply-accumulates of one image (MACs)"}
 TITLES = {
     "parameters": "Best for their size in bold",
     "macs": "Best for their work in bold",
 }
-FIGSIZE = (6.2, 4.7)  # inches: two abreast on a wide page, one on a telephone
+FIGSIZE = (6.2, 4.7)  # inches: two side by side on a wide page, one on a phone
 DASHES = ("-", "--", ":", "-.")  # experiments of one variant, which share its colour
 PER_CENT = PercentFormatter(decimals=0, symbol=" %")
 
@@ -104,8 +108,8 @@ PER_CENT = PercentFormatter(decimals=0, symbol=" %")
 def pareto_front(sizes: Sequence[float], accuracies: Sequence[float]) -> np.ndarray:
     """(N,) bool: which networks are best for their size.
 
-    Nothing else is as small and as accurate and better in one of the two. A missing accuracy is
-    never on the front; of equals, all are.
+    No other network is as small and as accurate and better in one of the two. A missing accuracy
+    is never on the front; equal networks are on it together.
     """
     sizes, accuracies = np.asarray(sizes, dtype=float), np.asarray(accuracies, dtype=float)
     no_larger = sizes[:, None] <= sizes
@@ -118,17 +122,17 @@ def accuracy_against(table: pd.DataFrame, size: Literal["parameters", "macs"]) -
     """Test accuracy against a size on a log axis, each variant by name, with the Pareto fronts.
 
     A grey line joins what was published for a variant with what was reproduced. The front of the
-    reproduced figures is solid, that of the published ones dashed.
+    reproduced accuracies is solid, that of the published ones dashed.
     """
     table = _numbers(table, size).dropna(subset=["published", "reproduced"], how="all")
-    shown = "reproduced" if table["reproduced"].count() > 1 else "published"
-    best = pareto_front(table[size], table[shown])
+    kind_in_bold = "reproduced" if table["reproduced"].count() > 1 else "published"
+    best = pareto_front(table[size], table[kind_in_bold])
     with figure_style():
         figure, axes = plt.subplots(figsize=FIGSIZE, layout="constrained")
         axes.set_xscale("log")
         for kind, line in (("published", "--"), ("reproduced", "-")):
             front = table[pareto_front(table[size], table[kind])].sort_values(size)
-            if len(front) > 1:  # in steps: this accuracy is to be had from this size on
+            if len(front) > 1:  # in steps: this accuracy is available from this size on
                 axes.step(
                     front[size], front[kind], line, where="post", color="0.6", lw=1.2, zorder=1
                 )
@@ -139,21 +143,21 @@ def accuracy_against(table: pd.DataFrame, size: Literal["parameters", "macs"]) -
             _reproduced(axes, at, row.reproduced, color, yerr=row.spread)
         axes.margins(x=0.22, y=0.12)  # room for names
         if size == "parameters":
-            axes.axvline(BUDGET, color="0.35", lw=1, ls=":", zorder=0)
+            axes.axvline(DEFAULT_BUDGET, color="0.35", lw=1, ls=":", zorder=0)
             axes.text(
-                BUDGET,
+                DEFAULT_BUDGET,
                 0.02,
-                f" budget\n {BUDGET:,}",
+                f" budget\n {DEFAULT_BUDGET:,}",
                 transform=axes.get_xaxis_transform(),
                 fontsize=8.5,
                 color="0.35",
             )
         axes.set(xlabel=f"{SIZES[size]}, log scale", ylabel="test accuracy (CIFAR-10)")
-        axes.set_title(f"{TITLES[size]} ({shown})")
+        axes.set_title(f"{TITLES[size]} ({kind_in_bold})")
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.yaxis.set(major_formatter=PER_CENT, major_locator=MaxNLocator(integer=True))
         _legend(figure, table)
-        figure.canvas.draw()  # labels are placed where points have come to stand
+        figure.canvas.draw()  # fixes the positions that labels are placed by
         _label_points(axes, table, size, best)
     return axes
 
@@ -199,9 +203,9 @@ def overlaid_curves(histories: Sequence[tuple[str, str, pd.DataFrame]]) -> Axes:
 
 
 def published_against_reproduced(table: pd.DataFrame) -> Axes:
-    """A line a variant: what was published, what was reproduced, and the difference in points."""
+    """Published and reproduced accuracy and their difference in points, one line per variant."""
     table = _numbers(table).dropna(subset=["published", "reproduced"], how="all")
-    # The best on top; what was only published below what was reproduced.
+    # The best on top; variants that were not reproduced at the bottom.
     table = table.sort_values(["reproduced", "published"], na_position="first")
     with figure_style():
         figure, axes = plt.subplots(figsize=FIGSIZE, layout="constrained")
@@ -211,9 +215,9 @@ def published_against_reproduced(table: pd.DataFrame) -> Axes:
             _published(axes, row.published, y, color)
             _reproduced(axes, row.reproduced, y, color, xerr=row.spread)
             difference = row.reproduced - row.published
-            told = "–" if np.isnan(difference) else f"{difference:+.2f}".replace("-", "−")
+            text = "–" if np.isnan(difference) else format_points(difference / 100)
             axes.text(
-                1.02, y, told, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5
+                1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5
             )
         axes.text(
             1.02, 1.01, "points", transform=axes.transAxes, va="bottom", fontsize=9, color="0.35"
@@ -263,7 +267,7 @@ def _legend(figure: plt.Figure, table: pd.DataFrame, *, fronts: bool = True) -> 
 
 
 def _label_points(axes: Axes, table: pd.DataFrame, size: str, best: np.ndarray) -> None:
-    """Each variant's name beside its point, where it covers no other name, point or budget line."""
+    """Write each variant's name beside its point, away from other names, points and the budget."""
     values = table["reproduced"].fillna(table["published"])
     at = {
         kind: axes.transData.transform(np.column_stack([table[size], table[kind]]))
@@ -274,7 +278,7 @@ def _label_points(axes: Axes, table: pd.DataFrame, size: str, best: np.ndarray) 
     taken = [mark for mark in marks if not np.isnan(mark.bounds).any()]
     frame = axes.get_window_extent()
     if size == "parameters":
-        line = axes.transData.transform((BUDGET, frame.y0))[0]
+        line = axes.transData.transform((DEFAULT_BUDGET, frame.y0))[0]
         taken.append(Bbox.from_bounds(line - 1, frame.y0, 2, frame.height))
     heights = (0, 11, -11, 22, -22, 33, -33, 44, -44)  # points up or down
     places = [(side, up) for up in heights for side in (-1, 1)]

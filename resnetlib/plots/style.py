@@ -1,5 +1,6 @@
 """Colours and style shared by all figures."""
 
+import io
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,24 @@ def variant_color(variant: str) -> tuple[float, float, float]:
     """The variant's colour; for a name that has none one of `OTHER_COLORS`, always the same."""
     other = OTHER_COLORS[zlib.crc32(variant.encode()) % len(OTHER_COLORS)]
     return to_rgb(VARIANT_COLORS.get(variant, other))
+
+
+def figure_svg(axes: Axes) -> bytes:
+    """The figure as SVG, the same bytes each time; closes it."""
+    with plt.rc_context({"svg.hashsalt": "resnetlib", "svg.fonttype": "path"}):
+        return _figure_bytes(axes, format="svg", metadata={"Date": None})
+
+
+def figure_png(axes: Axes, dpi: float | None = None) -> bytes:
+    """The figure as PNG; closes it."""
+    return _figure_bytes(axes, format="png", dpi=dpi or "figure")
+
+
+def _figure_bytes(axes: Axes, **settings: Any) -> bytes:
+    buffer = io.BytesIO()
+    axes.figure.savefig(buffer, bbox_inches="tight", **settings)
+    plt.close(axes.figure)
+    return buffer.getvalue()
 
 
 def class_matrix(axes: Axes, values: np.ndarray, classes: Sequence[str], **settings: Any) -> None:

@@ -6,20 +6,18 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "leaderboard": [
-            "best_for_size",
             "experiments",
-            "format_significance",
-            "headline",
+            "format_accuracy",
             "main",
             "markdown_table",
             "own_recipes",
             "results_table",
-            "significantly_best",
             "text_table",
             "with_table",
             "without_seed",
         ],
         "page": ["write_index"],
+        "ranking": ["best_for_size", "significantly_best", "within_budget"],
         "run_report": ["clean_html", "report_html", "sections", "summary", "write_report"],
     },
 )

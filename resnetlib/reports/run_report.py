@@ -1,6 +1,6 @@
 """The report of a run: one self-contained HTML file.
 
-The page fetches nothing and runs no script; what a notebook's output holds of either is left out.
+The page fetches nothing and runs no script; those of a notebook's output are left out.
 """
 
 import re
@@ -15,7 +15,7 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbformat import NotebookNode
 
-from .. import files, plots
+from .. import files
 from ..errors import RunError
 from ..paths import display_path
 from ..plots.style import variant_color
@@ -24,8 +24,8 @@ from ..runs.run import Run
 from ..size import measure_size
 
 TEMPLATES = Path(__file__).parent / "templates"
-# What a page without scripts shows best first: of a widget or a script its text, if there is any.
-SHOWN_FIRST = (
+# Of the forms of one output the first of these is used; a widget or a script has its text, if any.
+DISPLAY_PRIORITY = (
     "text/html",
     "text/markdown",
     "image/svg+xml",
@@ -38,18 +38,18 @@ SHOWN_FIRST = (
 )
 SOFTWARE = ("python", "torch", "resnetlib")
 UNFINISHED = {
-    "running": "The run has not finished: it is still going on, or was cut off.",
-    "interrupted": "The run was interrupted; the same command goes on with it.",
+    "running": "The run has not finished: it is still running, or it was killed.",
+    "interrupted": "The run was interrupted; the same command resumes it.",
     "diverged": "The run diverged.",
     "failed": "The run failed.",
 }
 
 
 def write_report(run: Run, notebook: Path | None = None) -> Path:
-    """Write `report.html` into the run folder, whole or not at all; its path.
+    """Write `report.html` into the run folder, atomically, and return its path.
 
-    `notebook` is the executed notebook, the run folder's own `notebook.ipynb` unless given.
-    Raises `RunError` where it is missing or is no notebook.
+    `notebook` is the executed notebook, by default the run folder's own `notebook.ipynb`.
+    Raises `RunError` where it is missing or is not a notebook.
     """
     path = run.path / "report.html"
     files.write_text(path, report_html(run, notebook))
@@ -65,13 +65,13 @@ def report_html(run: Run, notebook: Path | None = None) -> str:
         template_name="basic",
         template_file="report.html.j2",
         extra_template_paths=[str(TEMPLATES)],
-        extra_template_basedirs=[],  # nothing that lies in the working directory
+        extra_template_basedirs=[],  # no templates of the working directory
         filters={"clean_html": clean_html, "sections": sections},
         sanitize_html=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    exporter.config.NbConvertBase.display_data_priority = list(SHOWN_FIRST)
+    exporter.config.NbConvertBase.display_data_priority = list(DISPLAY_PRIORITY)
     exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", True)
     html, _ = exporter.from_notebook_node(content, {"run": summary(run)})
     return html
@@ -80,25 +80,25 @@ def report_html(run: Run, notebook: Path | None = None) -> str:
 def _read_notebook(path: Path) -> NotebookNode:
     if not path.is_file():
         raise RunError(
-            f"no notebook {display_path(path)}: a report is made of an executed one, "
+            f"{display_path(path)} is missing: a report needs an executed notebook, "
             "such as papermill's output"
         )
     try:
         return nbformat.read(path, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, ValueError):
-        raise RunError(f"{display_path(path)} is no notebook that can be read") from None
+        raise RunError(f"{display_path(path)} is not a readable notebook") from None
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """What the head of the page says: title, status, what was measured, size, facts.
+    """The content of the summary box: title, status, measurements, size, facts.
 
-    The figures of a run that is not done are not known: `measured` is None, and `problem` says why.
+    A run that is not done has no measurements: `measured` is None, and `problem` says why.
     """
     experiment, record = run.experiment, run.record
     name = f"{experiment.variant} on {experiment.dataset}, seed {experiment.seed}"
     problem = UNFINISHED.get(run.status)
     if not problem and not (run.path / "metrics.json").is_file():
-        problem = "The run folder has lost its metrics.json."
+        problem = "metrics.json is missing."
     measured = None if problem else _measured(run)
     outcome = f"{100 * measured['accuracy']:.2f} %" if measured else run.status
     return {
@@ -182,28 +182,27 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _describe_images(notebook: NotebookNode, variant: str) -> None:
-    """Give the images of each cell, where it has no `alt` yet, the words that describe them.
+    """Set the alt text of each cell's images: the heading and the last paragraph above the cell.
 
-    These are the last sentence above the cell and the first line of what its `plots` function
-    says of itself.
+    An output's own `alt` comes first.
     """
-    above = ""
+    heading = text = ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            above = re.sub(r"[#*`_]+|<[^>]*>", "", cell.source.strip().split("\n\n")[-1])
+            for paragraph in cell.source.strip().split("\n\n"):
+                text = re.sub(r"[#*`_]+|<[^>]*>", "", paragraph).strip()
+                heading = text if paragraph.startswith("#") else heading
         elif cell.cell_type == "code":
-            drawn = re.findall(r"\bplots\.([a-z]\w*)\(", cell.source)
-            docs = [getattr(plots, name).__doc__ or "" for name in drawn if hasattr(plots, name)]
-            words = [f"{variant}:", above, *(doc.partition("\n")[0] for doc in docs)]
-            cell.metadata.setdefault("alt", " ".join(" ".join(words).split()))
+            described = heading if text == heading else f"{heading}: {text}"
+            cell.metadata.setdefault("alt", " ".join(f"{variant}, {described}".split()))
 
 
-# In place of nbconvert's own filter, which knows no heading, paragraph or table header.
+# nbconvert's own filter would remove headings, paragraphs and table headers.
 _INLINE = ["a", "abbr", "b", "br", "code", "del", "em", "i", "img", "span", "strong", "sub", "sup"]
 _BLOCKS = ["blockquote", "dd", "div", "dl", "dt", "hr", "li", "ol", "p", "pre", "ul"]
 _TABLES = ["caption", "table", "tbody", "td", "tfoot", "th", "thead", "tr"]
 _HEADINGS = [f"h{level}" for level in range(1, 7)]
-_EMBEDDED = "embedded-image/"  # what the sanitizer reads for data:image/, an address it refuses
+_EMBEDDED = "embedded-image/"  # stands for data:image/, an address that the sanitizer refuses
 _SANITIZER = SanitizeHTML(
     tags=[*_INLINE, *_BLOCKS, *_TABLES, *_HEADINGS],
     attributes={
@@ -212,7 +211,7 @@ _SANITIZER = SanitizeHTML(
         "img": lambda tag, name, value: (
             name == "alt" or (name == "src" and value.startswith(_EMBEDDED))
         ),
-        "span": ["id"],  # where papermill's link to the cell that failed leads
+        "span": ["id"],  # the target of papermill's link to the cell that failed
         **{heading: ["id"] for heading in _HEADINGS},
         **{cell: ["colspan", "rowspan"] for cell in ("td", "th")},
     },
@@ -221,7 +220,7 @@ _SANITIZER = SanitizeHTML(
 
 
 def clean_html(html: str) -> str:
-    """HTML without anything that runs, fetches or restyles the page; tables and text stay."""
+    """HTML without scripts, styles and remote addresses; tables and text stay."""
     html = re.sub(r"<(script|style)\b.*?</\1\s*>", "", str(html), flags=re.DOTALL | re.IGNORECASE)
     html = html.replace('src="data:image/', f'src="{_EMBEDDED}')
     html = _SANITIZER.sanitize_html_tags(html)
@@ -229,5 +228,5 @@ def clean_html(html: str) -> str:
 
 
 def sections(html: str) -> list[tuple[str, str]]:
-    """Anchor and text of every heading of the second level, both as they stand in the page."""
+    """Anchor and text (HTML) of every heading of the second level."""
     return re.findall(r'<h2 id="(.*?)">(.*?)<a class="anchor-link"', html, re.DOTALL)

@@ -124,9 +124,9 @@ def write_figures(
     images: Tensor,
     experiment: Experiment,
 ) -> None:
-    import matplotlib.pyplot as plt  # slow to import, and needed only when training is over
-
+    # Slow to import, and needed only when training is over.
     from ..plots.run import confusion, curves, mistakes, reliability
+    from ..plots.style import figure_png
 
     classes, variant = evaluation.classes, experiment.variant
     figures = {
@@ -138,11 +138,7 @@ def write_figures(
         ),
     }
     for name, axes in figures.items():
-        figure = axes[0].figure
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", bbox_inches="tight", dpi=FIGURE_DPI)
-        plt.close(figure)
-        files.write_bytes(folder / f"{name}.png", buffer.getvalue())
+        files.write_bytes(folder / f"{name}.png", figure_png(axes[0], dpi=FIGURE_DPI))
 
 
 def redraw_figures(run: Run, images: Tensor) -> list[str]:

@@ -5,21 +5,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import safetensors.torch
-import torch
-from torch import nn
-
 from .. import files
 from ..config import load_experiment
 from ..errors import RunError
-from ..evaluation import Evaluation
 from ..experiment import Experiment
 from ..paths import display_path
-from ..resnet import build_model
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the record and the metrics of a run are read without torch and pandas
     import pandas as pd
+    from torch import nn
+
+    from ..evaluation import Evaluation
 
 WEIGHTS = "model.safetensors"
 COMPARED = (  # label, name in `published` and in metrics.json, scale
@@ -84,8 +80,13 @@ class Run:
         return files.read_json(self.path / "metrics.json")
 
     @cached_property
-    def evaluation(self) -> Evaluation:
+    def evaluation(self) -> "Evaluation":
         """The selected weights on the test set, from the kept logits."""
+        import numpy as np
+        import torch
+
+        from ..evaluation import Evaluation
+
         with np.load(self.path / "predictions.npz") as kept:
             return Evaluation(
                 torch.from_numpy(kept["logits"]),
@@ -153,7 +154,7 @@ class Run:
         }
         return {"run folder": display_path(self.path)} | sizes
 
-    def model(self) -> nn.Module:
+    def model(self) -> "nn.Module":
         """The network with the selected weights: float32, on the CPU, in evaluation mode."""
         if not self.has_weights:
             raise RunError(
@@ -174,7 +175,11 @@ def load_run(path: str | Path) -> Run:
     return Run(path)
 
 
-def _with_weights(experiment: Experiment, path: Path) -> nn.Module:
+def _with_weights(experiment: Experiment, path: Path) -> "nn.Module":
+    import safetensors.torch
+
+    from ..resnet import build_model
+
     model = build_model(experiment.architecture)
     weights = safetensors.torch.load(path.read_bytes())
     model.load_state_dict(

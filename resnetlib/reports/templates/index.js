@@ -1,4 +1,4 @@
-// Sorting and filtering of the table of experiments. Without it the table stands as it was written.
+// Sorting and filtering of the table of experiments. Without it the table keeps its first order.
 "use strict";
 {
   const table = document.getElementById("experiments");
@@ -13,7 +13,7 @@
     return cell.dataset.value ?? cell.textContent.trim();
   };
 
-  // Numbers by size, text by the alphabet; what is missing stands last either way.
+  // Numbers by size, text by the alphabet; missing values are last in both orders.
   const compare = (a, b, sign) => {
     const absent = (value) => value === "" || value === "–";
     if (absent(a) || absent(b)) return absent(a) - absent(b);
