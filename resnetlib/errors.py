@@ -1,6 +1,7 @@
 """Errors whose message is written for the user, and the nearest match of a mistyped name."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -36,3 +37,13 @@ class RunError(UserError, RuntimeError):
 
 class Diverged(RunError):
     """The loss left the finite numbers."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or another signal stopped the work; the message says what is saved."""
+
+    _render_traceback_ = UserError._render_traceback_
+
+    def __init__(self, message: str, signal_number: int = signal.SIGINT):
+        super().__init__(message)
+        self.signal_number = signal_number
