@@ -15,11 +15,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "checkpoint": [
             "Checkpointer",
+            "describe_saved",
             "drop_checkpoints",
             "load_checkpoint",
             "save_checkpoint",
             "to_bytes",
         ],
+        "estimate": ["estimate_epoch_seconds"],
         "find": [
             "find_run",
             "find_runs",

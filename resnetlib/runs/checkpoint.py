@@ -1,6 +1,7 @@
 """Write, read and drop checkpoints."""
 
 import io
+import re
 import shutil
 import time
 import warnings
@@ -12,6 +13,7 @@ import torch
 
 from .. import files
 from ..errors import RunError
+from ..paths import display_path
 from ..training import Callback, Trainer
 from .artifacts import write_history
 
@@ -43,6 +45,16 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def drop_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def describe_saved(folder: Path) -> str:
+    """What of an interrupted run is saved, and how it is resumed, in one line."""
+    saved = _checkpoints(folder)
+    if not saved:
+        return f"interrupted; nothing is saved yet in {display_path(folder)}: run it again to start"
+    epoch, step = (int(number) for number in re.findall(r"\d+", saved[-1].stem))
+    where = f"epoch {epoch}" + (f" and {step} steps of the next" if step else "")
+    return f"interrupted; saved after {where} in {display_path(folder)}: run it again to resume"
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """`train`: start, resume or load the run of an experiment, and keep its record true."""
 
 import importlib
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Any
 from .. import files
 from ..data import TRAINING_IMAGES, Dataset, load_dataset
 from ..device import DeviceSettings, resolve_device_settings
-from ..errors import ConfigError, Diverged
+from ..errors import ConfigError, Diverged, Interrupted
 from ..evaluation import Evaluation
 from ..experiment import Experiment
 from ..resnet import NUM_CLASSES
 from ..size import check_size, model_summary
 from ..training import Callback, Trainer, fit
 from .artifacts import write_results
-from .checkpoint import Checkpointer, drop_checkpoints, load_checkpoint
+from .checkpoint import Checkpointer, describe_saved, drop_checkpoints, load_checkpoint
 from .record import (
     ARTIFACTS,
     artifact_checksums,
@@ -36,7 +37,8 @@ def clear(folder: Path) -> None:
     The record goes first: without it nothing that is left counts, should this be cut short.
     """
     unfinished = [path for name in ("run.json", *ARTIFACTS) for path in folder.glob(f".{name}.*")]
-    for path in [folder / "run.json", *artifact_paths(folder), *unfinished]:
+    pages = [folder / name for name in ("notebook.ipynb", "report.html")]
+    for path in [folder / "run.json", *pages, *artifact_paths(folder), *unfinished]:
         path.unlink(missing_ok=True)
     drop_checkpoints(folder)
 
@@ -148,6 +150,9 @@ def _run_to_end(
         status = "interrupted" if interrupted else "diverged" if diverged else "failed"
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         write_record(folder, record | {"status": status, "error": reason})
+        if isinstance(error, KeyboardInterrupt):
+            number = getattr(error, "signal_number", signal.SIGINT)
+            raise Interrupted(describe_saved(folder), number) from None
         raise
     finished = {"status": "done", "finished": now()}
     write_record(folder, record | finished | {"artifacts": artifact_checksums(folder)})
