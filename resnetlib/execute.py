@@ -7,7 +7,6 @@ from typing import Any
 
 import nbformat
 import papermill
-from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
 from . import files
@@ -126,7 +125,7 @@ def execute_notebook(run: Run, arguments: Mapping[str, Any]) -> None:
             # Encrypted where it can be: else ipykernel writes a warning into the terminal.
             config=Config({"KernelManager": {"transport_encryption": "auto"}}),
         )
-    except (papermill.PapermillExecutionError, DeadKernelError) as error:
+    except (papermill.PapermillExecutionError, RuntimeError) as error:  # the latter: it died
         reason = f"{getattr(error, 'ename', '')}: {getattr(error, 'evalue', error)}".lstrip(": ")
         raise RunError(
             f"the run is finished, but its notebook failed ({reason}); "

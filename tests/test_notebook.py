@@ -1,5 +1,6 @@
 """The notebook as its users run it through papermill, with and without mistakes."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -353,7 +354,7 @@ def test_interrupted_cell_shows_one_line(tmp_path):
 def _interrupt_once_saved(kernel, root):
     while not list(root.glob("lite/*/checkpoints/*.pt")):
         time.sleep(0.05)
-    kernel.interrupt_kernel()
+    asyncio.run(kernel.interrupt_kernel())
 
 
 def test_run_files_lists_every_file(executed):
