@@ -1,4 +1,4 @@
-"""`python -m resnetlib` is `resnetlib`."""
+"""`python -m resnetlib` runs the command line."""
 
 from .cli import main
 

@@ -1,40 +1,48 @@
-"""The command line.
+"""The command line: run, list, report, submit, verify, lab.
 
-Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 130 or 143 on Ctrl-C or TERM.
+Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 3 a verification failed, 128 plus
+a signal's number.
 """
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .config import parse_value
-from .errors import ConfigError, UserError
+from .errors import ConfigError, UserError, stop_now
 from .paths import display_path, notebooks_folder, output_folder
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class Program(click.Group):
-    """Tells a person's mistakes in one line each, with the exit status that they have."""
+    """Prints a user's mistake in one line and exits with its status."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except ConfigError as error:
-            raise Mistake(str(error), 2) from None
+            raise Failure(str(error), 2) from None
         except (UserError, BlockingIOError) as error:
-            raise Mistake(str(error), 1) from None
+            raise Failure(str(error), 1) from None
         except OSError as error:
-            if error.filename is None:  # no file's fault, such as a reader of the output that left
+            if error.filename is None:  # not a file's fault, e.g. the reader of the output has left
                 raise
-            raise Mistake(f"{display_path(Path(error.filename))}: {error.strerror}", 1) from None
+            raise Failure(f"{display_path(Path(error.filename))}: {error.strerror}", 1) from None
+        except KeyboardInterrupt as stop:
+            click.echo(str(stop) or "interrupted", err=True)
+            sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
 
 
-class Mistake(click.ClickException):
+class Failure(click.ClickException):
+    """A message for the user, with the exit status of the command."""
+
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
@@ -46,14 +54,14 @@ def main() -> None:
     """Reproducible image-classification experiments under a parameter budget.
 
     \b
-    resnetlib list                          what there is
-    resnetlib run lite -p dataset digits    train it, in a minute, and write its report
-    resnetlib report                        all runs on one page: outputs/index.html
+    resnetlib list                          list the variants
+    resnetlib run lite -p dataset digits    train one, in a minute, and write its report
+    resnetlib report                        put all runs on one page: outputs/index.html
     resnetlib lab                           explore in JupyterLab
     """
 
 
-@main.command("run", short_help="Train a variant, or go on with it, and write its report.")
+@main.command("run", short_help="Train a variant, or resume it, and write its report.")
 @click.argument("variant")
 @click.option(
     "-p",
@@ -62,43 +70,74 @@ def main() -> None:
     nargs=2,
     multiple=True,
     metavar="NAME VALUE",
-    help="Any parameter of the notebook or dotted key of the variant's file; may be repeated.",
+    help="A parameter of the notebook or a dotted key of the variant file; may be repeated.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Do not show the epochs.")
-def run_command(variant: str, parameters: Sequence[tuple[str, str]], quiet: bool) -> None:
-    """Train VARIANT, or go on with it, and write its notebook and its report.
+@click.option("-q", "--quiet", is_flag=True, help="Suppress per-epoch output.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the experiment, its size, device, folder and estimated time; train nothing.",
+)
+def run_command(
+    variant: str, parameters: Sequence[tuple[str, str]], quiet: bool, dry_run: bool
+) -> None:
+    """Train VARIANT, or resume it, and write its notebook and its report.
 
-    VARIANT is a name that `resnetlib list` shows, or the path of a variant file or of a run's
-    experiment.yaml. The same command goes on where it was interrupted; a finished run is shown,
-    not trained again (`-p fresh True` starts over).
+    VARIANT is a name from `resnetlib list`, or the path of a variant file or of a run's
+    experiment.yaml. The same command resumes an interrupted run; a finished run is loaded, not
+    retrained (`-p fresh true` starts over).
 
     \b
     resnetlib run lite
     resnetlib run lite -p epochs 10 -p lr 0.05 -p seed 1
     resnetlib run lite -p dataset digits -p optimizer.momentum 0.8 -p depths 2,2,2
+    resnetlib run lite --dry-run
     """
-    from .execute import Stopped, execute_notebook
-    from .reports.run_report import write_report
+    from .config import load_experiment
+    from .size import check_size
 
+    values = dict(_values(parameters))
+    if "variant" in values:
+        raise ConfigError("the variant is the first argument; omit `-p variant`")
+    experiment = load_experiment(variant, **values)
+    check_size(experiment)  # like every refusal so far without torch
+    if dry_run:
+        from .execute import describe_plan
+
+        click.echo(experiment.to_yaml())
+        plan = describe_plan(experiment)
+        width = max(map(len, plan)) + 2
+        for name, value in plan.items():
+            click.echo(f"{name + ':':{width}}{value}")
+        return
+
+    with _interrupted_by(signal.SIGTERM):
+        from . import progress
+        from .execute import run_experiment
+
+        with progress.quiet() if quiet else contextlib.nullcontext():
+            run = run_experiment(variant, values)
+    click.echo(run.headline)
+    click.echo(f"report: {display_path(run.path / 'report.html')}")
+
+
+@contextlib.contextmanager
+def _interrupted_by(number: signal.Signals) -> Iterator[None]:
+    """Where a signal ends the command as Ctrl-C does, unless it was ignored from the start."""
+    before = signal.getsignal(number)
+    if before != signal.SIG_IGN:
+        signal.signal(number, stop_now)
     try:
-        finished, signal = execute_notebook(
-            variant, dict(_values(parameters)), progress=None if quiet else sys.stdout
-        )
-    except Stopped as stop:
-        raise Mistake(str(stop), 128 + stop.signal) from None
-    report = write_report(finished)
-    done = finished.status == "done"
-    told = f"{finished.status}: {finished.record.get('error', 'no result')}"
-    click.echo(finished.headline if done else told, err=not done)
-    click.echo(f"report: {display_path(report)}")
-    sys.exit(128 + signal if signal and not done else int(not done))
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _values(parameters: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
     names = [name for name, _ in parameters]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"-p {name} is given twice; say it once")
+            raise ConfigError(f"-p {name} is specified twice")
     return [(name, parse(text)) for name, text in parameters]
 
 
@@ -107,9 +146,9 @@ def parse(text: str) -> Any:
     return parse_value(text)
 
 
-@main.command("list", short_help="Show every variant: size, origin, accuracy.")
-def list_() -> None:
-    """Show every variant: size, origin, published and reproduced accuracy."""
+@main.command("list", short_help="List the variants: size, origin, accuracy.")
+def list_command() -> None:
+    """List the variants: size, origin, published and reproduced accuracy."""
     from .reports.leaderboard import results_table, text_table
     from .runs.find import find_runs
 
@@ -121,23 +160,23 @@ def list_() -> None:
     "folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False)
 )
 def report_command(folder: Path | None) -> None:
-    """Write index.html, all runs under FOLDER (default: outputs) on one page.
+    """Write index.html: all runs under FOLDER (default: outputs) on one page.
 
-    Runs that have an executed notebook and no report get their report too.
+    A report is also written for each run that has an executed notebook but no report.
     """
     from .reports.page import write_index
     from .reports.run_report import write_report
     from .runs.find import find_runs, split_unreadable
 
     folder = output_folder(folder)
-    readable, _ = split_unreadable(find_runs(folder))  # the page names the others
+    readable, _ = split_unreadable(find_runs(folder))  # the page lists the others
     for found in readable:
         if (found.path / "notebook.ipynb").is_file() and not (found.path / "report.html").is_file():
             write_report(found)
     click.echo(display_path(write_index(folder)))
 
 
-@main.command(short_help="Write a competition's CSV from a run's weights.")
+@main.command("submit", short_help="Write a competition's CSV from a run's weights.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The CSV file to write.")
@@ -148,8 +187,8 @@ def report_command(folder: Path | None) -> None:
     show_default=True,
     help="Test-time augmentation: average over mirrored (and shifted) views.",
 )
-def submit(run: Path, file: Path, output: Path | None, tta: str) -> None:
-    """Predict the competition's FILE with the weights of RUN, and write and check the CSV.
+def submit_command(run: Path, file: Path, output: Path | None, tta: str) -> None:
+    """Predict the competition's FILE with the weights of RUN; write and check the CSV.
 
     RUN is a run folder, or the name of a variant with kept weights.
     """
@@ -159,12 +198,13 @@ def submit(run: Path, file: Path, output: Path | None, tta: str) -> None:
 
 
 @main.command(
+    "lab",
     short_help="Open JupyterLab on the notebooks.",
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def lab(options: tuple[str, ...]) -> None:
-    """Open JupyterLab on the notebooks; OPTIONS are handed to it."""
+def lab_command(options: tuple[str, ...]) -> None:
+    """Open JupyterLab on the notebooks; OPTIONS are passed on to it."""
     folder = str(notebooks_folder())
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options, folder])
 
@@ -189,7 +229,7 @@ def verify_command(runs: tuple[str, ...], data_root: Path | None, as_json: bool)
     try:  # a folder may be damaged, so it is taken as it is
         folders = [Path(run) if Path(run).is_dir() else find_run(run).path for run in runs]
     except UserError as error:
-        raise Mistake(str(error), 2) from None
+        raise Failure(str(error), 2) from None
     verified = dict(tqdm(verify_runs(folders, data_root), total=len(folders), disable=None))
     click.echo(results_json(verified) if as_json else format_results(verified))
     sys.exit(3 if any(overall(results) == FAIL for results in verified.values()) else 0)

@@ -1,8 +1,10 @@
 """Errors whose message is written for the user, and the parts that messages share."""
 
 import difflib
+import signal
 from collections.abc import Iterable
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -47,3 +49,18 @@ class RunError(UserError, RuntimeError):
 
 class Diverged(RunError):
     """The loss is no longer finite."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or another signal stopped the work; the message says what is saved."""
+
+    _render_traceback_ = UserError._render_traceback_
+
+    def __init__(self, message: str, signal_number: int = signal.SIGINT):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+def stop_now(number: int, frame: FrameType | None) -> NoReturn:
+    """A handler for a signal that ends a command at once."""
+    raise Interrupted(f"interrupted by {signal.Signals(number).name}", number)

@@ -1,188 +1,139 @@
-"""Execute `run_experiment.ipynb` over a run."""
+"""Train, execute `run_experiment.ipynb` over the finished run, and write its report."""
 
-import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any
 
 import nbformat
 import papermill
-from jupyter_client import KernelManager
-from nbformat import NotebookNode
+from traitlets.config import Config
 
 from . import files
 from .config import load_experiment
-from .errors import ConfigError, RunError
+from .errors import ConfigError, Interrupted, RunError
 from .experiment import Experiment
-from .paths import notebooks_folder
-from .runs.lifecycle import check_experiment
-from .runs.record import make_folder
+from .paths import display_path, notebooks_folder
+from .progress import duration
+from .reports.run_report import write_report
+from .runs.checkpoint import describe_saved
+from .runs.estimate import estimate_epoch_seconds
+from .runs.lifecycle import check_experiment, train
 from .runs.run import Run, load_run
+from .size import describe_size
 
 NOTEBOOK = "run_experiment.ipynb"
 KEPT = "notebook.ipynb"  # in the run folder
-INTERRUPT_AGAIN = 5.0  # seconds; a run needs far less to record that it was interrupted
 
 
-class Stopped(RunError):
-    """A signal came while there was nothing of the run to show, or nothing new."""
+def run_experiment(variant: str, parameters: Mapping[str, Any]) -> Run:
+    """Train, execute the notebook over the finished run, and write its report.
 
-    def __init__(self, message: str, signal: int):
-        super().__init__(message)
-        self.signal = signal
-
-
-def execute_notebook(
-    variant: str, parameters: Mapping[str, Any], progress: TextIO | None = None
-) -> tuple[Run, int | None]:
-    """Carry out a variant with these overrides in its notebook.
-
-    The names are those that `load_experiment` takes. Gives the run, whatever its outcome, and the
-    signal (SIGINT or SIGTERM) that ended it, if one did. The executed notebook is put beside the
-    results as `notebook.ipynb`; a finished run that has it is not executed again. `progress` gets
-    one line an epoch.
-
-    Raises `ConfigError` before any work, and `RunError` where the notebook ended by something else
-    than what the run's record tells: no run came about, or it could not go on, or the run is done
-    and showing it failed. Then the folder stays as it was.
+    The names are those that `load_experiment` takes. A finished run is loaded, and its notebook
+    executed only if it is missing. Raises what `train` raises, and `RunError` where the notebook
+    fails; a run that ended early has a report too, without a notebook.
     """
-    if "variant" in parameters:
-        raise ConfigError("the variant is the first argument; leave `-p variant` out")
     experiment = load_experiment(variant, **parameters)
-    check_experiment(experiment)
-    folder = experiment.folder.resolve()
-    if _is_shown(experiment, folder):
-        return load_run(folder), None
-
-    make_folder(folder)
-    partial = folder / f".notebook-{os.getpid()}.ipynb"
+    arguments = notebook_arguments(variant, parameters)
+    folder = experiment.folder
     try:
-        caught = _execute(partial, _arguments(variant, parameters), progress)
-        notebook = nbformat.read(partial, as_version=4)
-        told = _told(notebook)
-        if not (folder / "run.json").is_file():
-            _refuse(told or "the notebook ended before its run began", caught)
-        if told and told != load_run(folder).record.get("error"):
-            _refuse(told, caught)
-        # The folder is given to others: nothing in it names a place of this machine.
-        notebook.metadata.papermill |= {"input_path": NOTEBOOK, "output_path": KEPT}
-        files.write_text(folder / KEPT, nbformat.writes(notebook) + "\n")
-    finally:
-        partial.unlink(missing_ok=True)
-    return load_run(folder), caught
+        was_done = _status(folder) == "done"
+        run = train(experiment)
+        if not (was_done and (folder / KEPT).is_file()):
+            execute_notebook(run, arguments)
+    except BaseException as error:
+        with suppress(Exception):  # the first error is the one to read
+            _report_unfinished(folder)
+        if isinstance(error, SystemExit):  # a signal other than Ctrl-C
+            raise Interrupted(describe_saved(folder), error.code - 128) from None
+        raise
+    write_report(run)
+    return run
 
 
-def _refuse(told: str, caught: int | None) -> NoReturn:
-    raise Stopped(told, caught) if caught else RunError(told)
+def _status(folder: Path) -> str | None:
+    return load_run(folder).status if (folder / "run.json").is_file() else None
 
 
-def _is_shown(experiment: Experiment, folder: Path) -> bool:
-    """Whether the run is finished and its notebook is there to be read."""
-    if experiment.execution.fresh or not (folder / "run.json").is_file():
-        return False
+def _report_unfinished(folder: Path) -> None:
+    """Write the report from record and history, unless another process works on the run."""
     run = load_run(folder)
-    same = run.record["experiment"] == experiment.digest
-    return same and run.status == "done" and (folder / KEPT).is_file()
+    if run.status != "running":
+        if run.status != "done":
+            (folder / KEPT).unlink(missing_ok=True)
+        write_report(run)
 
 
-def _arguments(variant: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What papermill passes: the notebook's own parameters by name, all else as `overrides`."""
-    named = papermill.inspect_notebook(str(notebooks_folder() / NOTEBOOK)).keys() - {"overrides"}
-    overrides = {name: value for name, value in parameters.items() if name not in named}
-    arguments = {name: value for name, value in parameters.items() if name in named}
+def describe_plan(experiment: Experiment) -> dict[str, str]:
+    """Size, device, folder and estimated time of a run of the experiment; nothing is written."""
+    settings = check_experiment(experiment)
+    done, state = _resume_point(experiment)
+    facts = describe_size(experiment)
+    facts |= {name.replace("_", " "): str(value) for name, value in settings.describe().items()}
+    facts["run folder"] = f"{display_path(experiment.folder)} ({state})"
+    if left := experiment.recipe.epochs - done:
+        seconds = estimate_epoch_seconds(experiment, settings)
+        facts["estimated time"] = (
+            f"about {duration(left * seconds)}: {left} epochs of {duration(seconds)}, "
+            "from a few timed steps; longer beside other work"
+        )
+    return facts
+
+
+def _resume_point(experiment: Experiment) -> tuple[int, str]:
+    """The epochs that need no more training, and what a run would do."""
+    folder = experiment.folder
+    if not (folder / "run.json").is_file():
+        return 0, "new"
+    if experiment.execution.fresh:
+        return 0, "would start over"
+    run = load_run(folder)
+    if run.status == "done":
+        return experiment.recipe.epochs, "finished; would be loaded, not retrained"
+    done = max(len(run.history) - 1, 0) if (folder / "history.csv").is_file() else 0
+    return done, f"{run.status}; would resume after epoch {done}" if done else run.status
+
+
+def notebook_arguments(variant: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What papermill passes: the notebook's own parameters by name, all else as `overrides`.
+
+    `fresh` is left out: the run is done by then. Raises `ConfigError` where the notebook has lost
+    the tag of its parameters, whose defaults would replace the values.
+    """
+    path = notebooks_folder() / NOTEBOOK
+    named = papermill.inspect_notebook(str(path)).keys() - {"overrides"}
+    if not named:
+        raise ConfigError(f"{display_path(path)} has no cell with the tag `parameters`")
+    given = {name: value for name, value in parameters.items() if name.split(".")[-1] != "fresh"}
+    arguments = {name: value for name, value in given.items() if name in named}
+    overrides = {name: value for name, value in given.items() if name not in named}
     is_path = variant.endswith((".yaml", ".yml"))
     arguments["variant"] = str(Path(variant).resolve()) if is_path else variant
     return arguments | ({"overrides": overrides} if overrides else {})
 
 
-def _execute(output: Path, arguments: Mapping[str, Any], progress: TextIO | None) -> int | None:
-    """Run the notebook; SIGINT and SIGTERM interrupt it, so that the run can say so. Which one."""
-    # "auto": traffic with the kernel is encrypted where it can be, and ipykernel has no complaint.
-    kernel = KernelManager(kernel_name="python3", transport_encryption="auto")
-    failures: list[BaseException] = []
+def execute_notebook(run: Run, arguments: Mapping[str, Any]) -> None:
+    """Put the executed notebook into the folder of a finished run, which it loads.
 
-    def work() -> None:
-        # Not in the main thread: there, nbclient's own answer to a signal is to kill the kernel.
-        try:
-            papermill.execute_notebook(
-                notebooks_folder() / NOTEBOOK,
-                output,
-                arguments,
-                km=kernel,
-                kernel_name="python3",
-                progress_bar=False,
-                coalesce_streams=True,
-                stdout_file=_Epochs(progress) if progress else None,
-            )
-        except papermill.PapermillExecutionError:
-            pass  # the notebook shows it, and `run.json` says how the run ended
-        except BaseException as error:
-            failures.append(error)
-
-    worker = threading.Thread(target=work, daemon=True)
-    kernel.start_kernel()
+    Raises `RunError` where a cell fails.
+    """
     try:
-        with _interrupting(kernel) as caught:
-            worker.start()
-            while worker.is_alive():  # a join without end would keep signals waiting
-                worker.join(0.2)
-                if not kernel.is_alive():  # then nbclient waits for ever
-                    raise RunError(
-                        "the kernel died, perhaps for want of memory; the same command goes on"
-                    )
-                if caught:  # between two cells, an interrupt goes unnoticed
-                    worker.join(INTERRUPT_AGAIN)
-                    if worker.is_alive():
-                        kernel.interrupt_kernel()
-    finally:
-        kernel.shutdown_kernel(now=True)
-    if failures:
-        raise failures[0]
-    return caught[0] if caught else None
-
-
-@contextmanager
-def _interrupting(kernel: KernelManager) -> Iterator[list[int]]:
-    """While it lasts, SIGINT and SIGTERM interrupt the kernel; the list tells which came."""
-    caught: list[int] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        kernel.interrupt_kernel()
-
-    before = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Epochs:
-    """Passes on the lines that tell of epochs, of all that a notebook prints."""
-
-    def __init__(self, to: TextIO):
-        self.to = to
-
-    def write(self, text: str) -> None:
-        for line in text.splitlines():
-            if line.startswith(("epoch ", "resuming after ")):
-                print(line, file=self.to, flush=True)
-
-    def flush(self) -> None:
-        self.to.flush()
-
-
-def _told(notebook: NotebookNode) -> str:
-    """The error that ended the notebook, in one line; empty if none did."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                return f"{output.ename}: {output.evalue}".rstrip(": ")  # as the record has it
-    return ""
+        notebook = papermill.execute_notebook(
+            notebooks_folder() / NOTEBOOK,
+            None,
+            dict(arguments),
+            kernel_name="python3",
+            progress_bar=False,
+            coalesce_streams=True,
+            # Encrypted where it can be: else ipykernel writes a warning into the terminal.
+            config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+        )
+    except (papermill.PapermillExecutionError, RuntimeError) as error:  # the latter: it died
+        reason = f"{getattr(error, 'ename', '')}: {getattr(error, 'evalue', error)}".lstrip(": ")
+        raise RunError(
+            f"the run is finished, but its notebook failed ({reason}); "
+            "the same command executes it again"
+        ) from None
+    # The folder is shared with others: nothing in it names a place of this machine.
+    notebook.metadata.papermill |= {"input_path": NOTEBOOK, "output_path": KEPT}
+    files.write_text(run.path / KEPT, nbformat.writes(notebook) + "\n")

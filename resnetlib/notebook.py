@@ -1,52 +1,58 @@
-"""The parameters of a notebook, checked, as an experiment."""
+"""Read the parameters of a notebook, check them, and build the experiment they describe."""
 
 import ast
+import io
+import tokenize
 from typing import Any
 
 from .config import apply_overrides, load_experiment
 from .errors import ConfigError, closest_match
 from .experiment import Experiment
+from .progress import is_interactive
 from .runs.lifecycle import check_experiment
 
-INJECTED = "# Parameters"  # how papermill begins the cell it adds
+INJECTED = "# Parameters"  # first line of the cell that papermill injects
+PATHS = {"PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}  # injected by `--inject-paths`
 
 
 def check_parameters() -> None:
-    """Refuse what papermill was given by a name that the notebook's parameters do not have.
+    """Refuse injected parameters that the notebook does not have; papermill itself only warns.
 
-    Papermill itself only warns of it. Raises `ConfigError`.
+    Raises `ConfigError`.
     """
-    from IPython import get_ipython  # there already wherever this is called
-
-    shell = get_ipython()
+    shell = _shell()
     check_injected(shell.user_ns["In"] if shell else [])
 
 
 def check_injected(cells: list[str]) -> None:
-    """The same from the source of the cells run so far, of which the last injected one counts."""
-    injected = [cell for cell in cells if _is_injected(cell)]
-    known = {name: None for cell in cells if not _is_injected(cell) for name in _assignments(cell)}
-    for name in _assignments(injected[-1]) if injected and known else ():
-        if name not in known:
-            raise ConfigError(
-                f"unknown parameter {name!r}{closest_match(name, known)} One of: {', '.join(known)}"
-            )
+    """The same for the source of the cells run so far; of the injected cells the last one counts.
 
-
-def _is_injected(cell: str) -> bool:
-    return cell.lstrip().startswith(INJECTED)
+    Values injected into a notebook without a cell of parameters are not checked.
+    """
+    known = {name for cell in cells if not _is_injected(cell) for name in _assignments(cell)}
+    if known:
+        _refuse_early_injection(cells, known)
+        injected = [cell for cell in cells if _is_injected(cell)][-1:]
+        for name in [name for cell in injected for name in _injected_values(cell)]:
+            if name not in known:
+                raise _unknown_parameter(name, known)
 
 
 def experiment_from_notebook() -> Experiment:
-    """The experiment that the notebook's `parameters` cell, and papermill's values, describe.
+    """The experiment described by the notebook's `parameters` cell and the injected values.
 
-    Every name assigned in these cells must be a parameter: `variant`, `overrides`, or a name that
-    `load_experiment` takes; `None` stands for the variant's own value. Raises `ConfigError` for
-    an unknown name, a bad value, or an experiment that could not be trained.
+    Every assigned name must be a parameter: `variant`, `overrides`, or a name that
+    `load_experiment` takes; `None` keeps the variant's own value.
+
+    The values are read from the text of the cells run so far, not from the variables. Only the
+    text has every name that papermill injected, and papermill only warns of an unknown one; and a
+    later cell may use the name of a parameter for something else, which must not count when this
+    cell is run again.
+
+    Raises `ConfigError` for an unknown name, an invalid value, an injected cell that holds more
+    than values or is in the wrong place, and an experiment that cannot be trained.
     """
-    from IPython import get_ipython  # there already wherever this is called
-
-    shell = get_ipython()
+    shell = _shell()
     if shell is None:
         raise ConfigError("experiment_from_notebook() works in a notebook; use load_experiment")
     return experiment_from_cells(shell.user_ns["In"], shell.user_ns)
@@ -55,48 +61,169 @@ def experiment_from_notebook() -> Experiment:
 def experiment_from_cells(cells: list[str], namespace: dict[str, Any]) -> Experiment:
     """The same from the source of the cells run so far.
 
-    A value that is no literal, such as papermill's `float('nan')`, is taken from the namespace.
+    A value in the notebook's own cells that is not a literal is taken from the namespace.
     """
-    values = _parameters(cells, namespace)
-    if "variant" not in values:
-        raise ConfigError(
-            "no cell run so far sets `variant`: run the parameters cell; it holds assignments only"
-        )
+    known, values = _collect(cells, namespace)
     experiment = load_experiment(values.pop("variant"))
     overrides = values.pop("overrides", None) or {}
     if not isinstance(overrides, dict):
         raise ConfigError(
             f"overrides = {overrides!r}: give a mapping, e.g. {{'optimizer.lr': 0.05}}"
         )
-    set_by_name = {name: value for name, value in values.items() if value is not None}
-    for name in set_by_name.keys() & overrides.keys():
-        raise ConfigError(f"{name} is set by name and in overrides; say it once")
+    for name, value in values.items():
+        if value is not None and name in overrides:
+            raise ConfigError(f"{name} is specified twice: by name and in overrides")
+        if name not in known and closest_match(name, known):
+            raise _unknown_parameter(name, known)
     experiment = apply_overrides(experiment, values | overrides)
     check_experiment(experiment)
     return experiment
 
 
-def _parameters(cells: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
-    """What the last run parameters cell and the cells injected after it assign."""
-    found: dict[str, ast.expr] = {}
+def _shell() -> Any:
+    """The notebook's shell, or None outside a notebook.
+
+    In a notebook that is executed unattended, a cell injected later than this call fails, since
+    its values would have no effect: the `parameters` tag is on a cell too far down.
+    """
+    from IPython import get_ipython  # always installed where a notebook runs
+
+    shell = get_ipython()
+    if shell and not is_interactive() and _refuse_late_injection not in _transformers(shell):
+        _transformers(shell).append(_refuse_late_injection)
+    return shell
+
+
+def _transformers(shell: Any) -> list:
+    """Called by IPython with the lines of each cell before it is run."""
+    return shell.input_transformers_cleanup
+
+
+def _refuse_late_injection(lines: list[str]) -> list[str]:
+    if lines and _is_injected(lines[0]):
+        raise ConfigError(
+            "papermill injected its values after the parameters were read; "
+            "move the tag `parameters` to the cell of the defaults"
+        )
+    return lines
+
+
+def _refuse_early_injection(cells: list[str], known: set[str]) -> None:
+    """Refuse values that the notebook's own defaults, run after them, have replaced."""
+    injected = [number for number, cell in enumerate(cells) if _is_injected(cell)]
+    own = [cell for cell in cells[: injected[-1]] if not _is_injected(cell)] if injected else []
+    if injected and not any(known & _assignments(cell).keys() for cell in own):
+        raise ConfigError(
+            "papermill injected its values above the cell of the defaults, which would replace "
+            "them; give that cell the tag `parameters`"
+        )
+
+
+def _collect(cells: list[str], namespace: dict[str, Any]) -> tuple[set[str], dict[str, Any]]:
+    """Names in the parameters cell run last, and all values set by it and by the cells after it.
+
+    Cells after it count when papermill injected them, or when they only assign literals, among
+    them one of a parameter.
+    """
+    known: set[str] = set()
+    values: dict[str, Any] = {}
     for cell in cells:
+        if _is_injected(cell):
+            values |= _injected_values(cell)
+            continue
         assigned = _assignments(cell)
-        if _is_injected(cell) or list(assigned) == ["variant"]:
-            found |= assigned
-        elif "variant" in assigned:
-            found = assigned
-    return {name: _value(name, node, namespace) for name, node in found.items()}
+        if "variant" in assigned and not assigned.keys() < known:
+            known = set(assigned)
+            values = {name: _value(name, node, namespace) for name, node in assigned.items()}
+        elif known & assigned.keys() and all(map(_is_literal, assigned.values())):
+            values |= {name: _literal(node) for name, node in assigned.items()}
+    if not known:
+        raise ConfigError(
+            "no cell run so far sets `variant`: run the parameters cell; it holds assignments only"
+        )
+    _refuse_early_injection(cells, known)
+    return known, values
+
+
+def _is_injected(cell: str) -> bool:
+    return cell.lstrip().startswith(INJECTED)
+
+
+def _injected_values(cell: str) -> dict[str, Any]:
+    """What an injected cell assigns. Raises `ConfigError` where it holds anything else.
+
+    Papermill writes `name = value` lines without checking the name, which may thus be any code.
+    """
+    values: dict[str, Any] = {}
+    try:
+        statements = ast.parse(cell).body
+        comments = [
+            token
+            for token in tokenize.generate_tokens(io.StringIO(cell).readline)
+            if token.type == tokenize.COMMENT
+        ]
+    except (SyntaxError, tokenize.TokenError):
+        raise _not_a_name(cell.strip().removeprefix(INJECTED)) from None
+    if len(comments) > 1:  # a name with `#` hides its value
+        raise _not_a_name(comments[1].line)
+    for statement in statements:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if (
+                statement.col_offset == 0 and name not in values and _is_literal(value)
+            ):
+                values[name] = _literal(value)
+            case _:
+                raise _not_a_name(ast.get_source_segment(cell, statement) or cell)
+    return {name: value for name, value in values.items() if name not in PATHS}
+
+
+def _not_a_name(text: str) -> ConfigError:
+    text = " ".join(text.split())
+    text = text if len(text) <= 60 else f"{text[:60]}…"
+    return ConfigError(
+        f"papermill injected {text!r}; each parameter must be one plain name with one value"
+    )
+
+
+def _unknown_parameter(name: str, known: set[str]) -> ConfigError:
+    return ConfigError(
+        f"unknown parameter {name!r}{closest_match(name, sorted(known)) or ';'} "
+        f"One of: {', '.join(sorted(known))}"
+    )
+
+
+class _Floats(ast.NodeTransformer):
+    """`float('nan')`, as papermill writes what has no literal, becomes a constant."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        match node:
+            case ast.Call(
+                func=ast.Name(id="float"),
+                args=[ast.Constant(value="nan" | "inf" | "-inf" as text)],
+                keywords=[],
+            ):
+                return ast.Constant(float(text))
+        return node
+
+
+def _literal(node: ast.expr) -> Any:
+    return ast.literal_eval(_Floats().visit(node))
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        _literal(node)
+    except (ValueError, TypeError):  # the latter for {[]: 1}
+        return False
+    return True
 
 
 def _value(name: str, node: ast.expr, namespace: dict[str, Any]) -> Any:
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return namespace[name]
+    return _literal(node) if _is_literal(node) else namespace[name]
 
 
 def _assignments(cell: str) -> dict[str, ast.expr]:
-    """The names a cell assigns, if assigning is all that it does; else none."""
+    """The names a cell assigns, if it does nothing else; otherwise none."""
     try:
         statements = ast.parse(cell).body
     except SyntaxError:  # a cell with a magic

@@ -2,11 +2,25 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
 from tqdm.auto import tqdm
+
+_quiet = False
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Where neither bars nor lines appear."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
 
 
 def duration(seconds: float) -> str:
@@ -20,10 +34,10 @@ def duration(seconds: float) -> str:
 
 
 def is_interactive() -> bool:
-    """Whether output goes to a terminal or to a notebook that is open before a person.
+    """Whether output goes to a terminal, or to a notebook that a person has open.
 
-    Jupyter's server tells its kernels the notebook's name, VS Code the file's, Colab loads its
-    own module; papermill and nbconvert start kernels without any of these.
+    Jupyter's server passes the notebook's name to its kernels, VS Code the file's name, and Colab
+    loads its own module; papermill and nbconvert start kernels without any of these.
     """
     if "ipykernel" not in sys.modules:
         return sys.stderr.isatty()
@@ -35,19 +49,26 @@ def is_interactive() -> bool:
 
 
 def bar(**settings: Any) -> tqdm:
-    """A tqdm bar that draws itself only where somebody watches."""
-    return tqdm(disable=not is_interactive(), **settings)
+    """A tqdm bar that is drawn only in a terminal or an open notebook."""
+    return tqdm(disable=_quiet or not is_interactive(), **settings)
 
 
 class EpochProgress:
-    """Tells how far a training run is: `step()` after each step, `epoch(row)` after each epoch."""
+    """Progress of a training run: call `step()` after each step, `epoch(row)` after each epoch.
+
+    Args:
+        first_epoch: the epoch to be trained first, from 1.
+        epochs: the number of epochs of the whole run.
+        steps_per_epoch: updates of the weights in an epoch.
+        steps_done: steps of the first epoch that an earlier process did.
+    """
 
     def __init__(self, first_epoch: int, epochs: int, steps_per_epoch: int, steps_done: int = 0):
         self.epochs = epochs
         self.first_epoch = first_epoch
         self.steps_per_epoch = steps_per_epoch
-        self.steps_done = steps_done  # of the first epoch
-        self.watched = is_interactive()
+        self.steps_done = steps_done
+        self.interactive = is_interactive()
         self.seconds = 0.0
 
     def __enter__(self) -> Self:
@@ -65,19 +86,22 @@ class EpochProgress:
         self.bar.update()
 
     def epoch(self, row: Mapping[str, float]) -> None:
-        """Show a finished epoch's row of the history."""
+        """Display the history row of a finished epoch."""
         number = int(row["epoch"])
-        if self.watched:
+        if self.interactive:
             self.bar.set_description(f"epoch {min(number + 1, self.epochs)}/{self.epochs}")
             self.bar.set_postfix_str(
                 f"loss {row['train_loss']:.3f}, train {row['train_accuracy']:.1%}, "
                 f"test {row['test_accuracy']:.1%}"
             )
             return
+        if _quiet:
+            return
         self.seconds += row["seconds"] if number else 0.0
         done = number - self.first_epoch + 1
         left = self.seconds / done * (self.epochs - number) if done and number else None
-        print(epoch_line(row, self.epochs, left), flush=True)
+        with suppress(OSError):  # a closed or full standard output must not end a training
+            print(epoch_line(row, self.epochs, left), flush=True)
 
     def __exit__(
         self,
@@ -89,7 +113,7 @@ class EpochProgress:
 
 
 def epoch_line(row: Mapping[str, float], epochs: int, seconds_left: float | None) -> str:
-    """One epoch in one line: losses in nats, accuracies in per cent, times with their units."""
+    """An epoch in one line: losses in nats, accuracies in per cent, times with their units."""
     line = (
         f"epoch {int(row['epoch']):{len(str(epochs))}d}/{epochs}"
         f"  train loss {row['train_loss']:.4f} acc {row['train_accuracy']:7.2%}"

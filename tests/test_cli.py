@@ -1,8 +1,10 @@
-"""The command line as a person uses it: what it says, what it leaves, how it exits."""
+"""The command line as its users see it: messages, files and exit statuses."""
 
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
+from conftest import NOTEBOOKS
 
-from resnetlib import files, list_variants, load_run
-from resnetlib.cli import parse
+from resnetlib import execute, files, list_variants, load_run
+from resnetlib.cli import main, parse
 
 PROGRAM = str(Path(sys.executable).with_name("resnetlib"))
 TINY = {"dataset": "digits", "device": "cpu", "depths": 1, "widths": 8, "epochs": 2}
@@ -38,152 +42,301 @@ def call(*command, **variables):
     )
 
 
-def test_a_run_leaves_notebook_and_report_and_is_then_only_shown(tmp_path):
-    done = call(*words(tmp_path))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [line[:11] for line in done.stdout.splitlines()[:3]] == [f"epoch {n}/2  " for n in "012"]
-    assert "Test accuracy" in done.stdout
-    (folder,) = (tmp_path / "lite").iterdir()
-    assert (folder / "report.html").stat().st_size > 10_000
-    assert not list(folder.glob(".notebook*"))
+def invoke(*command):
+    """The command in this process, where torch is imported already."""
+    return CliRunner().invoke(main, [str(word) for word in command])
+
+
+def start(root, **parameters):
+    return subprocess.Popen(
+        [PROGRAM, *words(root, **parameters)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_folder(root):
+    (folder,) = (root / "lite").iterdir()
+    return folder
+
+
+# run ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The root and the output of a finished run."""
+    root = tmp_path_factory.mktemp("finished")
+    done = call(*words(root))
+    assert done.returncode == 0, done.stderr
+    return root, done
+
+
+def test_run_leaves_notebook_and_report(finished):
+    root, done = finished
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert [line[:11] for line in lines[:3]] == [f"epoch {n}/2  " for n in "012"]
+    assert lines[3].startswith("Test accuracy") and lines[-1].startswith("report: ")
+    folder = run_folder(root)
+    report = re.sub(r"<[^>]*>", "", (folder / "report.html").read_text())
+    assert "plots.confusion" in report  # the cells of the notebook
     papermill = json.loads((folder / "notebook.ipynb").read_text())["metadata"]["papermill"]
     assert papermill["input_path"] == "run_experiment.ipynb"
     assert papermill["output_path"] == "notebook.ipynb"
     assert papermill["exception"] is None
+    assert str(Path.cwd()) not in json.dumps(papermill)
+    assert not list(folder.glob(".notebook*"))
 
+
+def test_run_again_loads_the_finished_run(finished):
+    root, _ = finished
+    folder = run_folder(root)
     before = (folder / "notebook.ipynb").read_bytes()
-    again = call(*words(tmp_path))
-    assert (again.returncode, again.stderr) == (0, "")
+    again = invoke(*words(root))
+    assert (again.exit_code, again.stderr) == (0, "")
     assert "epoch 1/2" not in again.stdout and "Test accuracy" in again.stdout
     assert (folder / "notebook.ipynb").read_bytes() == before
 
+
+def test_run_refuses_a_locked_folder(finished):
+    root, _ = finished
+    folder = run_folder(root)
+    before = (folder / "notebook.ipynb").read_bytes()
     with files.lock(folder / ".lock"):
-        refused = call(*words(tmp_path, fresh=True))
-    assert refused.returncode == 1
+        refused = invoke(*words(root, fresh=True))
+    assert refused.exit_code == 1
     assert "in use by another process" in refused.stderr
     assert (folder / "notebook.ipynb").read_bytes() == before
 
-    page = call("report", str(tmp_path))
-    assert page.returncode == 0
-    assert "lite" in (tmp_path / "index.html").read_text()
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"), [(ZeroDivisionError("a bug"), 1), (KeyboardInterrupt(), 130)]
+)
+def test_fresh_run_that_fails_leaves_no_old_results(
+    finished, tmp_path, monkeypatch, error, exit_code
+):
+    root = shutil.copytree(finished[0], tmp_path / "copy")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("resnetlib.training.Trainer.train_epoch", fail)
+    failed = invoke(*words(root, fresh=True))
+    assert failed.exit_code == exit_code
+    folder = run_folder(root)
+    assert not (folder / "notebook.ipynb").exists()
+    report = (folder / "report.html").read_text()
+    assert load_run(folder).record["error"] in report
+    assert "There are no results" in report and "reproduced</span>" not in report
+
+
+def test_unfinished_run_loses_an_old_notebook(finished, tmp_path):
+    """Earlier versions left the notebook of an interrupted run in its folder."""
+    root = shutil.copytree(finished[0], tmp_path / "copy")
+    record = json.loads((run_folder(root) / "run.json").read_text())
+    (run_folder(root) / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    (run_folder(root) / "notebook.ipynb").write_text("old")
+    assert invoke(*words(root)).exit_code == 0
+    assert (run_folder(root) / "notebook.ipynb").read_text() != "old"
+
+
+def test_report_command_writes_the_index(finished):
+    root, _ = finished
+    assert invoke("report", root).exit_code == 0
+    assert "lite" in (root / "index.html").read_text()
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         (["run", "liet"], "unknown variant 'liet'; did you mean 'lite'?"),
         (["run", "lite", "-p", "epoch", "3"], "unknown parameter 'epoch'; did you mean 'epochs'?"),
-        (["run", "lite", "-p", "lr", "0.1", "-p", "lr", "0.2"], "-p lr is given twice"),
+        (["run", "lite", "-p", "lr", "0.1", "-p", "lr", "0.2"], "-p lr is specified twice"),
         (["run", "lite", "-p", "lr", "fast"], "lr = 'fast'"),
         (["run", "lite", "-p", "variant", "se"], "the variant is the first argument"),
+        (["run", "lite", "-p", "import os; lr", "1"], "unknown parameter 'import os; lr'"),
+        (["run", "lite", "-p", "epochs = batch_size", "3"], "unknown parameter 'epochs = batch"),
         (["run", "resnet18", "-p", "budget", "5000000"], "exceed the budget"),
         (["rnu"], "No such command 'rnu'"),
         (["submit", "nowhere", "nothing.pkl"], "nowhere"),
     ],
 )
-def test_a_mistake_is_told_in_a_line_and_exits_with_2(tmp_path, command, told):
-    done = call(*command, *(["-p", "output_root", str(tmp_path)] if command[0] == "run" else []))
-    assert done.returncode == 2
-    assert told in done.stderr
-    assert "Traceback" not in done.stderr
+def test_mistake_exits_with_2_and_one_line(tmp_path, command, message):
+    done = invoke(*command, *(["-p", "output_root", tmp_path] if command[0] == "run" else []))
+    assert done.exit_code == 2
+    assert message in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_diverges_exits_with_1_and_has_a_report(tmp_path):
-    done = call(*words(tmp_path, lr="1e20"))
-    assert done.returncode == 1
-    assert done.stderr.startswith("diverged: Diverged: ")
-    (folder,) = (tmp_path / "lite").iterdir()
-    assert "diverged" in (folder / "report.html").read_text()
+@pytest.mark.parametrize(
+    "command", [["--help"], ["run", "--help"], ["run", "liet"], ["run", "lite", "-p", "lr", "x"]]
+)
+def test_help_and_refusals_import_no_torch(command):
+    program = (
+        "import sys\n"
+        "from resnetlib.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'papermill'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_interrupted_says_so_and_goes_on_afterwards(tmp_path, number):
-    command = [PROGRAM, *words(tmp_path, epochs=40, widths=16)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_notebook_without_parameters_tag_is_refused(tmp_path, monkeypatch):
+    notebook = json.loads((NOTEBOOKS / "run_experiment.ipynb").read_text())
+    for cell in notebook["cells"]:
+        cell["metadata"].pop("tags", None)
+    (tmp_path / "run_experiment.ipynb").write_text(json.dumps(notebook))
+    monkeypatch.setattr(execute, "notebooks_folder", lambda: tmp_path)
+    done = invoke(*words(tmp_path / "out"))
+    assert done.exit_code == 2
+    assert "no cell with the tag `parameters`" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_fresh_is_not_passed_to_the_notebook():
+    given = {"fresh": True, "execution.fresh": True, "epochs": 2, "depths": [1]}
+    arguments = execute.notebook_arguments("lite", given)
+    assert arguments == {"variant": "lite", "epochs": 2, "overrides": {"depths": [1]}}
+
+
+def test_dry_run_describes_and_writes_nothing(tmp_path):
+    done = invoke(*words(tmp_path / "out"), "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    for text in ("widths: [8]", "parameters:", "device:", "(new)", "estimated time:", "2 epochs"):
+        assert text in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_of_a_finished_run_would_load_it(finished):
+    root, _ = finished
+    before = sorted(root.rglob("*"))
+    done = invoke(*words(root), "--dry-run")
+    assert "would be loaded, not retrained" in done.stdout
+    assert "estimated time" not in done.stdout
+    assert sorted(root.rglob("*")) == before
+    assert "would start over" in invoke(*words(root, fresh=True), "--dry-run").stdout
+
+
+def test_diverged_run_exits_with_1_and_has_a_report(tmp_path):
+    done = invoke(*words(tmp_path, lr="1e20"), "--quiet")
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert "learning rate" in done.stderr
+    folder = run_folder(tmp_path)
+    assert "The run diverged" in (folder / "report.html").read_text()
+    assert not (folder / "notebook.ipynb").exists()
+
+
+def test_interrupted_run_says_so_and_resumes(tmp_path):
+    process = start(tmp_path, epochs=40, widths=16)
     while not process.stdout.readline().startswith("epoch  2"):
         assert process.poll() is None
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert errors.startswith("interrupted: KeyboardInterrupt")
-    (folder,) = (tmp_path / "lite").iterdir()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT
+    (line,) = errors.splitlines()
+    assert line.startswith("interrupted; ") and line.endswith("run it again to resume")
+    folder = run_folder(tmp_path)
     assert load_run(folder).status == "interrupted"
-    kept = (folder / "notebook.ipynb").read_bytes()
+    report = (folder / "report.html").read_text()
+    assert "The run was interrupted" in report and "data:image/png" in report
+    assert not (folder / "notebook.ipynb").exists()
 
-    refused = call(*command[1:], OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    assert refused.returncode == 1
-    assert "threads was" in refused.stderr and "allow_inexact_resume" in refused.stderr
-    assert (folder / "notebook.ipynb").read_bytes() == kept
-
-    done = call(*command[1:])
-    assert done.returncode == 0
+    command = words(tmp_path, epochs=40, widths=16)
+    refused = invoke(*command, "-p", "memory_format", "contiguous")
+    assert refused.exit_code == 1
+    assert "memory_format was" in refused.stderr and "allow_inexact_resume" in refused.stderr
+    assert "interrupted; would resume after epoch" in invoke(*command, "--dry-run").stdout
+    done = call(*command)
+    assert done.returncode == 0, done.stderr
     assert "resuming after epoch" in done.stdout
     assert len(load_run(folder).history) == 41
+    assert (folder / "notebook.ipynb").exists()
+    assert "reproduced</span>" in (folder / "report.html").read_text()
 
 
-def cells_done(folder):
-    """How many cells papermill has carried out of the notebook that it is at."""
-    for path in folder.glob("*/.notebook-*.ipynb"):
-        try:
-            cells = json.loads(path.read_text())["cells"]
-        except ValueError:  # it is being written
-            return 0
-        return sum(cell["metadata"]["papermill"]["status"] == "completed" for cell in cells)
-    return 0
+def test_terminated_run_is_interrupted(tmp_path):
+    process = start(tmp_path, epochs=400, widths=16)
+    while not process.stdout.readline().startswith("epoch   2"):
+        assert process.poll() is None
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "interrupted" in errors and "Traceback" not in errors
+    assert load_run(run_folder(tmp_path)).status == "interrupted"
 
 
-def test_a_signal_before_the_run_has_begun_ends_the_command_with_its_number(tmp_path):
-    process = subprocess.Popen(
-        [PROGRAM, *words(tmp_path, epochs=400)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while cells_done(tmp_path / "lite") < 4:
+def test_signal_before_the_run_ends_the_command(tmp_path):
+    process = start(tmp_path, epochs=400)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "libtorch" not in maps.read_text():
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "KeyboardInterrupt" in errors and "Traceback" not in errors
+    assert "interrupted" in errors and "Traceback" not in errors
 
 
-def test_a_kernel_that_dies_is_told_in_a_line_and_the_same_command_goes_on(tmp_path):
-    command = [PROGRAM, *words(tmp_path, epochs=40, widths=16)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not process.stdout.readline().startswith("epoch  2"):
+def test_dead_kernel_leaves_the_run_finished(finished, tmp_path):
+    root = shutil.copytree(finished[0], tmp_path / "copy")
+    folder = run_folder(root)
+    for name in ("notebook.ipynb", "report.html"):
+        (folder / name).unlink()
+    process = start(root)
+    kernels = []
+    while not kernels:
         assert process.poll() is None
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if "ipykernel_launcher" in child.cmdline():
-            child.kill()
-    _, errors = process.communicate(timeout=60)
+        children = psutil.Process(process.pid).children(recursive=True)
+        kernels = [child for child in children if "ipykernel_launcher" in child.cmdline()]
+        time.sleep(0.05)
+    kernels[0].kill()
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "the kernel died" in errors and "Traceback" not in errors
-    assert call(*command[1:]).returncode == 0
+    assert "the run is finished, but its notebook failed" in errors and "Traceback" not in errors
+    assert load_run(folder).status == "done"
+    assert (folder / "report.html").exists() and not (folder / "notebook.ipynb").exists()
 
 
-def test_an_output_folder_that_cannot_be_made_is_told_in_a_line(tmp_path):
+def test_closed_output_does_not_end_a_run(tmp_path):
+    process = start(tmp_path)
+    process.stdout.close()
+    with process.stderr as stream:
+        assert "Traceback" not in stream.read()
+    process.wait(120)
+    assert load_run(run_folder(tmp_path)).status == "done"
+    assert (run_folder(tmp_path) / "report.html").exists()
+
+
+def test_output_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").touch()
-    done = call(*words(tmp_path / "file"))
-    assert done.returncode == 1
-    assert "the run folder cannot be made" in done.stderr and "Traceback" not in done.stderr
+    done = invoke(*words(tmp_path / "file"))
+    assert done.exit_code == 1
+    assert "the run folder cannot be" in done.stderr
 
 
-def test_the_page_is_written_beside_a_run_that_cannot_be_read(tmp_path):
+# Other commands ----------------------------------------------------------------------------------
+
+
+def test_report_skips_a_run_that_cannot_be_read(tmp_path):
     for name, record in (("a", "[]"), ("b", "{}")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(record)
         (tmp_path / name / "notebook.ipynb").touch()
-    done = call("report", str(tmp_path))
-    assert (done.returncode, done.stderr) == (0, "")
+    done = invoke("report", tmp_path)
+    assert (done.exit_code, done.stderr) == (0, "")
     assert (tmp_path / "index.html").is_file()
 
 
-def test_list_shows_every_variant_and_help_every_command():
-    shown = call("list").stdout
-    assert all(variant in shown for variant in list_variants())
-    assert "4,903,242" in shown and "89.68" in shown
+def test_list_has_every_variant_and_help_every_command():
+    table = invoke("list").stdout
+    assert all(variant in table for variant in list_variants())
+    assert "4,903,242" in table and "89.68" in table
     commands = call("--help").stdout
     assert all(f"\n  {name} " in commands for name in ("run", "list", "report", "submit", "lab"))
 
@@ -201,7 +354,7 @@ def test_list_shows_every_variant_and_help_every_command():
         ("../data", "../data"),
     ],
 )
-def test_values_are_what_a_person_means(text, value):
+def test_parse_reads_values(text, value):
     assert parse(text) == value
     assert type(parse(text)) is type(value)
     assert math.isnan(parse("nan"))

@@ -1,4 +1,4 @@
-"""A real JupyterLab in a real browser: the notebook is opened, changed and run to its end."""
+"""JupyterLab in a browser: the notebook is opened, changed, run to its end, and interrupted."""
 
 import os
 import re
@@ -56,19 +56,30 @@ def _address(log, server):
     raise AssertionError(f"JupyterLab did not start:\n{log.read_text()}")
 
 
-def test_the_notebook_is_run_to_its_end_in_jupyterlab(browser, lab, tmp_path):
+def open_notebook(browser, lab, parameters):
+    """The page of `run_experiment.ipynb`, with these lines added to its parameters."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(f"{lab}/tree/run_experiment.ipynb?token=t", timeout=WAIT)
-    parameters = page.locator(".jp-CodeCell .cm-content").nth(1)  # after the set-up cell
-    parameters.click(timeout=WAIT)
+    cell = page.locator(".jp-CodeCell .cm-content", has_text="variant: str").first
+    cell.click(timeout=WAIT)
     page.keyboard.press("Control+End")
-    page.keyboard.insert_text(
-        f'\ndataset = "digits"\nepochs = 2\noutput_root = "{tmp_path / "outputs"}"'
-        '\noverrides = {"depths": [1], "widths": [8]}'
-    )
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.keyboard.insert_text(f"\n{parameters}")
+    return page
 
+
+def choose(page, menu, item):
+    page.get_by_role("menuitem", name=menu, exact=True).click()
+    page.get_by_role("menuitem", name=item, exact=True).click()
+
+
+def test_notebook_runs_to_its_end_in_jupyterlab(browser, lab, tmp_path):
+    page = open_notebook(
+        browser,
+        lab,
+        f'dataset = "digits"\nepochs = 2\noutput_root = "{tmp_path / "outputs"}"'
+        '\noverrides = {"depths": [1], "widths": [8]}',
+    )
+    choose(page, "Run", "Run All Cells")
     last = page.locator(".jp-CodeCell").last
     last.scroll_into_view_if_needed()
     last.locator(".jp-OutputArea-output").get_by_text("run.json").wait_for(timeout=WAIT)
@@ -81,4 +92,27 @@ def test_the_notebook_is_run_to_its_end_in_jupyterlab(browser, lab, tmp_path):
     curves = training.locator(".jp-OutputArea-output img")
     curves.wait_for(timeout=WAIT)
     assert curves.count() == 1  # drawn again in the same place
+    page.close()
+
+
+def test_interrupted_cell_ends_in_one_line_in_jupyterlab(browser, lab, tmp_path):
+    page = open_notebook(
+        browser,
+        lab,
+        f'dataset = "digits"\nepochs = 400\noutput_root = "{tmp_path / "outputs"}"'
+        '\noverrides = {"depths": [1], "widths": [8]}',
+    )
+    choose(page, "Run", "Run All Cells")
+    until = time.monotonic() + WAIT / 1000
+    while not list(tmp_path.glob("outputs/lite/*/checkpoints/*.pt")):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    choose(page, "Kernel", "Interrupt Kernel")
+    error = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
+    error.wait_for(timeout=WAIT)
+    text = error.inner_text().strip()
+    assert "interrupted" in text and "resume" in text
+    assert len(text.splitlines()) == 1
+    (folder,) = (tmp_path / "outputs" / "lite").iterdir()
+    assert load_run(folder).status == "interrupted"
     page.close()

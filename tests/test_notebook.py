@@ -1,22 +1,28 @@
-"""The notebook as its users run it: through papermill, from anywhere, rightly and wrongly."""
+"""The notebook as its users run it through papermill, with and without mistakes."""
 
+import asyncio
 import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
+import nbformat
 import papermill
 import psutil
 import pytest
 from conftest import NOTEBOOKS, PAPERMILL, run_papermill
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
+from papermill.translators import translate_parameters
 
 from resnetlib import load_experiment, load_run, train
 from resnetlib.errors import ConfigError
-from resnetlib.notebook import check_injected, experiment_from_cells
+from resnetlib.notebook import _injected_values, check_injected, experiment_from_cells
 
 RUN_EXPERIMENT = NOTEBOOKS / "run_experiment.ipynb"
 
@@ -27,8 +33,15 @@ def parameters_cell():
     return "".join(cell["source"])
 
 
-def from_cells(*injected, namespace=None, own=None):
-    cells = ["", own or parameters_cell(), *(f"# Parameters\n{text}\n" for text in injected)]
+def injected_by_papermill(parameters):
+    """The source of the cell that papermill itself makes of these parameters."""
+    return translate_parameters("python3", "python", parameters, "Parameters")
+
+
+def from_cells(parameters=None, *, extra=(), namespace=None):
+    cells = ["", parameters_cell()]
+    cells += [injected_by_papermill(parameters)] if parameters else []
+    cells += extra
     left_behind = {}
     for cell in cells:
         exec(cell, left_behind)
@@ -50,7 +63,7 @@ def test_papermill_can_inspect_the_parameters():
     assert all(parameter["help"] for parameter in found.values())
 
 
-def test_the_defaults_are_the_variants_own_values():
+def test_defaults_are_the_variants_own_values():
     experiment = from_cells()
     assert (experiment.variant, experiment.dataset, experiment.seed) == ("lite", "cifar10", 0)
     assert experiment.overrides == {}
@@ -89,9 +102,9 @@ def test_notebook_cells_are_small_and_introduced(path):
             assert (NOTEBOOKS / link).is_file(), link
 
 
-def test_injected_values_win_over_the_cell_and_later_names_do_not_matter():
+def test_injected_values_win_and_rebound_names_do_not_count():
     experiment = from_cells(
-        'variant = "wide66"\nepochs = 3\nlr = 0.01\noverrides = {"eps": 1e-6}',
+        {"variant": "wide66", "epochs": 3, "lr": 0.01, "overrides": {"eps": 1e-6}},
         namespace={"dataset": object(), "epochs": "rebound by a later cell"},
     )
     assert experiment.variant == "wide66"
@@ -100,44 +113,111 @@ def test_injected_values_win_over_the_cell_and_later_names_do_not_matter():
     assert experiment.recipe.optimizer.eps == 1e-6
 
 
-def test_a_written_experiment_is_the_same_experiment_in_the_notebook(tmp_path):
+def test_written_experiment_is_the_same_in_the_notebook(tmp_path):
     experiment = load_experiment("lite", dataset="digits", seed=3, epochs=2)
     (tmp_path / "experiment.yaml").write_text(experiment.to_yaml())
-    again = from_cells(f"variant = {str(tmp_path / 'experiment.yaml')!r}")
+    again = from_cells({"variant": str(tmp_path / "experiment.yaml")})
     assert again.digest == experiment.digest
-    assert from_cells('overrides = {"seed": 3}').seed == 3
+    assert from_cells({"overrides": {"seed": 3}}).seed == 3
 
 
-def test_a_later_cell_may_change_the_variant_alone():
-    changed = experiment_from_cells(
-        [parameters_cell(), "# Parameters\nepochs = 3", 'variant = "se"'], {}
-    )
-    assert (changed.variant, changed.recipe.epochs) == ("se", 3)
-
-
-def test_the_cell_run_last_counts():
-    first = parameters_cell()
-    second = first.replace('"lite"', '"se"')
-    assert experiment_from_cells(["", first, "x = 1", second], {}).variant == "se"
+def test_inject_paths_are_not_parameters():
+    paths = {"PAPERMILL_INPUT_PATH": "in.ipynb", "PAPERMILL_OUTPUT_PATH": "out.ipynb"}
+    assert from_cells({"epochs": 3} | paths).recipe.epochs == 3
+    check_injected(["run: str = None", injected_by_papermill({"run": "lite"} | paths)])
 
 
 @pytest.mark.parametrize(
-    ("injected", "told"),
+    ("later", "variant", "epochs"),
     [
-        ('varient = "lite"', r"unknown parameter 'varient'"),
-        ("epoch = 3", r"unknown parameter 'epoch'; did you mean 'epochs'"),
-        ("typo = None", r"unknown parameter 'typo'"),
-        ('variant = "liet"', r"unknown variant 'liet'; did you mean 'lite'"),
-        ("lr = float('nan')", r"lr = nan"),
-        ("lr = 0.1\noverrides = {'lr': 0.2}", r"lr is set by name and in overrides"),
-        ("overrides = 3", r"overrides = 3: give a mapping"),
-        ("overrides = {1: 2}", r"overrides has the key 1"),
-        ('variant = "resnet18"\noverrides = {"budget": 5000000}', r"exceed the budget"),
+        ('variant = "se"', "se", 3),
+        ("epochs = 5", "lite", 5),
+        ('variant = "se"\nepochs = 5', "se", 5),
+        ("epochs = train(experiment)", "lite", 3),
+        ("title = 'epochs'", "lite", 3),
     ],
 )
-def test_a_mistake_is_refused_in_the_first_cell(injected, told):
-    with pytest.raises(ConfigError, match=told):
-        from_cells(injected)
+def test_later_cell_of_literals_changes_parameters(later, variant, epochs):
+    cells = [parameters_cell(), injected_by_papermill({"epochs": 3}), later]
+    changed = experiment_from_cells(cells, {})
+    assert (changed.variant, changed.recipe.epochs) == (variant, epochs)
+
+
+def test_cell_run_last_counts():
+    first = parameters_cell()
+    second = first.replace('"lite"', '"se"')
+    assert experiment_from_cells(["", first, "x = 1", second], {}).variant == "se"
+    injected = injected_by_papermill({"epochs": 3})
+    again = experiment_from_cells([first, injected, second, injected], {})
+    assert (again.variant, again.recipe.epochs) == ("se", 3)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"varient": "lite"}, r"unknown parameter 'varient'; did you mean 'variant'\?"),
+        ({"epoch": 3}, r"unknown parameter 'epoch'; did you mean 'epochs'"),
+        ({"momentun": 0.8}, r"unknown parameter 'momentun'; did you mean 'momentum'"),
+        ({"typo": None}, r"unknown parameter 'typo'"),
+        ({"variant": "liet"}, r"unknown variant 'liet'; did you mean 'lite'"),
+        ({"lr": float("nan")}, r"lr = nan"),
+        ({"lr": 0.1, "overrides": {"lr": 0.2}}, r"lr is specified twice"),
+        ({"overrides": 3}, r"overrides = 3: give a mapping"),
+        ({"variant": "resnet18", "overrides": {"budget": 5000000}}, r"exceed the budget"),
+    ],
+)
+def test_mistake_is_refused_in_the_first_cell(parameters, message):
+    with pytest.raises(ConfigError, match=message):
+        from_cells(parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "quoted"),
+    [
+        ("epochs = batch_size", "epochs = batch_size = 3"),
+        ("import os; lr", "import os"),
+        ("lr = 0.1; epochs", "epochs = 3"),
+        ("# epochs", "# epochs = 3"),
+        ("epochs = 2  #", "epochs = 2"),
+        ("epochs: int", "epochs: int = 3"),
+        ("epochs, lr", "epochs, lr = 3"),
+        ("overrides['lr']", r"overrides\['lr'\] = 3"),
+        ("seed = f() or", "seed = f"),
+        ("if True: epochs", "if True"),
+        ("!touch canary; epochs", "touch canary"),
+        ("%time epochs", "time epochs"),
+        ("get_ipython().system('ls'); epochs", r"get_ipython\(\).system\('ls'\)"),
+        ("epochs = 2\nepochs", "epochs = 3"),
+        ("2 fast", "2 fast = 3"),
+    ],
+)
+def test_injected_code_is_refused(name, quoted):
+    """Papermill writes a parameter's name into the cell as it is."""
+    cell = injected_by_papermill({"variant": "adamw", name: 3})
+    with pytest.raises(ConfigError, match=f"papermill injected .*{quoted}"):
+        experiment_from_cells([parameters_cell(), cell], {})
+    with pytest.raises(ConfigError, match=f"papermill injected .*{quoted}"):
+        check_injected([parameters_cell(), cell])
+
+
+def test_values_above_the_defaults_are_refused():
+    """Where papermill puts them in a notebook whose `parameters` tag was lost."""
+    cells = [injected_by_papermill({"epochs": 3}), "import sys", parameters_cell()]
+    for check in (lambda: experiment_from_cells(cells, {}), lambda: check_injected(cells)):
+        with pytest.raises(ConfigError, match="give that cell the tag `parameters`"):
+            check()
+
+
+def test_parameters_cell_that_computes_is_refused():
+    cells = ["import os\n" + parameters_cell(), injected_by_papermill({"variant": "se"})]
+    with pytest.raises(ConfigError, match="it holds assignments only"):
+        experiment_from_cells(cells, {})
+
+
+def test_injected_values_may_be_nested_and_infinite():
+    """Negative, infinite and nested values come through as they were given."""
+    cell = injected_by_papermill({"overrides": {"a": [-1, float("inf")], "b": {"c": None}}})
+    assert _injected_values(cell) == {"overrides": {"a": [-1, float("inf")], "b": {"c": None}}}
 
 
 # Through papermill -------------------------------------------------------------------------------
@@ -164,7 +244,7 @@ def executed(tmp_path_factory):
     return json.loads((folder / "out.ipynb").read_text()), folder / "out.ipynb", load_run(run)
 
 
-def test_the_executed_notebook_shows_everything_and_is_small(executed):
+def test_executed_notebook_is_complete_and_small(executed):
     notebook, path, run = executed
     assert run.status == "done"
     assert path.stat().st_size < 3_000_000
@@ -184,7 +264,7 @@ def test_the_executed_notebook_shows_everything_and_is_small(executed):
     assert run.headline[:22] in text
 
 
-def test_the_executed_notebook_has_no_warning_and_one_line_an_epoch(executed):
+def test_executed_notebook_has_a_line_per_epoch(executed):
     notebook, _, _ = executed
     for source, outputs in outputs_of(notebook):
         assert not [o for o in outputs if o.get("name") == "stderr"], source
@@ -194,7 +274,7 @@ def test_the_executed_notebook_has_no_warning_and_one_line_an_epoch(executed):
             assert [line.split()[:2] for line in lines] == [["epoch", f"{n}/2"] for n in range(3)]
 
 
-def test_a_finished_run_is_shown_and_not_trained_again(executed):
+def test_finished_run_is_loaded_not_retrained(executed):
     _, path, run = executed
     started = run.record["started"]
     done = run_papermill(
@@ -208,7 +288,7 @@ def test_a_finished_run_is_shown_and_not_trained_again(executed):
             assert "test_accuracy" in "".join(history["data"]["text/html"])
 
 
-def test_it_works_without_an_output_path_into_a_pipe(tmp_path):
+def test_papermill_without_an_output_path(tmp_path):
     done = run_papermill(
         "run_experiment.ipynb", *TINY, "-p", "output_root", tmp_path / "runs", cwd=NOTEBOOKS
     )
@@ -218,7 +298,7 @@ def test_it_works_without_an_output_path_into_a_pipe(tmp_path):
     assert load_run(run).status == "done"
 
 
-def test_a_name_that_a_notebook_does_not_have_is_refused():
+def test_check_injected_refuses_unknown_names():
     parameters = "run: str = None  # a folder\nimages: int = None"
     check_injected(["", parameters, "# Parameters\nrun = 'lite'\n"])
     check_injected(["", parameters])  # opened in JupyterLab
@@ -234,7 +314,7 @@ def test_a_name_that_a_notebook_does_not_have_is_refused():
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_every_notebook_checks_its_parameters_before_anything_else(path):
+def test_every_notebook_checks_its_parameters_first(path):
     cells = json.loads(path.read_text())["cells"]
     cells = [cell for cell in cells if cell["cell_type"] == "code"]
     tags = [cell["metadata"].get("tags", []) for cell in cells]
@@ -244,7 +324,7 @@ def test_every_notebook_checks_its_parameters_before_anything_else(path):
     assert statements[0] in checks
 
 
-def test_a_mistyped_parameter_of_another_notebook_fails_before_any_work(tmp_path):
+def test_unknown_parameter_of_another_notebook(tmp_path):
     done = run_papermill(
         NOTEBOOKS / "analyze_errors.ipynb", "out.ipynb", "-p", "rnu", "x", cwd=tmp_path
     )
@@ -252,7 +332,7 @@ def test_a_mistyped_parameter_of_another_notebook_fails_before_any_work(tmp_path
     assert "ConfigError: unknown parameter 'rnu'; did you mean 'run'?" in done.stderr
 
 
-def test_an_unknown_parameter_fails_before_any_work(tmp_path):
+def test_unknown_parameter_fails_before_any_work(tmp_path):
     done = run_papermill(
         RUN_EXPERIMENT,
         "out.ipynb",
@@ -265,12 +345,60 @@ def test_an_unknown_parameter_fails_before_any_work(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 1
-    assert "ConfigError: unknown parameter 'varient'" in done.stderr
+    assert "ConfigError: unknown parameter 'varient'; did you mean 'variant'?" in done.stderr
     assert "resnetlib/" not in done.stderr  # no traceback from deep inside
     assert not (tmp_path / "runs").exists()
 
 
-def test_every_shown_file_is_there(executed):
+@pytest.mark.parametrize("place", ["lost", "too late"])
+def test_misplaced_parameters_tag_is_refused_before_training(tmp_path, place):
+    defaults = new_code_cell(parameters_cell())
+    read = "from resnetlib import experiment_from_notebook\nexperiment_from_notebook()"
+    read = new_code_cell(read)
+    note, train = new_code_cell("x = 1"), new_code_cell("open('trained', 'w')")
+    if place == "too late":
+        note.metadata.tags = ["parameters"]
+    notebook = new_notebook(cells=[defaults, read, note, train])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "", "language": "python"}
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    done = run_papermill("in.ipynb", "out.ipynb", "-p", "epochs", "1", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "ConfigError: papermill injected its values" in done.stderr
+    assert "the tag `parameters`" in done.stderr
+    assert not (tmp_path / "trained").exists()
+
+
+def test_interrupted_cell_shows_one_line(tmp_path):
+    """As a person sees it who interrupts the kernel; the same cell resumes the run."""
+    settings = {"dataset": "digits", "epochs": 200, "device": "cpu", "depths": [1], "widths": [8]}
+    cells = [
+        "from resnetlib import load_experiment, train",
+        f"experiment = load_experiment('lite', **{settings | {'output_root': str(tmp_path)}!r})",
+        "train(experiment)",
+    ]
+    notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    client = NotebookClient(notebook, kernel_name="python3", allow_errors=True)
+    with client.setup_kernel():
+        timer = threading.Thread(target=_interrupt_once_saved, args=(client.km, tmp_path))
+        timer.start()
+        for number, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, number)
+        timer.join()
+    (error,) = [o for o in notebook.cells[2].outputs if o.output_type == "error"]
+    assert error.ename == "Interrupted"
+    (line,) = error.traceback
+    assert "interrupted; saved after epoch" in line and "run it again to resume" in line
+    (folder,) = (tmp_path / "lite").iterdir()
+    assert load_run(folder).status == "interrupted"
+
+
+def _interrupt_once_saved(kernel, root):
+    while not list(root.glob("lite/*/checkpoints/*.pt")):
+        time.sleep(0.05)
+    asyncio.run(kernel.interrupt_kernel())
+
+
+def test_run_files_lists_every_file(executed):
     _, _, run = executed
     names = set(run.files) - {"run folder"}
     assert names == {
@@ -280,7 +408,7 @@ def test_every_shown_file_is_there(executed):
     }
 
 
-def test_a_ninth_variant_is_one_file(tmp_path):
+def test_new_variant_is_one_file(tmp_path):
     """A copy of the installed package with one more file in params/, and no other change."""
     project = Path(__file__).parents[1]
     for name in ("resnetlib", "params", "notebooks"):
@@ -300,7 +428,7 @@ def test_a_ninth_variant_is_one_file(tmp_path):
     assert load_run(run).status == "done"
 
 
-def test_cifar10_is_trained_on_where_it_is_named(cifar10_folder, tmp_path):
+def test_cifar10_is_read_from_data_root(cifar10_folder, tmp_path):
     words = ["-p", "epochs", "1", "-p", "data_root", cifar10_folder, "-p", "output_root", "runs"]
     words += ["-p", "augment", "crop,flip", "-y", "{overrides: {depths: [1], widths: [4]}}"]
     done = run_papermill(RUN_EXPERIMENT, "out.ipynb", *words, cwd=tmp_path)
@@ -312,7 +440,7 @@ def test_cifar10_is_trained_on_where_it_is_named(cifar10_folder, tmp_path):
     assert (tmp_path / "out.ipynb").stat().st_size < 3_000_000
 
 
-def test_a_run_whose_kernel_died_goes_on_to_the_same_bits(tmp_path):
+def test_resume_after_a_dead_kernel_is_bit_exact(tmp_path):
     """Papermill itself says that every cell completed; the run folder knows better."""
     settings = {"dataset": "digits", "epochs": 30, "device": "cpu"}
     network = {"depths": [1], "widths": [4], "batch_size": 128}

@@ -1,11 +1,15 @@
-"""What a waiting person sees."""
+"""Progress of a training, in a terminal, in a notebook and elsewhere."""
 
-import contextlib
+import errno
+import io
 import os
 import pty
 import subprocess
 import sys
 import termios
+from contextlib import nullcontext, suppress
+
+import pytest
 
 from resnetlib import progress
 from resnetlib.progress import EpochProgress, epoch_line
@@ -21,11 +25,11 @@ ROW = {
 }
 
 
-def test_one_line_an_epoch_where_nobody_watches(capsys):
-    with EpochProgress(first_epoch=3, epochs=10, steps_per_epoch=5) as shown:
+def test_one_line_per_epoch_outside_a_terminal(capsys):
+    with EpochProgress(first_epoch=3, epochs=10, steps_per_epoch=5) as progress:
         for _ in range(5):
-            shown.step()
-        shown.epoch(ROW)
+            progress.step()
+        progress.epoch(ROW)
     output = capsys.readouterr()
     assert output.err == ""
     (line,) = output.out.splitlines()
@@ -34,16 +38,37 @@ def test_one_line_an_epoch_where_nobody_watches(capsys):
     assert "(7 min left)" in line
 
 
-def test_no_time_left_is_told_before_training():
+@pytest.mark.parametrize("interactive", [False, True])
+def test_quiet_suppresses_bar_and_lines(capsys, monkeypatch, interactive):
+    monkeypatch.setattr(progress, "is_interactive", lambda: interactive)
+    for silent in (True, False):
+        with progress.quiet() if silent else nullcontext(), EpochProgress(3, 10, 1) as display:
+            display.step()
+            display.epoch(ROW)
+        output = capsys.readouterr()
+        assert bool(output.out + output.err) != silent
+
+
+def test_full_output_does_not_end_a_training(monkeypatch):
+    class FullDisk(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", FullDisk())
+    with EpochProgress(3, 10, 1) as display:
+        display.epoch(ROW)
+
+
+def test_no_time_left_before_training():
     assert "left" not in epoch_line(ROW | {"epoch": 0}, 10, None)
 
 
-def test_a_live_bar_in_a_terminal():
+def test_live_bar_in_a_terminal():
     program = (
         "from resnetlib.progress import EpochProgress\n"
-        "with EpochProgress(1, 2, 3) as shown:\n"
-        "    for _ in range(3): shown.step()\n"
-        f"    shown.epoch({ROW | {'epoch': 1}!r})\n"
+        "with EpochProgress(1, 2, 3) as display:\n"
+        "    for _ in range(3): display.step()\n"
+        f"    display.epoch({ROW | {'epoch': 1}!r})\n"
     )
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 120))
@@ -52,7 +77,7 @@ def test_a_live_bar_in_a_terminal():
     )
     os.close(terminal)
     drawn = ""
-    with contextlib.suppress(OSError):  # Linux's end of a pseudo-terminal
+    with suppress(OSError):  # Linux's end of a pseudo-terminal
         while piece := os.read(controller, 100_000):
             drawn += piece.decode()
     assert "epoch 2/2" in drawn
@@ -60,9 +85,7 @@ def test_a_live_bar_in_a_terminal():
     assert done.stdout == b""
 
 
-def test_a_notebook_is_watched_when_a_server_opened_it(monkeypatch):
-    pass
-
+def test_notebook_opened_by_a_server_is_interactive(monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel", object())
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     assert not progress.is_interactive()

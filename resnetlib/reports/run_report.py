@@ -3,6 +3,7 @@
 The page fetches nothing and runs no script; those of a notebook's output are left out.
 """
 
+import base64
 import re
 from collections.abc import Iterator
 from datetime import datetime
@@ -13,12 +14,12 @@ import nbformat
 from matplotlib.colors import to_hex
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors.sanitize import SanitizeHTML
-from nbformat import NotebookNode
+from nbformat import NotebookNode, v4
 
-from .. import files
+from .. import files, plots
 from ..errors import RunError
 from ..paths import display_path
-from ..plots.style import variant_color
+from ..plots.style import figure_png, variant_color
 from ..progress import duration
 from ..runs.run import Run
 from ..size import measure_size
@@ -48,8 +49,9 @@ UNFINISHED = {
 def write_report(run: Run, notebook: Path | None = None) -> Path:
     """Write `report.html` into the run folder, atomically, and return its path.
 
-    `notebook` is the executed notebook, by default the run folder's own `notebook.ipynb`.
-    Raises `RunError` where it is missing or is not a notebook.
+    `notebook` is the executed notebook, by default the run folder's own `notebook.ipynb`. A run
+    without one, such as a failed one, gets its summary and the curves of its history. Raises
+    `RunError` where the given file is missing or is not a notebook.
     """
     path = run.path / "report.html"
     files.write_text(path, report_html(run, notebook))
@@ -59,7 +61,7 @@ def write_report(run: Run, notebook: Path | None = None) -> Path:
 def report_html(run: Run, notebook: Path | None = None) -> str:
     """The page that `write_report` writes."""
     path = notebook or run.path / "notebook.ipynb"
-    content = _read_notebook(path)
+    content = _read_notebook(path) if notebook or path.is_file() else _history_notebook(run)
     _describe_images(content, run.record["variant"])
     exporter = HTMLExporter(
         template_name="basic",
@@ -87,6 +89,18 @@ def _read_notebook(path: Path) -> NotebookNode:
         return nbformat.read(path, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, ValueError):
         raise RunError(f"{display_path(path)} is not a readable notebook") from None
+
+
+def _history_notebook(run: Run) -> NotebookNode:
+    """In place of an executed notebook: the curves, where an epoch has been trained."""
+    notebook = v4.new_notebook()
+    if not (run.path / "history.csv").is_file() or len(run.history) < 2:
+        return notebook
+    curves = figure_png(plots.curves(run.history, run.experiment)[0])
+    image = v4.new_output("display_data", {"image/png": base64.b64encode(curves).decode()})
+    text = f"## Curves\n\nThe {len(run.history) - 1} epochs that are on record."
+    notebook.cells = [v4.new_markdown_cell(text), v4.new_code_cell(outputs=[image])]
+    return notebook
 
 
 def summary(run: Run) -> dict[str, Any]:

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "checkpoint": [
             "Checkpointer",
             "checkpoint_checksums",
+            "describe_saved",
             "drop_checkpoints",
             "last_position",
             "load_checkpoint",
@@ -24,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "save_checkpoint",
             "to_bytes",
         ],
+        "estimate": ["estimate_epoch_seconds"],
         "find": [
             "find_run",
             "find_runs",

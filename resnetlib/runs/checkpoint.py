@@ -13,6 +13,7 @@ import torch
 
 from .. import files
 from ..errors import RunError
+from ..paths import display_path
 from ..training import Callback, Trainer
 from .artifacts import write_history
 from .record import write_record
@@ -75,6 +76,14 @@ def drop_checkpoints(folder: Path) -> None:
 def remove_temporaries(folder: Path) -> None:
     """Remove the temporary files that a killed run left while saving."""
     files.remove_temporaries(folder / "checkpoints" / PATTERN)
+
+
+def describe_saved(folder: Path) -> str:
+    """What of an interrupted run is saved, and how it is resumed, in one line."""
+    position = last_position(folder)
+    if not position:
+        return f"interrupted; nothing is saved yet in {display_path(folder)}: run it again to start"
+    return f"interrupted; saved after {position} in {display_path(folder)}: run it again to resume"
 
 
 def last_position(folder: Path) -> str:

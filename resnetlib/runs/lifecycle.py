@@ -1,6 +1,7 @@
 """`train`: start, resume or load the run of an experiment, and keep its record true."""
 
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 from .. import files
 from ..data import TRAINING_IMAGES, Dataset, load_dataset
 from ..device import DeviceSettings, cpu_threads, resolve_device_settings
-from ..errors import ConfigError, Diverged, RunError, UserError
+from ..errors import ConfigError, Diverged, Interrupted, RunError, UserError
 from ..evaluation import Evaluation
 from ..experiment import Experiment
 from ..paths import display_path, output_folder
@@ -21,6 +22,7 @@ from .artifacts import write_results
 from .checkpoint import (
     Checkpointer,
     checkpoint_checksums,
+    describe_saved,
     drop_checkpoints,
     last_position,
     load_checkpoint,
@@ -239,6 +241,9 @@ def _run_to_end(
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
             with suppress(OSError):  # the disk may be full
                 write_record(folder, record | {"status": status, "error": reason})
+            if isinstance(error, KeyboardInterrupt):
+                number = getattr(error, "signal_number", signal.SIGINT)
+                raise Interrupted(describe_saved(folder), number) from None
             raise
         finished = {"status": "done", "finished": now(), "artifacts": artifact_checksums(folder)}
         if not record["keeps_checkpoints"]:
