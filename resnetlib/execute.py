@@ -68,7 +68,7 @@ def describe_plan(experiment: Experiment) -> dict[str, str]:
     """Size, device, folder and estimated time of a run of the experiment; nothing is written."""
     settings = check_experiment(experiment)
     done, state = _resume_point(experiment)
-    facts = describe_size(experiment)
+    facts = describe_size(experiment.architecture, experiment.budget)
     facts |= {name.replace("_", " "): str(value) for name, value in settings.describe().items()}
     facts["run folder"] = f"{display_path(experiment.folder)} ({state})"
     if left := experiment.recipe.epochs - done:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
 
 
 class RunLocked(BlockingIOError):
@@ -163,6 +162,8 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Builds lists, dicts, strings, numbers and numpy arrays; refuses any other name."""
 
     def find_class(self, module: str, name: str) -> Any:
+        import numpy as np  # only old files of data sets need it
+
         module = module.replace("numpy._core", "numpy.core")
         if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
             return np.zeros(0).__reduce__()[0]
