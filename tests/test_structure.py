@@ -94,7 +94,8 @@ def test_importing_has_no_side_effects(tmp_path):
 
 def test_command_line_opens_without_heavy_imports():
     heavy = {"torch", "numpy", "pandas", "matplotlib", "scipy", "sklearn", "IPython", "papermill"}
-    program = f"import sys, resnetlib.cli, resnetlib.size, resnetlib.reports.leaderboard; print({heavy} & set(sys.modules))"
+    modules = "resnetlib.cli, resnetlib.size, resnetlib.reports.leaderboard"
+    program = f"import sys, {modules}; print({heavy} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
