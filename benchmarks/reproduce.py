@@ -40,6 +40,7 @@ from resnetlib.paths import PROJECT
 from resnetlib.progress import duration
 from resnetlib.reports.leaderboard import format_accuracy, without_seed
 from resnetlib.runs.run import WEIGHTS, Run
+from resnetlib.size import measure_size
 
 # Which runs start first: complete and short recipes. Others follow, the shortest first.
 ORDER = ("adamw", "improved_adam", "improved_sgd", "wide66", "dropout", "se", "resnet18")
@@ -131,8 +132,6 @@ def _settings(part: str, only: Sequence[str]) -> Iterator[tuple[str, dict[str, A
 
 def _start_order(run: Planned) -> tuple[int, int, int]:
     """By seed, then by `ORDER`, then by multiply-accumulates of a whole training."""
-    from resnetlib.size import measure_size
-
     if run.variant in ORDER:
         return run.experiment.seed, ORDER.index(run.variant), 0
     work = run.experiment.recipe.epochs * measure_size(run.experiment.architecture).macs
