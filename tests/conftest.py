@@ -73,6 +73,13 @@ def recorded_lite(seed=0):
     return next(run for run in runs if run.record["seed"] == seed)
 
 
+def pytest_collection_modifyitems(items):
+    """A test that asks for the browser is marked so."""
+    for item in items:
+        if "browser" in item.fixturenames:
+            item.add_marker("browser")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Where everything must run, a skipped test is a failed one."""

@@ -19,6 +19,8 @@ from conftest import NOTEBOOKS
 from resnetlib import execute, files, list_variants, load_run
 from resnetlib.cli import main, parse
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = str(Path(sys.executable).with_name("resnetlib"))
 TINY = {"dataset": "digits", "device": "cpu", "depths": 1, "widths": 8, "epochs": 2}
 

@@ -14,6 +14,8 @@ from resnetlib.reports.page import write_index
 from resnetlib.runs.find import reference_runs
 from resnetlib.runs.lifecycle import check_experiment
 
+pytestmark = pytest.mark.slow
+
 NAME = "brand-new_net2"
 
 

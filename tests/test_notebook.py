@@ -9,13 +9,12 @@ import shutil
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import nbformat
 import papermill
 import psutil
 import pytest
-from conftest import NOTEBOOKS, PAPERMILL, run_papermill
+from conftest import NOTEBOOKS, PAPERMILL, PROJECT, run_papermill
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.translators import translate_parameters
@@ -23,6 +22,8 @@ from papermill.translators import translate_parameters
 from resnetlib import load_experiment, load_run, train
 from resnetlib.errors import ConfigError
 from resnetlib.notebook import _injected_values, check_injected, experiment_from_cells
+
+pytestmark = pytest.mark.slow
 
 RUN_EXPERIMENT = NOTEBOOKS / "run_experiment.ipynb"
 
@@ -410,9 +411,9 @@ def test_run_files_lists_every_file(executed):
 
 def test_new_variant_is_one_file(tmp_path):
     """A copy of the installed package with one more file in params/, and no other change."""
-    project = Path(__file__).parents[1]
+
     for name in ("resnetlib", "params", "notebooks"):
-        shutil.copytree(project / name, tmp_path / name)
+        shutil.copytree(PROJECT / name, tmp_path / name)
     text = (tmp_path / "params" / "lite.yaml").read_text()
     text = text.replace("variant: lite", "variant: ninth").replace("[16, 32, 64]", "[8, 16, 32]")
     (tmp_path / "params" / "ninth.yaml").write_text(text.split("published:")[0])

@@ -14,6 +14,8 @@ from resnetlib.errors import ConfigError
 from resnetlib.explore.widget import ArchitectureExplorer, budget_bar
 from resnetlib.schema import Architecture
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = NOTEBOOKS / "explore_architecture.ipynb"
 
 

@@ -5,6 +5,8 @@ from conftest import benchmark
 
 from resnetlib import list_variants
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def throughput():

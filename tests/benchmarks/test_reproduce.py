@@ -16,6 +16,8 @@ from resnetlib.errors import ConfigError
 from resnetlib.runs.find import split_unreadable
 from resnetlib.runs.lifecycle import check_experiment
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = PROJECT / "benchmarks" / "reproduce.py"
 
 

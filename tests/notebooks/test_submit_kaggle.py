@@ -12,6 +12,8 @@ from resnetlib import load_experiment, train
 from resnetlib.kaggle import check_submission
 from resnetlib.runs.find import reference_runs
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = NOTEBOOKS / "submit_kaggle.ipynb"
 REFERENCE = "outputs/reference/lite/cifar10-seed0-9fbf37a8"
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PARTS = 2  # the usual tests take the first part of the points; about a minute
 
 

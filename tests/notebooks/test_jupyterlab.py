@@ -12,6 +12,8 @@ from conftest import NOTEBOOKS
 
 from resnetlib import load_run
 
+pytestmark = pytest.mark.slow
+
 WAIT = 120_000  # milliseconds; a kernel that imports torch beside a busy machine
 
 

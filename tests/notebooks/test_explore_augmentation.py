@@ -9,6 +9,8 @@ from conftest import NOTEBOOKS, run_papermill
 
 from resnetlib import augment, schema
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = NOTEBOOKS / "explore_augmentation.ipynb"
 
 

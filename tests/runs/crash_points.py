@@ -1,6 +1,6 @@
 """Kill a run at every point where it could be killed, resume it, and compare the bits.
 
-    python tests/crash_points.py PART OF     # every OF-th point, from point PART on; 0 1 is all
+    python tests/runs/crash_points.py PART OF   # every OF-th point, from point PART on; 0 1 is all
 
 There is a point before, in the middle of and after each file operation, and before each step and
 evaluation. Each run is a fork of one process that has everything imported. Prints a JSON line with

@@ -8,6 +8,8 @@ from traitlets.config import Config
 
 from resnetlib import train
 
+pytestmark = pytest.mark.slow
+
 ANALYZE_ERRORS = NOTEBOOKS / "analyze_errors.ipynb"
 # ipykernel otherwise warns of its unencrypted connection.
 QUIET = Config({"KernelManager": {"transport_encryption": "auto"}})

@@ -15,6 +15,8 @@ from resnetlib.errors import ConfigError, RunError
 from resnetlib.plots.leaderboard import overlaid_curves
 from resnetlib.runs.find import reference_runs
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = NOTEBOOKS / "compare_variants.ipynb"
 SMALL = {"dataset": "digits", "depths": [1], "widths": [8], "device": "cpu", "batch_size": 128}
 
