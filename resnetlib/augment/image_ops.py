@@ -3,8 +3,8 @@
 Every operation takes uint8 images (N, 3, H, W) on any device and one value per image (N,), and
 returns new uint8 images of the same shape. Values may be on the CPU; nothing here waits for the
 device or draws a random number. For equal parameters each operation is the one of its name in
-`torchvision.transforms.v2.functional`, on the CPU bit for bit (tests/augment/test_image_ops.py); only
-for images of odd size one pixel in 50,000 of a shear, half way between two, differs.
+`torchvision.transforms.v2.functional`, on the CPU bit for bit (tests/augment/test_image_ops.py);
+only for images of odd size one pixel in 50,000 of a shear, half way between two, differs.
 
 Speed decides some forms: on the CPU, comparisons, `where` and direct conversions from float to
 uint8 take several times as long as arithmetic.
