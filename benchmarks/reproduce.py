@@ -5,7 +5,7 @@
     python benchmarks/reproduce.py trials improved_sgd    # what its source leaves open
     python benchmarks/reproduce.py status                 # epochs done and estimated time left
     python benchmarks/reproduce.py keep                   # trim finished runs, evaluate weights
-    python benchmarks/reproduce.py published --rehearse   # on digits, two epochs, elsewhere
+    python benchmarks/reproduce.py published --rehearse   # on digits, a few epochs, elsewhere
 
 Stop it at any time: the same command resumes, and finished runs are not repeated. Each run is a
 process of its own at the lowest priority. On a CPU one run trains on each core, with one thread.
@@ -55,7 +55,7 @@ TRIALS: dict[str, dict[str, list[Any]]] = {
     "champion": {"epochs": [60], "stochastic_depth": [0.0, 0.05, 0.1], "lr": [0.1, 0.2]},
 }
 TRIAL = {"holdout": 5000, "seed": 100, "output_root": "outputs/trials"}
-REHEARSAL = {"dataset": "digits", "epochs": 2, "output_root": "outputs/rehearsal"}
+REHEARSAL = {"dataset": "digits", "output_root": "outputs/rehearsal"}
 NICENESS = 19  # of training processes: the lowest priority
 EXACT_WEIGHTS_BYTES = 2**20  # larger weights are kept in half precision
 MAX_WEIGHTS_BYTES = 10 * 2**20  # in half precision; larger weights are not kept
@@ -106,7 +106,10 @@ def plan(part: str, only: Sequence[str] = (), *, rehearse: bool = False) -> list
     for variant, overrides in _settings(part, only):
         run = Planned(variant, overrides)
         if rehearse:
-            fewer = {"holdout": 100} if run.experiment.recipe.holdout else {}
+            recipe = run.experiment.recipe
+            parts = ("warmup_epochs", "hold_epochs")  # epochs of the schedule before its decay
+            fewer = {"epochs": 2 + sum(getattr(recipe.schedule, part, 0) for part in parts)}
+            fewer |= {"holdout": 100} if recipe.holdout else {}
             run = Planned(variant, overrides | REHEARSAL | fewer)
         planned.append(run)
     return sorted(planned, key=_start_order)
@@ -372,7 +375,7 @@ def main() -> int:
     parser.add_argument("only", nargs="*", help="variants; all of the part by default")
     parser.add_argument("--at-once", type=int, help="runs at a time; one per core, 4 on CUDA")
     parser.add_argument("--threads", type=int, help="of each run; 1, on CUDA torch's own number")
-    parser.add_argument("--rehearse", action="store_true", help="on digits, two epochs, elsewhere")
+    parser.add_argument("--rehearse", action="store_true", help="on digits, a few epochs")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.chdir(PROJECT)
