@@ -449,6 +449,12 @@ class OneOf(Model):
 AugmentStep = Annotated[_Augment | OneOf, Field(discriminator="name")]
 
 
+class Augmentations(Model):
+    """A list of augmentations by itself, as `augment.preview` takes it."""
+
+    augment: tuple[AugmentStep, ...]
+
+
 # The recipe ----------------------------------------------------------------------------------
 
 

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .errors import ConfigError
 from .experiment import Experiment
-from .schema import IMAGE_SHAPE, NUM_CLASSES, Architecture
+from .schema import IMAGE_SHAPE, MAX_BLOCKS, MAX_CHANNELS, NUM_CLASSES, Architecture
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
 
 FLOAT_BYTES = 4  # of float32
-MAX_CHANNELS, MAX_BLOCKS = 65_536, 10_000  # of a stage; beyond, 64 bits might not hold the sums
 
 
 @dataclass(frozen=True)

@@ -188,15 +188,15 @@ def test_describe_size_names_the_budget():
     "settings", [{"widths": [10**9, 1, 1]}, {"stem_width": 10**9}, {"depths": [10**9, 1, 1]}]
 )
 def test_absurdly_large_networks_are_refused(measure, settings):
-    with pytest.raises(ConfigError, match="more than 65,536 channels or 10,000 blocks"):
+    with pytest.raises(ConfigError, match="more than 65,536 channels or 1,000 blocks"):
         measure(architecture_of("lite", **settings))
 
 
 def test_sizes_at_the_limit_are_exact():
-    architecture = architecture_of(depths=[10_000] * 3, widths=[65_536] * 3)
+    architecture = architecture_of(depths=[1_000] * 3, widths=[65_536] * 3)
     kept = 9 * 65_536**2 * 2 + 4 * 65_536  # of a block that changes nothing
     assert size.part_sizes(architecture)["stage 1"] == Size(
-        10_000 * kept, 10_000 * 2 * 9 * 65_536**2 * 32**2
+        1_000 * kept, 1_000 * 2 * 9 * 65_536**2 * 32**2
     )
 
 

@@ -177,7 +177,8 @@ def test_notebooks_have_no_outputs_and_short_cells(path):
         source = "".join(cell["source"])
         assert not cell["outputs"], f"stored with outputs: {source}"
         assert cell["execution_count"] is None
-        assert len(source.splitlines()) <= 15, source
+        if "parameters" not in cell["metadata"].get("tags", []):
+            assert len(source.splitlines()) <= 15, source
         assert before["cell_type"] == "markdown", f"no sentence above: {source}"
 
 

@@ -120,7 +120,7 @@ def preview(augment: str | Sequence[Any], images: Tensor, seed: int = 0) -> Tens
                 f"unknown augmentation {name!r}; did you mean {nearest!r}? "
                 f"One of: {', '.join(known)}"
             )
-    steps = TypeAdapter(schema.Augments).validate_python(names or augment)
+    steps = schema.Augmentations(augment=names or augment).augment
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     return compose(steps)(images, labels, rng.generator(seed, "augment"))[0]
 

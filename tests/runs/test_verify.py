@@ -364,7 +364,9 @@ def test_verify_file_that_is_a_pipe(folder, name):
     assert f"{name} is not a regular file" in verified(folder)[claim].detail
 
 
-@pytest.mark.parametrize("name", [name for name in ARTIFACTS if name != WEIGHTS])
+@pytest.mark.parametrize(
+    "name", [name for name in ARTIFACTS if name != WEIGHTS and "/" not in name]
+)
 def test_verify_missing_file(folder, name):
     (folder / name).unlink()
     results = verified(folder)
