@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from .. import rng, schema
