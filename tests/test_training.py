@@ -993,8 +993,8 @@ def test_a_closed_output_does_not_end_a_run(tiny, monkeypatch):
 SIGNALLED = """
 import signal, sys
 from resnetlib import load_experiment, train
-if "nohup" in sys.argv:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "nohup" in sys.argv else signal.SIG_DFL)
 train(load_experiment("lite", dataset="digits", depths=[1], widths=[4], epochs=int(sys.argv[2]),
                       device="cpu", output_root=sys.argv[1]))
 """
@@ -1010,7 +1010,10 @@ def signalled(root, epochs, numbers, *words):
             for number in numbers:
                 process.send_signal(number)
             break
-    _, errors = process.communicate()
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     (folder,) = (root / "lite").iterdir()
     return process.returncode, errors, folder
 

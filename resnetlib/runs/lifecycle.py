@@ -92,13 +92,13 @@ def train(
                 drop_checkpoints(folder)
             return load_run(folder)
         state = load_checkpoint(folder, before.get("checkpoints")) if before else None
-        if state and experiment.execution.threads == "auto":
+        if state is not None and experiment.execution.threads == "auto":
             settings = replace(settings, threads=before["fingerprint"]["threads"])
         dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
         with cpu_threads(settings.threads):
             training = Trainer(experiment, dataset, settings)
             record = new_record(experiment, dataset, settings)
-            if state:
+            if state is not None:
                 _resume(training, experiment, state, before, record)
                 record["checkpoints"] = _kept_checkpoints(folder, before)
                 write_record(folder, record)
