@@ -239,7 +239,7 @@ def test_strides_and_stem_width_are_those_given():
         (2, 8, 16, 16),
         (2, 16, 16, 16),
     ]
-    with pytest.raises(ConfigError, match="strides has 1 stages and depths 2"):
+    with pytest.raises(ConfigError, match="depths has 2 stages and strides 1"):
         load_experiment("lite", **settings | {"strides": [2]})
 
 
