@@ -17,7 +17,7 @@ quickstart: setup
 	.venv/bin/papermill notebooks/run_experiment.ipynb outputs/quickstart.ipynb -p variant lite -p dataset digits
 
 test: setup
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 lab: setup
 	.venv/bin/jupyter lab notebooks
