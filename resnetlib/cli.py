@@ -113,10 +113,10 @@ def run_command(
 
     with _interrupted_by(signal.SIGTERM):
         from . import progress
-        from .execute import run_experiment
+        from .execute import notebook_arguments, run_experiment
 
         with progress.quiet() if quiet else contextlib.nullcontext():
-            run = run_experiment(variant, values)
+            run = run_experiment(experiment, notebook_arguments(variant, values))
     click.echo(run.headline)
     click.echo(f"report: {display_path(run.path / 'report.html')}")
 

@@ -61,6 +61,15 @@ class Interrupted(KeyboardInterrupt):
         self.signal_number = signal_number
 
 
+def explain_interrupt(error: KeyboardInterrupt, message: str) -> None:
+    """Give the exception of Ctrl-C a message, which a notebook shows alone.
+
+    Its class stays: Python ends by SIGINT, as a shell expects, only for KeyboardInterrupt itself.
+    """
+    error.args = (message,)
+    error._render_traceback_ = lambda: [f"KeyboardInterrupt: {message}"]
+
+
 def stop_now(number: int, frame: FrameType | None) -> NoReturn:
     """A handler for a signal that ends a command at once."""
     raise Interrupted(f"interrupted by {signal.Signals(number).name}", number)

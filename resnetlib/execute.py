@@ -10,7 +10,6 @@ import papermill
 from traitlets.config import Config
 
 from . import files
-from .config import load_experiment
 from .errors import ConfigError, Interrupted, RunError
 from .experiment import Experiment
 from .paths import display_path, notebooks_folder
@@ -26,15 +25,13 @@ NOTEBOOK = "run_experiment.ipynb"
 KEPT = "notebook.ipynb"  # in the run folder
 
 
-def run_experiment(variant: str, parameters: Mapping[str, Any]) -> Run:
+def run_experiment(experiment: Experiment, arguments: Mapping[str, Any]) -> Run:
     """Train, execute the notebook over the finished run, and write its report.
 
-    The names are those that `load_experiment` takes. A finished run is loaded, and its notebook
-    executed only if it is missing. Raises what `train` raises, and `RunError` where the notebook
+    `arguments` are those of the notebook. A finished run is loaded, and its notebook executed only
+    if it is missing. Raises what `train` raises, and `RunError` where the notebook
     fails; a run that ended early has a report too, without a notebook.
     """
-    experiment = load_experiment(variant, **parameters)
-    arguments = notebook_arguments(variant, parameters)
     folder = experiment.folder
     try:
         was_done = _status(folder) == "done"

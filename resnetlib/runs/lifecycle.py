@@ -1,7 +1,6 @@
 """`train`: start, resume or load the run of an experiment, and keep its record true."""
 
 import re
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 from .. import files
 from ..data import TRAINING_IMAGES, Dataset, load_dataset
 from ..device import DeviceSettings, cpu_threads, resolve_device_settings
-from ..errors import ConfigError, Diverged, Interrupted, RunError, UserError
+from ..errors import ConfigError, Diverged, RunError, UserError, explain_interrupt
 from ..evaluation import Evaluation
 from ..experiment import Experiment
 from ..paths import display_path, output_folder
@@ -242,8 +241,7 @@ def _run_to_end(
             with suppress(OSError):  # the disk may be full
                 write_record(folder, record | {"status": status, "error": reason})
             if isinstance(error, KeyboardInterrupt):
-                number = getattr(error, "signal_number", signal.SIGINT)
-                raise Interrupted(describe_saved(folder), number) from None
+                explain_interrupt(error, describe_saved(folder))
             raise
         finished = {"status": "done", "finished": now(), "artifacts": artifact_checksums(folder)}
         if not record["keeps_checkpoints"]:

@@ -115,12 +115,12 @@ class Run:
         """Which weights were kept, and so which the figures are of."""
         metrics = self.metrics
         how = {
-            "last": "the last",
-            "best_holdout": "the best on the held-out images",
-            "best_test": "the best on the test set, and so selected on it",
+            "last": "last",
+            "best_holdout": "best on the held-out images",
+            "best_test": "best on the test set, which biases it optimistically",
         }[metrics["select"]]
         return (
-            f"Kept weights and figures: epoch {metrics['selected_epoch']} ({how}), "
+            f"Selected checkpoint: epoch {metrics['selected_epoch']} ({how}), "
             f"test accuracy {metrics['selected_test_accuracy']:.2%}"
         )
 

@@ -152,7 +152,7 @@ def test_summary_has_measured_and_published_numbers(recorded, open_page):
         recorded.record["git"]["commit"][:12],
     ):
         assert text in box
-    assert "Kept weights" not in box
+    assert "Selected checkpoint" not in box
 
 
 def test_summary_names_the_selected_epoch(recorded, open_page):
@@ -164,7 +164,7 @@ def test_summary_names_the_selected_epoch(recorded, open_page):
         selected_test_accuracy=0.8213,
     )
     box = open_page(write_report(run)).locator("header.run").inner_text()
-    assert "epoch 39 (the best on the test set, and so selected on it)" in box
+    assert "epoch 39 (best on the test set, which biases it optimistically)" in box
     assert "82.13%" in box
 
 
