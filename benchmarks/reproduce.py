@@ -18,6 +18,7 @@ files that are not kept, with their SHA-256, under `not_kept`.
 """
 
 import argparse
+import contextlib
 import csv
 import itertools
 import json
@@ -210,6 +211,9 @@ def train_one(variant: str, overrides: dict[str, Any], niceness: int) -> None:
 
     if hasattr(os, "nice"):
         os.nice(niceness)
+        # In a session of its own a process has its own share, which nice does not lower (sched(7)).
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(niceness))
     train(load_experiment(variant, **overrides))
 
 
