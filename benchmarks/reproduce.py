@@ -205,15 +205,20 @@ def _start(run: Planned, log: Path, at_once: int, threads: int | None) -> subpro
         )
 
 
+def lower_priority(niceness: int) -> None:
+    """Let other processes go first, also those of other sessions."""
+    if hasattr(os, "nice"):
+        os.nice(niceness)
+    # Linux gives every session a share of its own, whatever its processes' niceness (sched(7)).
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(niceness), encoding="utf-8")
+
+
 def train_one(variant: str, overrides: dict[str, Any], niceness: int) -> None:
     """Train one run in this process at this priority."""
     from resnetlib import train
 
-    if hasattr(os, "nice"):
-        os.nice(niceness)
-        # In a session of its own a process has its own share, which nice does not lower (sched(7)).
-        with contextlib.suppress(OSError):
-            Path("/proc/self/autogroup").write_text(str(niceness))
+    lower_priority(niceness)
     train(load_experiment(variant, **overrides))
 
 

@@ -97,7 +97,7 @@ def test_failed_run_is_named_and_others_finish(reproduce, tmp_path, capsys):
 
 def test_train_one_lowers_its_priority(reproduce, monkeypatch, tmp_path):
     priorities = []
-    monkeypatch.setattr(os, "nice", priorities.append)
+    monkeypatch.setattr(reproduce, "lower_priority", priorities.append)
     settings = TINY | {"epochs": 1, "output_root": str(tmp_path)}
     reproduce.train_one("lite", settings, 19)
     assert priorities == [19]
