@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ from resnetlib.resnet import ResNet
 from resnetlib.runs.find import reference_runs
 from resnetlib.schema import IMAGE_SHAPE
 from resnetlib.size import Size
+
+# A shell ignores Ctrl-C for what it starts in the background; the tests of signals need it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
