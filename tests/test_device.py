@@ -64,6 +64,7 @@ def test_compile_is_chosen_for_long_runs(monkeypatch):
     ).compiled
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
 def test_retain_freed_memory_reuses_and_returns_it():
     """A page that a process gets from the system is one fault when it is first touched."""
@@ -79,6 +80,7 @@ def test_retain_freed_memory_reuses_and_returns_it():
     assert held[2] - held[1] < 32 << 20
 
 
+@pytest.mark.slow
 def test_training_retains_freed_memory(tiny, monkeypatch):
     happened = []
     step = training.Trainer.train_step
@@ -114,6 +116,7 @@ def test_retain_freed_memory_can_be_switched_off(monkeypatch):
     assert calls() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", ["auto", 1, 2, 3])
 def test_threads_are_applied_recorded_and_restored(tiny, monkeypatch, threads):
     used = {}
@@ -239,6 +242,7 @@ def compiled_run(root, stop="never"):
     return done.returncode, done.stdout.splitlines()[-1], done.stderr
 
 
+@pytest.mark.slow
 def test_resume_of_a_compiled_run_is_bit_exact(tmp_path):
     """The last batch of an epoch, 67 images, is the first that the resumed process sees."""
     code, whole, errors = compiled_run(tmp_path / "whole")
@@ -263,6 +267,7 @@ for variant in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["auto", "float32"])
 def test_no_network_uses_reference_kernels(precision):
     """A convolution that the processor has no kernel for runs ten to a hundred times as long."""

@@ -178,6 +178,7 @@ def test_describe_gives_number_ids_and_means(write, pixels, digits):
 # Predicting --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dry_run_gives_the_logits_of_the_run(run, digits):
     test_set = kaggle.dry_run(digits)
     assert torch.equal(test_set.images, digits.test[0])
@@ -189,6 +190,7 @@ def test_dry_run_gives_the_logits_of_the_run(run, digits):
     assert facts["largest difference from the run's own logits"] == "0e+00"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize", ["none", "per_image_std"])
 def test_predict_uses_the_normalization_of_the_recipe(tiny, digits, normalize):
     run = train(tiny(normalize=normalize))

@@ -76,6 +76,7 @@ def test_public_names_are_exactly_those_of_the_design():
     assert all(callable(getattr(resnetlib, name)) for name in PUBLIC)
 
 
+@pytest.mark.slow
 def test_importing_has_no_side_effects(tmp_path):
     program = (
         "import random, numpy, torch\n"

@@ -347,6 +347,7 @@ def test_train_restores_the_random_state(tiny):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("select", "column"), [("best_holdout", "holdout"), ("best_test", "test")])
 def test_select_keeps_the_best_epoch(tiny, digits, select, column):
     # A rate this high makes the accuracy go up and down, so that the best epoch is not the last.
@@ -442,6 +443,7 @@ def outcome(run):
     return weights_of(run), history_of(run).to_csv(), run.metrics["selected_epoch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epoch", "step"), STOPS)
 def test_resume_is_bit_exact(stateful, tmp_path, epoch, step):
     experiment, folder = stateful
@@ -453,6 +455,7 @@ def test_resume_is_bit_exact(stateful, tmp_path, epoch, step):
     assert outcome(resumed) == outcome(load_run(folder / "whole"))
 
 
+@pytest.mark.slow
 def test_resume_restores_adams_moments(tiny, tmp_path, monkeypatch):
     experiment = tiny(epochs=3, optimizer=ADAM)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -461,6 +464,7 @@ def test_resume_restores_adams_moments(tiny, tmp_path, monkeypatch):
     assert outcome(train(experiment)) == outcome(train(experiment, output=tmp_path / "whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "item", ["model", "optimizer", "average", "history", "best", "progress", "sums"]
 )
@@ -485,6 +489,7 @@ train(load_experiment("lite", dataset="digits", depths=[1], widths=[4], epochs=1
 """
 
 
+@pytest.mark.slow
 def test_resume_after_sigkill_is_bit_exact(tmp_path):
     def start(root):
         command = [sys.executable, "-c", KILLED, str(root)]
@@ -510,6 +515,7 @@ def test_resume_after_sigkill_is_bit_exact(tmp_path):
     assert history_of(load_run(killed)).equals(history_of(load_run(whole)))
 
 
+@pytest.mark.slow
 def test_train_is_the_same_in_any_environment(tmp_path):
     """Hash seed, time zone, locale, working directory."""
     runs_of = []
@@ -546,6 +552,7 @@ def test_resume_passes_over_a_damaged_checkpoint(stopped):
     assert outcome(resumed) == outcome(whole)
 
 
+@pytest.mark.slow
 def test_resume_refuses_without_a_good_checkpoint(stopped):
     experiment, folder, whole = stopped
     for path in (folder / "checkpoints").iterdir():
@@ -586,6 +593,7 @@ FORGERIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_resume_refuses_a_forged_checkpoint(stopped, forgery):
     experiment, folder, whole = stopped
@@ -604,6 +612,7 @@ def test_resume_refuses_only_forged_checkpoints(stopped):
         train(experiment, output=folder)
 
 
+@pytest.mark.slow
 def test_resume_refuses_checkpoints_of_another_run(stopped, tmp_path, monkeypatch):
     experiment, folder, _ = stopped
     other = apply_overrides(experiment, {"lr": 0.01})
@@ -624,6 +633,7 @@ def test_resume_ignores_a_checkpoint_that_is_not_recorded(stopped):
         assert outcome(train(experiment, output=folder)) == outcome(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "dangling link", "named pipe"])
 def test_resume_passes_over_what_is_not_a_file(stopped, kind):
     experiment, folder, whole = stopped
@@ -773,6 +783,7 @@ def poison(training, what):
 POISONED = ["loss", "gradient", "weight", "buffer", "moment", "slow weight", "average"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", POISONED)
 def test_divergence_is_never_saved(tiny, tmp_path, monkeypatch, what):
     """What is not finite stops the run at once; the cause removed, it resumes from a good state."""
@@ -841,6 +852,7 @@ def test_fresh_keeps_the_run_until_data_are_read(tiny, monkeypatch):
     assert run.model()
 
 
+@pytest.mark.slow
 def test_train_of_narrow_stages(tiny):
     """In channels-last layout their backward pass writes past its buffers (torch 2.15, AVX2)."""
     for widths in ([2, 2, 2], [4, 4, 4], [3, 5, 9]):
@@ -932,6 +944,7 @@ def test_a_damaged_record_is_named(tiny):
 # Failing machines --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["predictions.npz", "run.json", "epoch-00001-step-000000.pt"])
 def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, monkeypatch, name):
     experiment = tiny(epochs=2)
@@ -1018,6 +1031,7 @@ def signalled(root, epochs, numbers, *words):
     return process.returncode, errors, folder
 
 
+@pytest.mark.slow
 @needs_signals
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_stops_the_run_with_its_state_saved(tmp_path, name):
@@ -1032,6 +1046,7 @@ def test_a_signal_stops_the_run_with_its_state_saved(tmp_path, name):
     assert newest in run.record["checkpoints"]
 
 
+@pytest.mark.slow
 @needs_signals
 def test_an_ignored_signal_stays_ignored(tmp_path):
     status, _, folder = signalled(tmp_path, 5, [signal.SIGHUP], "nohup")

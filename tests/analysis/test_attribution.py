@@ -202,6 +202,7 @@ def run(trained, tmp_path):
     return load_run(shutil.copytree(trained.path, folder))
 
 
+@pytest.mark.slow
 def test_held_out_gives_the_images_of_training(run, digits):
     settings = {"mean": digits.mean, "std": digits.std}
     measured = held_out(run, run.model(), digits, **settings)

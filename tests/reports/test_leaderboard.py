@@ -498,6 +498,7 @@ def test_figures_are_drawn_and_described(page, root):
     assert (root / "index.html").stat().st_size < 3_000_000
 
 
+@pytest.mark.slow
 def test_links_survive_a_move(root, tmp_path):
     moved = shutil.copytree(root, tmp_path / "elsewhere")
     (moved / "reference/lite/cifar10-seed1-652727f4/report.html").write_text("report")

@@ -27,6 +27,7 @@ def run(tmp_path_factory):
     return train(experiment, output=tmp_path_factory.mktemp("runs") / "run")
 
 
+@pytest.mark.slow
 def test_load_run_reads_a_folder(run):
     again = load_run(str(run.path))
     assert again.status == "done"
@@ -110,6 +111,7 @@ def test_reference_runs_are_complete_and_undamaged():
         assert not notebook.exists() or notebook.stat().st_size < 3_000_000
 
 
+@pytest.mark.slow
 def test_load_pretrained_gives_the_recorded_lite(cifar10):
     from resnetlib import evaluate
 

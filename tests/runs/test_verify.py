@@ -308,6 +308,7 @@ def digits_read_once(monkeypatch, digits):
     )
 
 
+@pytest.mark.slow
 def test_verify_run_as_trained(trained):
     results = verified(trained.path)
     assert list(results) == list(CLAIMS)
@@ -530,6 +531,7 @@ def test_verify_command_prints_json(folder):
     assert content["claims"]["metrics"]["status"] == PASS
 
 
+@pytest.mark.slow
 def test_verify_sixty_runs_in_one_table(folder, monkeypatch, digits):
     reads = []
     monkeypatch.setattr(verify, "load_dataset", lambda *names: reads.append(names) or digits)
@@ -558,6 +560,7 @@ def test_verify_command_mistake(folder, words):
     assert PASS not in done.output
 
 
+@pytest.mark.slow
 def test_verify_recorded_lite(cifar10_folder):
     results = verified(recorded_lite().path, data_root=cifar10_folder)
     assert {result.status for result in results.values()} == {PASS}
