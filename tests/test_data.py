@@ -67,7 +67,8 @@ def test_load_dataset_reads_once(monkeypatch):
     assert load_dataset("digits") is first
 
 
-def test_load_dataset_rereads_after_a_change_in_place():
+def test_load_dataset_rereads_after_a_change_in_place(monkeypatch):
+    monkeypatch.setattr(data, "_last_dataset", {})  # not the object that other tests share
     first = load_dataset("digits")
     original = first.train[0].clone()
     first.train[0][:5].zero_()  # by a view
