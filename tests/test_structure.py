@@ -189,7 +189,9 @@ def names_of(requirements):
 
 def test_pyproject_lock_and_environment_agree():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["sweep"] + extras["dev"]
+    wanted.remove("resnetlib[sweep]")
     lock = (PROJECT / "requirements.lock").read_text()
     locked = dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", lock, re.MULTILINE))
     assert names_of(wanted) <= set(locked)
@@ -197,7 +199,7 @@ def test_pyproject_lock_and_environment_agree():
     environment = yaml.safe_load((PROJECT / "environment.yml").read_text())
     assert environment["channels"] == ["conda-forge", "nodefaults"]
     *conda, pip = environment["dependencies"]
-    spelled = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+    spelled = {"pytorch": "torch", "matplotlib-base": "matplotlib", "ray-core": "ray"}
     given = {re.sub(r"^[a-z-]+", lambda m: spelled.get(m[0], m[0]), line) for line in conda}
     assert "--editable ." in pip["pip"]
     given |= set(pip["pip"]) - {"--editable ."}
