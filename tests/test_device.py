@@ -248,7 +248,6 @@ def test_resume_of_a_compiled_run_is_bit_exact(tmp_path):
     code, whole, errors = compiled_run(tmp_path / "whole")
     assert (code, errors) == (0, "")
     assert whole.endswith("True")
-    assert compiled_run(tmp_path / "stopped", stop="0-5")[0] == 7
     assert compiled_run(tmp_path / "stopped", stop="1-2")[0] == 7
     assert compiled_run(tmp_path / "stopped")[:2] == (0, whole)
 
@@ -258,11 +257,16 @@ import sys
 from resnetlib import load_dataset, load_experiment
 from resnetlib.training import Trainer
 dataset = load_dataset("digits")
+seen = set()
 for variant in sys.argv[2:]:
-    training = Trainer(load_experiment(variant, dataset="digits", device="cpu", batch_size=16,
-                                        precision=sys.argv[1], holdout=0, compile=False), dataset)
+    experiment = load_experiment(variant, dataset="digits", device="cpu", batch_size=8,
+                                 precision=sys.argv[1], holdout=0, compile=False)
+    if experiment.architecture in seen:
+        continue
+    seen.add(experiment.architecture)
+    training = Trainer(experiment, dataset)
     training.model.train()
-    images, labels = (part[:16] for part in dataset.train)
+    images, labels = (part[:8] for part in dataset.train)
     training.train_step(images, labels, labels > 4, 1, 0)
 """
 

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-PARTS = 2  # the usual tests take the first part of the points; about a minute
+PARTS = 8  # the usual tests take the first part of the points; about fifteen seconds
 
 
 def killed_everywhere(part, parts):
