@@ -34,6 +34,11 @@ SIZES = {
     "adamw": (4_918_602, ("17.50", "18.76", "36.27"), 798.7),
     "wide66": (4_916_284, ("16.63", "18.75", "35.40"), 769.0),
     "resnet18": (11_173_962, None, 555.4),
+    "resnet20": (269_722, None, 40.6),
+    "resnet32": (464_154, None, 68.9),
+    "resnet44": (658_586, None, 97.2),
+    "resnet56": (853_018, None, 125.5),
+    "resnet110": (1_727_962, None, 252.9),
 }
 BLOCK_NAMES = {"RBL", "ResidualBlockWithDropout", "BasicResBlock", "BasicBlock", "DropoutBlock"}
 
