@@ -29,7 +29,7 @@ def depthwise3x3(
 def separable3x3(
     in_channels: int, out_channels: int, stride: int = 1, bias: bool = False
 ) -> nn.Sequential:
-    """depthwise 3×3 - conv1x1 (Howard et al. 2017, fig. 2)."""
+    """depthwise 3×3 - conv1x1, with nothing between them (Chollet 2016, section 2)."""
     return nn.Sequential(
         depthwise3x3(in_channels, in_channels, stride, bias),
         nn.Conv2d(in_channels, out_channels, 1, bias=bias),

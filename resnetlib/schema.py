@@ -215,7 +215,7 @@ class Architecture(Model):
     # torch's slope of 0.01 below zero
     activation: tuple[Activation, ...] = ("relu",)
     # The 3×3 convolutions of blocks, one for the network or one per stage: over all channels; over
-    # each channel by itself (block `bottleneck`); or that, then a 1×1 convolution (MobileNet)
+    # each channel by itself (block `bottleneck`); or that, then a 1×1 convolution (Chollet 2016)
     conv_kind: tuple[ConvKind, ...] = ("full",)
     conv_bias: bool = False  # convolutions have a bias
     batch_norm_scale: bool = True  # the weight of BatchNorm is trained; otherwise it stays 1
