@@ -111,6 +111,7 @@ def plan(part: str, only: Sequence[str] = (), *, rehearse: bool = False) -> list
             parts = ("warmup_epochs", "hold_epochs")  # epochs of the schedule before its decay
             fewer = {"epochs": 2 + sum(getattr(recipe.schedule, part, 0) for part in parts)}
             fewer |= {"holdout": 100} if recipe.holdout else {}
+            fewer |= {"milestones": [1]} if hasattr(recipe.schedule, "milestones") else {}
             run = Planned(variant, overrides | REHEARSAL | fewer)
         planned.append(run)
     return sorted(planned, key=_start_order)

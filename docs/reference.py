@@ -81,6 +81,8 @@ def sections() -> dict[str, dict[str, type[Model]]]:
         "The file": {"": Variant},
         "`architecture`": {
             "": schema.Architecture,
+            "`shortcut`": schema.ShortcutConfig,
+            "`stem_pool`": schema.StemPool,
             "`squeeze_excitation`": schema.SqueezeExcitationConfig,
         },
         "`recipe`": {"": schema.Recipe},

@@ -1,10 +1,13 @@
-"""Residual blocks, squeeze-and-excitation and the whitening stem.
+"""Residual blocks, their shortcuts, squeeze-and-excitation and the whitening stem.
 
 Images and activations are (N, C, H, W). A block maps (N, in_channels, H, W) to
-(N, out_channels, H/stride, W/stride). Its `tail` ends the residual path, before the addition:
-squeeze-and-excitation, stochastic depth, both or neither. An absent part is an empty
-`nn.Sequential()`: an identity without a row in torchsummary's table, as in the published tables.
+(N, out_channels, H/stride, W/stride). What it is made of besides its shape is in `BlockParts`. An
+absent part is an empty `nn.Sequential()`: an identity without a row in torchsummary's table, as in
+the published tables.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +19,106 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1, bias: bool = F
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias)
 
 
-def projection(in_channels: int, out_channels: int, stride: int, bias: bool) -> nn.Sequential:
-    """conv1x1 - BN where the shape changes, else the identity (He et al. 2015, option B)."""
+def depthwise3x3(
+    channels: int, out_channels: int, stride: int = 1, bias: bool = False
+) -> nn.Conv2d:
+    """3×3 convolution of each channel by itself, with padding 1."""
+    return nn.Conv2d(channels, out_channels, 3, stride, padding=1, groups=channels, bias=bias)
+
+
+def separable3x3(
+    in_channels: int, out_channels: int, stride: int = 1, bias: bool = False
+) -> nn.Sequential:
+    """depthwise 3×3 - conv1x1, with nothing between them (Chollet 2016, section 2)."""
+    return nn.Sequential(
+        depthwise3x3(in_channels, in_channels, stride, bias),
+        nn.Conv2d(in_channels, out_channels, 1, bias=bias),
+    )
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """What a block is made of besides its shape.
+
+    A convolution or shortcut is made from (in_channels, out_channels, stride).
+    """
+
+    conv3x3: Callable[..., nn.Module]
+    conv1x1: Callable[..., nn.Module]
+    shortcut: Callable[[int, int, int], nn.Module]
+    activation: Callable[[Tensor], Tensor]
+    activation_layer: Callable[[], nn.Module]  # the same as a module
+    expansion: int  # of a bottleneck
+    dropout: nn.Module  # before the last convolution of the residual path
+    tail: nn.Module  # ends the residual path: attention, stochastic depth, both or neither
+    attention: nn.Module  # follows the addition
+    output_dropout: nn.Module  # ends the block
+
+
+class EverySecondPixel(nn.Module):
+    """Rows and columns 0, 2, 4, …"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, ::2, ::2]
+
+
+class PadChannels(nn.Module):
+    """Channels of zeros on both sides; of an odd number, one more behind."""
+
+    def __init__(self, missing: int):
+        super().__init__()
+        self.before = missing // 2
+        self.behind = missing - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, self.before, self.behind))
+
+    def extra_repr(self) -> str:
+        return f"{self.before}, {self.behind}"
+
+
+# An odd last row is pooled by itself, since a convolution of stride 2 keeps it too.
+SHORTCUT_POOLS = {
+    "average": lambda: nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),
+    "max": lambda: nn.MaxPool2d(2, ceil_mode=True),
+}
+
+
+def padded_shortcut(in_channels: int, out_channels: int, stride: int, pool: str) -> nn.Module:
+    """every second pixel (or pooling) - channels of zeros (He et al. 2015, option A)."""
+    layers = []
+    if stride == 2:
+        layers.append(SHORTCUT_POOLS.get(pool, EverySecondPixel)())
+    if out_channels != in_channels:
+        layers.append(PadChannels(out_channels - in_channels))
+    return nn.Sequential(*layers)
+
+
+def projection(
+    in_channels: int, out_channels: int, stride: int, *, pool: str, bias: bool, batch_norm: bool
+) -> nn.Module:
+    """conv1x1 - BN where the shape changes, else the identity (He et al. 2015, option B).
+
+    Pooling may halve the image before the convolution (He et al. 2018, "Bag of tricks", fig. 2c).
+
+    Args:
+        in_channels: channels of the block's input.
+        out_channels: channels of the block's output.
+        stride: of the block.
+        pool: `average`, `max`, or `none`: the stride is the convolution's.
+        bias: the convolution has a bias.
+        batch_norm: BatchNorm follows it.
+    """
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias),
-        nn.BatchNorm2d(out_channels),
-    )
+    layers = []
+    if stride == 2 and pool != "none":
+        layers.append(SHORTCUT_POOLS[pool]())
+        stride = 1
+    layers.append(nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias))
+    if batch_norm:
+        layers.append(nn.BatchNorm2d(out_channels))
+    return nn.Sequential(*layers) if len(layers) > 1 else layers[0]
 
 
 class Whitening(nn.Conv2d):
@@ -91,11 +186,11 @@ class StochasticDepth(nn.Module):
 class SqueezeExcitation(nn.Module):
     """mean - conv1x1 - ReLU - conv1x1 - sigmoid, times the input (Hu et al. 2017, fig. 2)."""
 
-    def __init__(self, channels: int, reduction: int):
+    def __init__(self, channels: int, reduction: int, bias: bool = True):
         super().__init__()
         squeezed = max(1, channels // reduction)
-        self.squeeze = nn.Conv2d(channels, squeezed, 1)
-        self.excite = nn.Conv2d(squeezed, channels, 1)
+        self.squeeze = nn.Conv2d(channels, squeezed, 1, bias=bias)
+        self.excite = nn.Conv2d(squeezed, channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         scale = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
@@ -104,36 +199,115 @@ class SqueezeExcitation(nn.Module):
         return x * scale
 
 
-class BasicBlock(nn.Module):
+class ResidualBlock(nn.Module):
+    """What every block has: the parts that do not depend on its layers."""
+
+    def __init__(self, parts: BlockParts):
+        super().__init__()
+        self.activation = parts.activation
+        self.dropout = parts.dropout
+        self.attention = parts.attention
+        self.output_dropout = parts.output_dropout
+
+    def zero_init_last(self) -> None:
+        """Set the weights to zero that make the block begin as its shortcut."""
+        raise NotImplementedError
+
+
+class BasicBlock(ResidualBlock):
     """conv3x3 - BN - ReLU - conv3x3 - BN, plus the shortcut, then ReLU (He et al. 2015, fig. 2)."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, bias: bool, tail: nn.Module
-    ):
-        super().__init__()
-        self.conv1 = conv3x3(in_channels, out_channels, stride, bias)
+    def __init__(self, in_channels: int, out_channels: int, stride: int, parts: BlockParts):
+        super().__init__(parts)
+        self.conv1 = parts.conv3x3(in_channels, out_channels, stride)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = conv3x3(out_channels, out_channels, bias=bias)
+        self.conv2 = parts.conv3x3(out_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.tail = tail
-        self.shortcut = projection(in_channels, out_channels, stride, bias)
+        self.tail = parts.tail
+        self.shortcut = parts.shortcut(in_channels, out_channels, stride)
 
     def zero_init_last(self) -> None:
         nn.init.zeros_(self.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.activation(self.bn1(self.conv1(x)))
+        out = self.dropout(out)
         out = self.bn2(self.conv2(out))
         out = self.tail(out)
         out = out + self.shortcut(x)
-        return F.relu(out)
+        out = self.activation(self.attention(out))
+        return self.output_dropout(out)
 
 
-class DropoutBlock(nn.Module):
+class BottleneckBlock(ResidualBlock):
+    """conv1x1 - BN - ReLU - conv3x3 - BN - ReLU - conv1x1 - BN, plus the shortcut, then ReLU.
+
+    He et al. 2015, fig. 5, with the stride in the 3×3 convolution as in torchvision. The inner
+    convolutions have `expansion` times fewer channels than the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, parts: BlockParts):
+        super().__init__(parts)
+        channels = out_channels // parts.expansion
+        self.conv1 = parts.conv1x1(in_channels, channels)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = parts.conv3x3(channels, channels, stride)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = parts.conv1x1(channels, out_channels)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.tail = parts.tail
+        self.shortcut = parts.shortcut(in_channels, out_channels, stride)
+
+    def zero_init_last(self) -> None:
+        nn.init.zeros_(self.bn3.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.activation(self.bn1(self.conv1(x)))
+        out = self.activation(self.bn2(self.conv2(out)))
+        out = self.dropout(out)
+        out = self.bn3(self.conv3(out))
+        out = self.tail(out)
+        out = out + self.shortcut(x)
+        out = self.activation(self.attention(out))
+        return self.output_dropout(out)
+
+
+class DropoutBlock(ResidualBlock):
     """conv3x3 - BN - ReLU - Dropout2d - conv3x3 - BN, plus the shortcut, then ReLU.
 
     Dropout between the convolutions as in Zagoruyko & Komodakis 2016 (fig. 1d), here of whole
     channels, as the `dropout` team drew it; as in their table, the shortcut is computed first.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, parts: BlockParts):
+        super().__init__(parts)
+        self.shortcut = parts.shortcut(in_channels, out_channels, stride)
+        self.conv1 = parts.conv3x3(in_channels, out_channels, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = parts.conv3x3(out_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.tail = parts.tail
+
+    def zero_init_last(self) -> None:
+        nn.init.zeros_(self.bn2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.shortcut(x)
+        out = self.activation(self.bn1(self.conv1(x)))
+        out = self.dropout(out)
+        out = self.bn2(self.conv2(out))
+        out = self.tail(out)
+        out = out + shortcut
+        out = self.activation(self.attention(out))
+        return self.output_dropout(out)
+
+
+class PreActBlock(ResidualBlock):
+    """BN - ReLU - conv3x3 - BN - ReLU - conv3x3, plus the shortcut (He et al. 2016, fig. 1b).
+
+    Where the shape changes, the first BN - ReLU serves both paths and the shortcut is a 1×1
+    convolution of its output, as in the authors' code; or, with `raw_shortcut`, of the block's
+    input, as in many wide networks (Zagoruyko & Komodakis 2016).
     """
 
     def __init__(
@@ -141,68 +315,67 @@ class DropoutBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         stride: int,
-        bias: bool,
-        tail: nn.Module,
-        dropout: float,
+        parts: BlockParts,
+        raw_shortcut: bool = False,
     ):
-        super().__init__()
-        self.shortcut = projection(in_channels, out_channels, stride, bias)
-        self.conv1 = conv3x3(in_channels, out_channels, stride, bias)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.dropout = nn.Dropout2d(dropout)
-        self.conv2 = conv3x3(out_channels, out_channels, bias=bias)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.tail = tail
-
-    def zero_init_last(self) -> None:
-        nn.init.zeros_(self.bn2.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = self.shortcut(x)
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.dropout(out)
-        out = self.bn2(self.conv2(out))
-        out = self.tail(out)
-        out = out + shortcut
-        return F.relu(out)
-
-
-class PreActBlock(nn.Module):
-    """BN - ReLU - conv3x3 - BN - ReLU - conv3x3, plus the shortcut (He et al. 2016, fig. 1b).
-
-    Where the shape changes, the first BN - ReLU serves both paths and the shortcut is a 1×1
-    convolution of its output, as in the authors' code.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, bias: bool, tail: nn.Module
-    ):
-        super().__init__()
+        super().__init__(parts)
         changes = stride != 1 or in_channels != out_channels
-        activation = nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU())
-        shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias)
-        self.shared_activation = activation if changes else nn.Sequential()
-        self.branch_activation = nn.Sequential() if changes else activation
-        self.shortcut = shortcut if changes else nn.Sequential()
-        self.conv1 = conv3x3(in_channels, out_channels, stride, bias)
+        shared = changes and not raw_shortcut
+        activation = nn.Sequential(nn.BatchNorm2d(in_channels), parts.activation_layer())
+        self.shared_activation = activation if shared else nn.Sequential()
+        self.branch_activation = nn.Sequential() if shared else activation
+        if not changes:
+            parts.conv1x1(in_channels, out_channels)  # unused: keeps the weights that a seed gives
+        self.shortcut = parts.shortcut(in_channels, out_channels, stride)
+        self.conv1 = parts.conv3x3(in_channels, out_channels, stride)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.conv2 = conv3x3(out_channels, out_channels, bias=bias)
-        self.tail = tail
+        self.conv2 = parts.conv3x3(out_channels, out_channels)
+        self.tail = parts.tail
 
     def zero_init_last(self) -> None:
         # Not the last BN: a ReLU of zeros would pass no gradient back to it.
-        nn.init.zeros_(self.conv2.weight)
+        last = self.conv2[-1] if isinstance(self.conv2, nn.Sequential) else self.conv2
+        nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.shared_activation(x)
         out = self.branch_activation(x)
         out = self.conv1(out)
-        out = self.conv2(F.relu(self.bn2(out)))
+        out = self.activation(self.bn2(out))
+        out = self.dropout(out)
+        out = self.conv2(out)
         out = self.tail(out)
-        return out + self.shortcut(x)
+        out = self.attention(out + self.shortcut(x))
+        return self.output_dropout(out)
 
 
-class PooledBlock(nn.Module):
+class PyramidBlock(ResidualBlock):
+    """BN - conv3x3 - BN - ReLU - conv3x3 - BN, plus the shortcut (Han et al. 2017, fig. 6d)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, parts: BlockParts):
+        super().__init__(parts)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = parts.conv3x3(in_channels, out_channels, stride)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = parts.conv3x3(out_channels, out_channels)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.tail = parts.tail
+        self.shortcut = parts.shortcut(in_channels, out_channels, stride)
+
+    def zero_init_last(self) -> None:
+        nn.init.zeros_(self.bn3.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(self.bn1(x))
+        out = self.activation(self.bn2(out))
+        out = self.dropout(out)
+        out = self.bn3(self.conv2(out))
+        out = self.tail(out)
+        out = self.attention(out + self.shortcut(x))
+        return self.output_dropout(out)
+
+
+class PooledBlock(ResidualBlock):
     """conv3x3 - max-pool - BN - ReLU, then conv3x3 - BN plus the identity, then ReLU.
 
     As in the ResNet-9 of fast training (Page 2018, "How to train your ResNet" 4), with one
@@ -210,22 +383,22 @@ class PooledBlock(nn.Module):
     then have a quarter of the work. The shortcut never needs a projection.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, bias: bool, tail: nn.Module
-    ):
-        super().__init__()
-        self.conv1 = conv3x3(in_channels, out_channels, bias=bias)
+    def __init__(self, in_channels: int, out_channels: int, stride: int, parts: BlockParts):
+        super().__init__(parts)
+        self.conv1 = parts.conv3x3(in_channels, out_channels)
         self.pool = MaxPool2x2() if stride == 2 else nn.Sequential()
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = conv3x3(out_channels, out_channels, bias=bias)
+        self.conv2 = parts.conv3x3(out_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.tail = tail
+        self.tail = parts.tail
 
     def zero_init_last(self) -> None:
         nn.init.zeros_(self.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.pool(self.conv1(x))))
-        out = self.bn2(self.conv2(x))
+        x = self.activation(self.bn1(self.pool(self.conv1(x))))
+        out = self.dropout(x)
+        out = self.bn2(self.conv2(out))
         out = self.tail(out)
-        return F.relu(out + x)
+        out = self.activation(self.attention(out + x))
+        return self.output_dropout(out)

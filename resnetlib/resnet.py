@@ -9,70 +9,105 @@ from torch import Tensor, nn
 
 from .blocks import (
     BasicBlock,
+    BlockParts,
+    BottleneckBlock,
     DropoutBlock,
     PooledBlock,
     PreActBlock,
+    PyramidBlock,
+    ResidualBlock,
     SqueezeExcitation,
     StochasticDepth,
     Whitening,
     conv3x3,
+    depthwise3x3,
+    padded_shortcut,
+    projection,
+    separable3x3,
 )
 from .rng import derive_seed
-from .schema import IMAGE_SHAPE, NUM_CLASSES, Architecture
+from .schema import (
+    IMAGE_SHAPE,
+    NUM_CLASSES,
+    PREACTIVATED,
+    STEM_KERNELS,
+    Architecture,
+    BlockShape,
+)
 
 
 class ResNet(nn.Module):
     """conv3x3 - BN - ReLU - stages of residual blocks - global mean - linear.
 
-    Squeeze-and-excitation follows the stem, ends each block, or is absent. The first block of
-    every stage but the first has stride 2, unless `strides` are given; a stage of depth 0 is the
-    identity. Pre-activation networks have the stem's BN - ReLU after the last stage instead; the
-    whitening stem has no BN. Input (N, 3, 32, 32), output logits (N, 10). After He et al. 2015,
-    section 4.2.
+    The first block of every stage but the first has stride 2, unless `strides` are given; a stage
+    of depth 0 is the identity. Where they are asked for: squeeze-and-excitation and max-pooling
+    after the stem, dropout before the linear layer. Pre-activation networks have the stem's BN -
+    ReLU after the last stage instead; the whitening stem has no BN. Input (N, 3, 32, 32), output
+    logits (N, 10). After He et al. 2015, section 4.2.
     """
 
     def __init__(self, architecture: Architecture):
         super().__init__()
         self.architecture = architecture
         channels = architecture.outputs[0][0]
-        preact = architecture.block == "preact"
-        if architecture.stem == "whitening":
-            self.stem = nn.Sequential(Whitening())
-        else:
-            first = conv3x3(IMAGE_SHAPE[0], channels, bias=architecture.conv_bias)
-            self.stem = nn.Sequential(first)
-            if not preact:
-                self.stem.append(nn.BatchNorm2d(channels))
+        self.stem = _stem(architecture)
         self.stem_activation = _stem_activation(architecture)
+        self.stem_pool = _stem_pool(architecture)
         self.stem_attention = _attention(architecture, "stem", channels)
-
         self.stages = nn.Sequential()
-        for index, (out_channels, _) in enumerate(architecture.outputs[1:]):
-            self.stages.append(_stage(architecture, index, channels))
-            channels = out_channels
-
-        self.final_activation = nn.Sequential()
-        if preact:
-            self.final_activation.extend([nn.BatchNorm2d(channels), nn.ReLU()])
+        for index in range(len(architecture.depths)):
+            self.stages.append(_stage(architecture, index))
+        self.final_activation = _final_activation(architecture)
         self.pool = _pool(architecture)
-        self.linear = nn.Linear(channels, NUM_CLASSES)
-        if not architecture.batch_norm_scale:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.weight.requires_grad_(False)
-        if architecture.zero_init_residual:
-            for block in self.stages.modules():
-                if isinstance(block, tuple(BLOCKS.values())):
-                    block.zero_init_last()
+        self.dropout = _dropout(nn.Dropout, architecture.head_dropout)
+        self.linear = nn.Linear(architecture.outputs[-1][0], NUM_CLASSES)
+        _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.stem(x)  # (N, stem width, 32, 32)
         out = self.stem_activation(out)
+        out = self.stem_pool(out)
         out = self.stem_attention(out)
         out = self.stages(out)  # (N, C, H, W) of the last stage that has blocks
         out = self.final_activation(out)
         out = self.pool(out)  # (N, C, 1, 1)
-        return self.linear(out.flatten(1))  # (N, 10)
+        out = self.dropout(out.flatten(1))  # (N, C)
+        return self.linear(out)  # (N, 10)
+
+
+ACTIVATIONS = {  # the function, and the same as a module
+    "relu": (F.relu, nn.ReLU),
+    "leaky_relu": (F.leaky_relu, nn.LeakyReLU),
+}
+CONVOLUTIONS = {"full": conv3x3, "depthwise": depthwise3x3, "separable": separable3x3}
+BLOCKS = {
+    "basic": BasicBlock,
+    "bottleneck": BottleneckBlock,
+    "dropout": DropoutBlock,
+    "preact": PreActBlock,
+    "pyramid": PyramidBlock,
+    "pooled": PooledBlock,
+}
+
+
+def _stem(architecture: Architecture) -> nn.Sequential:
+    """Each convolution with its BN; an activation between two; no last BN in block `preact`."""
+    if architecture.stem == "whitening":
+        return nn.Sequential(Whitening())
+    stem, channels = nn.Sequential(), architecture.outputs[0][0]
+    in_channels, stride = IMAGE_SHAPE[0], architecture.stem_stride
+    _, activation_layer = ACTIVATIONS[architecture.activations[0]]
+    for kernel, padding in zip(
+        STEM_KERNELS[architecture.stem], architecture.stem_paddings, strict=True
+    ):
+        if len(stem):
+            stem.extend([nn.BatchNorm2d(channels), activation_layer()])
+        bias = architecture.conv_bias
+        stem.append(nn.Conv2d(in_channels, channels, kernel, stride, padding, bias=bias))
+        in_channels, stride = channels, 1
+    if architecture.block != "preact":
+        stem.append(nn.BatchNorm2d(channels))
+    return stem
 
 
 # torchsummary gives a row to every module and none to a function, and the published tables differ
@@ -81,10 +116,24 @@ class ResNet(nn.Module):
 
 
 def _stem_activation(architecture: Architecture) -> Callable[[Tensor], Tensor]:
-    """ReLU; none in a pre-activation network."""
-    if architecture.block == "preact":
+    """The activation; none in a pre-activation network."""
+    if architecture.block in PREACTIVATED:
         return nn.Sequential()
-    return nn.ReLU() if "stem_relu" in architecture.listed_layers else F.relu
+    function, layer = ACTIVATIONS[architecture.activations[0]]
+    return layer() if "stem_relu" in architecture.listed_layers else function
+
+
+def _stem_pool(architecture: Architecture) -> nn.Module:
+    pool = architecture.stem_pool
+    return nn.MaxPool2d(pool.kernel, pool.stride, pool.padding) if pool else nn.Sequential()
+
+
+def _final_activation(architecture: Architecture) -> nn.Sequential:
+    """BN and activation at the end of a pre-activation network."""
+    if architecture.block not in PREACTIVATED or not architecture.final_norm:
+        return nn.Sequential()
+    _, activation_layer = ACTIVATIONS[architecture.activations[-1]]
+    return nn.Sequential(nn.BatchNorm2d(architecture.outputs[-1][0]), activation_layer())
 
 
 def _pool(architecture: Architecture) -> Callable[[Tensor], Tensor]:
@@ -100,55 +149,97 @@ def _attention(architecture: Architecture, placement: str, channels: int) -> nn.
     attention = architecture.squeeze_excitation
     if attention.placement != placement:
         return nn.Sequential()
-    return SqueezeExcitation(channels, attention.reduction)
+    return SqueezeExcitation(channels, attention.reduction, attention.bias)
 
 
-BLOCKS = {
-    "basic": BasicBlock,
-    "dropout": DropoutBlock,
-    "preact": PreActBlock,
-    "pooled": PooledBlock,
-}
+def _dropout(kind: type[nn.Module], probability: float) -> nn.Module:
+    return kind(probability) if probability else nn.Sequential()
 
 
-def _stage(architecture: Architecture, index: int, in_channels: int) -> nn.Module:
-    """`depths[index]` blocks, the first with the stage's stride; none is the identity."""
-    depth, out_channels = architecture.depths[index], architecture.widths[index]
-    stride = architecture.stage_strides[index]
-    if not depth:
-        return nn.Identity()
-    block = BLOCKS[architecture.block]
-    if architecture.block == "dropout":
-        block = partial(block, dropout=architecture.dropout)
+def _stage(architecture: Architecture, index: int) -> nn.Module:
+    """`depths[index]` blocks; none is the identity."""
     first = sum(architecture.depths[:index])  # blocks before this stage
-    stage = nn.Sequential()
-    for number in range(depth):
-        stage.append(
-            block(
-                in_channels if number == 0 else out_channels,
-                out_channels,
-                stride if number == 0 else 1,
-                architecture.conv_bias,
-                _tail(architecture, first + number, out_channels),
-            )
-        )
-    return stage
+    shapes = architecture.blocks[index]
+    if not shapes:
+        return nn.Identity()
+    blocks = [build_block(architecture, shape, first + n) for n, shape in enumerate(shapes)]
+    return nn.Sequential(*blocks)
 
 
-def _tail(architecture: Architecture, block: int, channels: int) -> nn.Module:
-    """The end of this block's residual (counted from 0): attention, stochastic depth."""
-    tail = _attention(architecture, "block", channels)
+def build_block(architecture: Architecture, shape: BlockShape, number: int = 0) -> ResidualBlock:
+    """The architecture's block of this shape; `number` counts from 0 through all stages."""
+    block = BLOCKS[architecture.block]
+    if architecture.block == "preact":
+        block = partial(block, raw_shortcut=architecture.shortcut.input == "raw")
+    parts = _parts(architecture, shape, number)
+    return block(shape.in_channels, shape.out_channels, shape.stride, parts)
+
+
+def _parts(architecture: Architecture, shape: BlockShape, number: int) -> BlockParts:
+    activation, activation_layer = ACTIVATIONS[architecture.activations[shape.stage + 1]]
+    bias, rate = architecture.conv_bias, architecture.dropout
+    dropout = nn.Dropout2d if architecture.dropout_unit == "channels" else nn.Dropout
+    at_output = architecture.dropout_place == "output"
+    always = architecture.block == "dropout" and not at_output  # a row of its table, also at 0
+    return BlockParts(
+        conv3x3=partial(CONVOLUTIONS[architecture.conv_kinds[shape.stage]], bias=bias),
+        conv1x1=partial(nn.Conv2d, kernel_size=1, bias=bias),
+        shortcut=_shortcut(architecture),
+        activation=activation,
+        activation_layer=activation_layer,
+        expansion=architecture.expansion,
+        dropout=dropout(rate) if always else _dropout(dropout, 0 if at_output else rate),
+        tail=_tail(architecture, shape, number),
+        attention=_block_attention(architecture, "addition", shape),
+        output_dropout=_dropout(dropout, rate if at_output else 0),
+    )
+
+
+def _shortcut(architecture: Architecture) -> Callable[[int, int, int], nn.Module]:
+    """Makes the shortcut from input channels, output channels and stride."""
+    shortcut, batch_norm = architecture.shortcut, architecture.shortcut_norm
+    if shortcut.kind == "zero_pad":
+        return partial(padded_shortcut, pool=shortcut.pool)
+    bias = architecture.conv_bias
+    return partial(projection, pool=shortcut.pool, bias=bias, batch_norm=batch_norm)
+
+
+def _block_attention(architecture: Architecture, placement: str, shape: BlockShape) -> nn.Module:
+    if not shape.attention:
+        return nn.Sequential()
+    return _attention(architecture, placement, shape.out_channels)
+
+
+def _tail(architecture: Architecture, shape: BlockShape, number: int) -> nn.Module:
+    """The end of the residual path: attention, stochastic depth."""
+    tail = _block_attention(architecture, "block", shape)
     if architecture.stochastic_depth:
-        depth = (block + 1) / sum(architecture.depths)  # linear decay (Huang et al. 2016, fig. 2)
+        depth = (number + 1) / sum(architecture.depths)  # linear decay (Huang et al. 2016, fig. 2)
         tail = nn.Sequential(tail, StochasticDepth(depth * architecture.stochastic_depth))
     return tail
+
+
+def _initialise(model: ResNet) -> None:
+    """First weights that differ from torch's own."""
+    architecture = model.architecture
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.requires_grad_(architecture.batch_norm_scale)
+    if architecture.init == "kaiming_fan_out":
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d) and not isinstance(module, Whitening):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    if architecture.zero_init_residual:
+        for module in model.modules():
+            if isinstance(module, ResidualBlock):
+                module.zero_init_last()
 
 
 def build_model(architecture: Architecture, *, seed: int = 0) -> ResNet:
     """The network in float32 on the CPU, its weights a function of the seed alone.
 
-    torch's default initialisation (Kaiming-uniform), as every published variant used it. The
-    global random state stays as it was.
+    torch's default initialisation (Kaiming-uniform), as every published variant of the first teams
+    used it, unless `init` says otherwise. The global random state stays as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init"))

@@ -7,7 +7,7 @@ of a key is its description in `docs/variant_file.md` and `params/schema.json`.
 from collections.abc import Mapping
 from functools import cache
 from types import NoneType
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -102,45 +102,151 @@ def _types(annotation: Any) -> frozenset[type]:
 
 
 class SqueezeExcitationConfig(Model):
-    """Channel attention (Hu et al. 2017): nowhere, once after the stem, or ending each block."""
+    """Channel attention (Hu et al. 2017): nowhere, once after the stem, or in blocks."""
 
-    placement: Literal["none", "stem", "block"] = "none"  # where it is
+    # Where it is: `block` ends the residual path, `addition` follows the sum with the shortcut
+    placement: Literal["none", "stem", "block", "addition"] = "none"
     reduction: Count = 16  # channels divided by those of the hidden layer; the paper's
+    bias: bool = True  # its two layers have biases
+    # Numbers of the blocks that have it, from 1 through all stages; every block unless given
+    blocks: tuple[Count, ...] | None = None
 
     @model_validator(mode="after")
-    def _reduction_acts(self) -> Self:
-        if self.placement == "none" and self.reduction != 16:
-            raise ValueError("reduction has no effect while placement is 'none'")
+    def _settings_act(self) -> Self:
+        if self.placement == "none" and (changed := self.model_dump(exclude_defaults=True)):
+            raise ValueError(f"{next(iter(changed))} has no effect while placement is 'none'")
+        if self.placement == "stem" and self.blocks:
+            raise ValueError("blocks has no effect while placement is 'stem'")
         return self
+
+
+class ShortcutConfig(Model):
+    """The shortcut of a block that changes the shape; that of every other block is the identity."""
+
+    # A 1×1 convolution (He et al. 2015, option B), or as many channels of zeros on both sides as
+    # are missing, without parameters (option A)
+    kind: Literal["conv1x1", "zero_pad"] = "conv1x1"
+    # How a stride of 2 halves the image: as the stride of the convolution (zero_pad: every second
+    # pixel), or by 2×2 pooling before it
+    pool: Literal["none", "average", "max"] = "none"
+    # BatchNorm after the 1×1 convolution; unless given, in every block but `preact` and `pyramid`
+    batch_norm: bool | None = None
+    # What it starts from in block `preact`: the first activation's output, or the block's input
+    input: Literal["activated", "raw"] = "activated"
+
+    @model_validator(mode="after")
+    def _batch_norm_acts(self) -> Self:
+        if self.kind == "zero_pad" and self.batch_norm is not None:
+            raise ValueError("batch_norm has no effect: kind 'zero_pad' has no convolution")
+        return self
+
+
+class StemPool(Model):
+    """Max-pooling at the end of the stem (`torch.nn.MaxPool2d`)."""
+
+    kernel: Count = 3  # pixels of the window's side; that of the ImageNet networks
+    stride: Count = 2  # pixels from one window to the next
+    padding: Natural = 0  # pixels on each side; at most half the kernel
+
+    @model_validator(mode="after")
+    def _padding_fits(self) -> Self:
+        if self.padding > self.kernel // 2:
+            raise ValueError(f"padding = {self.padding}: give at most half the kernel")
+        return self
+
+
+class BlockShape(NamedTuple):
+    """One block: what goes into it and what leaves it; a side is both height and width."""
+
+    in_channels: int
+    in_side: int
+    out_channels: int
+    out_side: int
+    stride: int
+    stage: int = 0  # index of its stage
+    attention: bool = False  # it has squeeze-and-excitation
+
+    @property
+    def changes_shape(self) -> bool:
+        return self.stride != 1 or self.in_channels != self.out_channels
+
+    @property
+    def next(self) -> "BlockShape":
+        """The block after this one in a stage of one width, and every further one."""
+        return self._replace(in_channels=self.out_channels, in_side=self.out_side, stride=1)
+
+
+Activation = Literal["relu", "leaky_relu"]
+ConvKind = Literal["full", "depthwise", "separable"]
+PREACTIVATED = ("preact", "pyramid")  # blocks that begin with BatchNorm and add without activation
+STEM_KERNELS = {  # of the convolutions of each stem, one after the other
+    "conv1x1": (1,),
+    "conv3x3": (3,),
+    "conv5x5": (5,),
+    "conv7x7": (7,),
+    "double_conv3x3": (3, 3),
+    "whitening": (2,),
+}
 
 
 class Architecture(Model):
     """The network: stem, stages of blocks, pooled linear head."""
 
-    block: Literal[
-        "basic", "dropout", "preact", "pooled"
-    ]  # the residual block; each is a class in blocks.py
+    # The residual block; each is a class in blocks.py
+    block: Literal["basic", "bottleneck", "dropout", "preact", "pyramid", "pooled"]
     depths: tuple[Natural, ...]  # blocks of each stage; 0 leaves the stage out
-    widths: tuple[Count, ...]  # channels of each stage
+    widths: tuple[Count, ...]  # channels that leave each stage, in block `bottleneck` too
+    # Channels that leave each block, one list for each stage, where they grow from block to block
+    # (PyramidNet, Han et al. 2017); each list ends with the stage's width
+    block_widths: Annotated[tuple[tuple[Count, ...], ...], Field(min_length=1)] | None = None
     # Stride of the first block of each stage; 1 in the first stage and 2 in the others unless given
     strides: tuple[Annotated[int, Field(ge=1, le=2)], ...] | None = None
-    # First layer: a 3×3 convolution, or fixed 2×2 filters that whiten the image's patches
-    stem: Literal["conv3x3", "whitening"] = "conv3x3"
+    # First layer: a convolution of that kernel, two of 3×3, or fixed 2×2 filters that whiten the
+    # image's patches
+    stem: Literal["conv1x1", "conv3x3", "conv5x5", "conv7x7", "double_conv3x3", "whitening"] = (
+        "conv3x3"
+    )
     stem_width: Count | None = None  # channels of the stem; the first stage's unless given
+    stem_stride: Annotated[int, Field(ge=1, le=2)] = 1  # of the stem's first convolution
+    stem_padding: Natural | None = None  # pixels on each side; half the kernel unless given
+    stem_pool: StemPool | None = None  # max-pooling after the stem
+    expansion: Count = 4  # in block `bottleneck`: output channels divided by the inner ones
+    # Activation: one for the network, or that of the stem and then of each stage; leaky_relu has
+    # torch's slope of 0.01 below zero
+    activation: tuple[Activation, ...] = ("relu",)
+    # The 3×3 convolutions of blocks, one for the network or one per stage: over all channels; over
+    # each channel by itself (block `bottleneck`); or that, then a 1×1 convolution (Chollet 2016)
+    conv_kind: tuple[ConvKind, ...] = ("full",)
     conv_bias: bool = False  # convolutions have a bias
     batch_norm_scale: bool = True  # the weight of BatchNorm is trained; otherwise it stays 1
     zero_init_residual: bool = False  # each block begins as its shortcut (Goyal et al. 2017, 5.1)
-    dropout: Rate = 0.0  # probability that a channel is zeroed, in block `dropout`
+    # First weights: torch's own, or convolutions by `kaiming_normal_` with mode `fan_out`
+    init: Literal["default", "kaiming_fan_out"] = "default"
+    shortcut: ShortcutConfig = ShortcutConfig()  # of blocks that change the shape
+    dropout: Rate = 0.0  # probability that a channel (or value) is zeroed, in every block
+    dropout_unit: Literal["channels", "values"] = "channels"  # what is zeroed as one
+    # Where: before the last 3×3 convolution (block `bottleneck`: before the last convolution), or
+    # after the block's last layer
+    dropout_place: Literal["residual", "output"] = "residual"
+    head_dropout: Rate = 0.0  # probability that a feature is zeroed before the linear layer
     squeeze_excitation: SqueezeExcitationConfig = SqueezeExcitationConfig()  # channel attention
     # Probability of skipping the last block; rises linearly from the first (Huang et al. 2016)
     stochastic_depth: Rate = 0.0
+    final_norm: bool = True  # BatchNorm and activation before pooling, in `preact` and `pyramid`
     # Layers without parameters that are modules, and therefore rows of the summary table
     listed_layers: tuple[Literal["stem_relu", "pool"], ...] = ("pool",)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self._check_lists()
+        self._check_stem()
+        self.check_blocks()
+        self._check_additions()
+        return self
+
+    def _check_lists(self) -> None:
         stages = len(self.depths)
-        for name in ("widths", "strides"):
+        for name in ("widths", "strides", "block_widths"):
             values = getattr(self, name)
             if values and len(values) != stages:
                 raise ValueError(
@@ -150,27 +256,87 @@ class Architecture(Model):
             raise ValueError("depths needs at least one block, and widths one value per stage")
         if stages > MAX_STAGES:
             raise ValueError(f"networks of more than {MAX_STAGES} stages are not supported")
-        if max(*self.widths, self.stem_width or 1) > MAX_CHANNELS or max(self.depths) > MAX_BLOCKS:
+        widest = max(*self.widths, self.stem_width or 1, *sum(self.block_widths or (), ()))
+        if widest > MAX_CHANNELS or max(self.depths) > MAX_BLOCKS:
             raise ValueError(
                 f"networks of more than {MAX_CHANNELS:,} channels or {MAX_BLOCKS:,} blocks "
                 "in a stage are not supported"
             )
-        if self.stem == "whitening" and self.stem_width:
-            raise ValueError(
-                f"stem_width has no effect: stem 'whitening' has {WHITENING_CHANNELS} channels"
-            )
-        if self.stem == "whitening" and self.block == "preact":
-            raise ValueError("stem 'whitening' has a ReLU, and block 'preact' a stem without one")
+        listed = zip(self.depths, self.widths, self.block_widths or (), strict=False)
+        for depth, width, widths in listed:
+            if len(widths) != depth or (widths and widths[-1] != width):
+                raise ValueError(
+                    f"block_widths has {list(widths)} for a stage of {depth} blocks and width "
+                    f"{width}; give one value per block, the last of them the stage's width"
+                )
+        for name, count, what in (
+            ("activation", stages + 1, "one for the stem and one per stage"),
+            ("conv_kind", stages, "one per stage"),
+        ):
+            if len(getattr(self, name)) not in (1, count):
+                given = len(getattr(self, name))
+                raise ValueError(f"{name} has {given} values; give one, or {what} ({count})")
+
+    def _check_stem(self) -> None:
+        if self.stem == "whitening":
+            for name in ("stem_width", "stem_padding"):
+                if getattr(self, name) is not None:
+                    reason = f"stem 'whitening' has {WHITENING_CHANNELS} channels and no padding"
+                    raise ValueError(f"{name} has no effect: {reason}")
+            if self.stem_stride != 1:
+                raise ValueError("stem_stride has no effect: stem 'whitening' has stride 1")
+            if self.block in PREACTIVATED:
+                raise ValueError(
+                    f"stem 'whitening' has a ReLU, and block {self.block!r} a stem without one"
+                )
+        if min(self.outputs[0][1], self.stem_sides[-1]) < 1:
+            raise ValueError(f"the stem leaves nothing of a {SIDE}×{SIDE} image")
+        if max(self.outputs[0][1], *self.stem_sides) > 2 * SIDE:
+            raise ValueError("stem_padding makes the image more than twice as large")
+
+    def check_blocks(self) -> None:
+        """Raise `ValueError` for shapes that the architecture's block cannot have."""
+        blocks = [block for stage in self.blocks for block in stage]
         if not self.outputs[-1][1]:
             raise ValueError(f"too many stride-2 stages for a {SIDE}×{SIDE} image")
+        if self.block == "bottleneck":
+            for block in blocks:
+                if block.out_channels % self.expansion:
+                    raise ValueError(
+                        f"block 'bottleneck' divides its width {block.out_channels} by expansion "
+                        f"{self.expansion}, which leaves a remainder"
+                    )
+        elif self.expansion != 4:
+            raise ValueError(f"expansion acts in block 'bottleneck', and block is {self.block!r}")
+        elif "depthwise" in self.conv_kind:
+            raise ValueError(
+                "conv_kind 'depthwise' keeps the channels: it needs block 'bottleneck'; "
+                "'separable' adds a 1×1 convolution"
+            )
+        if self.shortcut.kind == "zero_pad" and any(b.out_channels < b.in_channels for b in blocks):
+            raise ValueError("shortcut 'zero_pad' adds channels, and a block here has fewer")
+        numbers = self.squeeze_excitation.blocks or (1,)
+        if max(numbers) > len(blocks):
+            raise ValueError(
+                f"squeeze_excitation.blocks names block {max(numbers)} of {len(blocks)}"
+            )
+
+    def _check_additions(self) -> None:
+        if self.block == "pooled" and self.shortcut != ShortcutConfig():
+            raise ValueError("shortcut has no effect: that of block 'pooled' is the identity")
+        if self.shortcut.input == "raw" and self.block != "preact":
+            raise ValueError(f"shortcut.input acts in block 'preact', and block is {self.block!r}")
+        if not self.final_norm and self.block not in PREACTIVATED:
+            raise ValueError(
+                f"final_norm acts in blocks 'preact' and 'pyramid', and block is {self.block!r}"
+            )
         if self.zero_init_residual and not self.batch_norm_scale and self.block != "preact":
             raise ValueError(
                 "zero_init_residual begins with a BatchNorm weight of 0, which would stay 0 "
                 "without batch_norm_scale"
             )
-        if self.dropout and self.block != "dropout":
-            raise ValueError(f"dropout acts in block 'dropout' only, and block is {self.block!r}")
-        return self
+        if not self.dropout and (self.dropout_unit, self.dropout_place) != ("channels", "residual"):
+            raise ValueError("dropout_unit and dropout_place have no effect while dropout is 0")
 
     @property
     def stage_strides(self) -> tuple[int, ...]:
@@ -179,11 +345,49 @@ class Architecture(Model):
         return ((self.strides or (1,)) + (2,) * count)[:count]
 
     @property
+    def activations(self) -> tuple[Activation, ...]:
+        """Of the stem and of each stage."""
+        count = len(self.depths) + 1
+        return self.activation * count if len(self.activation) == 1 else self.activation
+
+    @property
+    def conv_kinds(self) -> tuple[ConvKind, ...]:
+        """Of each stage."""
+        return self.conv_kind * len(self.depths) if len(self.conv_kind) == 1 else self.conv_kind
+
+    @property
+    def shortcut_norm(self) -> bool:
+        """Whether the convolution of a shortcut has a BatchNorm."""
+        given = self.shortcut.batch_norm
+        return self.block not in PREACTIVATED if given is None else given
+
+    @property
+    def stem_sides(self) -> tuple[int, ...]:
+        """Height and width of what leaves each of the stem's convolutions."""
+        side, sides = SIDE, []
+        for number, kernel in enumerate(STEM_KERNELS[self.stem]):
+            stride = self.stem_stride if number == 0 else 1
+            side = (side + 2 * self.stem_paddings[number] - kernel) // stride + 1
+            sides.append(side)
+        return tuple(sides)
+
+    @property
+    def stem_paddings(self) -> tuple[int, ...]:
+        """Of each of the stem's convolutions."""
+        if self.stem == "whitening":
+            return (0,)
+        given, kernels = self.stem_padding, STEM_KERNELS[self.stem]
+        return tuple(kernel // 2 if given is None else given for kernel in kernels)
+
+    @property
     def outputs(self) -> tuple[tuple[int, int], ...]:
         """(channels, height and width) of what leaves the stem and each stage."""
         whitening = self.stem == "whitening"
         channels = WHITENING_CHANNELS if whitening else self.stem_width or self.widths[0]
-        side = SIDE - 1 if whitening else SIDE  # 2×2 filters, without padding
+        side = self.stem_sides[-1]
+        if self.stem_pool:
+            pool = self.stem_pool
+            side = (side + 2 * pool.padding - pool.kernel) // pool.stride + 1
         shapes = [(channels, side)]
         for depth, width, stride in zip(self.depths, self.widths, self.stage_strides, strict=True):
             if depth:
@@ -192,6 +396,26 @@ class Architecture(Model):
                 side = side // stride if self.block == "pooled" else -(-side // stride)
             shapes.append((channels, side))
         return tuple(shapes)
+
+    @property
+    def blocks(self) -> tuple[tuple[BlockShape, ...], ...]:
+        """Every block of each stage."""
+        attention = self.squeeze_excitation
+        everywhere = attention.placement in ("block", "addition") and attention.blocks is None
+        stages, number, (channels, side) = [], 0, self.outputs[0]
+        for index, (depth, stride) in enumerate(zip(self.depths, self.stage_strides, strict=True)):
+            widths = (
+                self.block_widths[index] if self.block_widths else (self.widths[index],) * depth
+            )
+            stage, out_side = [], self.outputs[index + 1][1]
+            for width in widths:
+                number += 1
+                has_attention = everywhere or number in (attention.blocks or ())
+                shape = (channels, side, width, out_side, 1 if stage else stride)
+                stage.append(BlockShape(*shape, index, has_attention))
+                channels, side = width, out_side
+            stages.append(tuple(stage))
+        return tuple(stages)
 
 
 # The optimizer -------------------------------------------------------------------------------

@@ -8,15 +8,24 @@ import contextlib
 import copy
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ConfigError
 from .experiment import Experiment
-from .schema import IMAGE_SHAPE, MAX_BLOCKS, MAX_CHANNELS, NUM_CLASSES, Architecture
+from .schema import (
+    IMAGE_SHAPE,
+    MAX_BLOCKS,
+    MAX_CHANNELS,
+    NUM_CLASSES,
+    PREACTIVATED,
+    STEM_KERNELS,
+    Architecture,
+    BlockShape,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,46 +53,41 @@ class Size:
         return FLOAT_BYTES * self.parameters
 
 
-class BlockShape(NamedTuple):
-    """What goes into a block and what leaves it; a side is both height and width."""
-
-    in_channels: int
-    in_side: int
-    out_channels: int
-    out_side: int
-    stride: int
-
-    @property
-    def changes_shape(self) -> bool:
-        return self.stride != 1 or self.in_channels != self.out_channels
-
-    @property
-    def next(self) -> "BlockShape":
-        """The block after this one in its stage, and every further one."""
-        return BlockShape(*self[2:4], *self[2:4], 1)
-
-
-def first_blocks(architecture: Architecture) -> list[BlockShape]:
-    """The first block of each stage; of a stage without blocks, one that changes nothing."""
-    shapes = pairwise(architecture.outputs)
-    stages = zip(shapes, architecture.depths, architecture.stage_strides, strict=True)
-    return [BlockShape(*b, *a, stride if depth else 1) for (b, a), depth, stride in stages]
-
-
 @dataclass(frozen=True)
 class LayerSizes:
-    """Sizes of the layers of one architecture."""
+    """Sizes of the layers of a block or stem."""
 
     bias: bool  # of convolutions
     scale: bool  # of BatchNorm: whether its weight is trained, besides its bias
+    conv_kind: str = "full"  # of 3×3 convolutions
+    expansion: int = 1  # of a bottleneck
+    projects: bool = True  # a shortcut that changes the shape is a convolution
+    shortcut_norm: bool = True  # which has a BatchNorm
 
     def conv(self, kernel: int, in_channels: int, out_channels: int, out_side: int) -> Size:
         """A convolution whose output has `out_side` × `out_side` pixels."""
         weights = kernel**2 * in_channels * out_channels
         return Size(weights + self.bias * out_channels, weights * out_side**2)
 
+    def conv3x3(self, in_channels: int, out_channels: int, out_side: int) -> Size:
+        """A 3×3 convolution of the block's kind."""
+        if self.conv_kind == "full":
+            return self.conv(3, in_channels, out_channels, out_side)
+        weights = 9 * in_channels
+        depthwise = Size(weights + self.bias * in_channels, weights * out_side**2)
+        if self.conv_kind == "depthwise":
+            return depthwise
+        return depthwise + self.conv(1, in_channels, out_channels, out_side)
+
     def norm(self, channels: int) -> Size:
         return Size((1 + self.scale) * channels)
+
+    def shortcut(self, block: BlockShape) -> Size:
+        """Where the shape changes, conv1x1 and, unless it has none, BN."""
+        if not block.changes_shape or not self.projects:
+            return Size()
+        size = self.conv(1, block.in_channels, block.out_channels, block.out_side)
+        return size + self.norm(block.out_channels) if self.shortcut_norm else size
 
 
 def linear(in_features: int, out_features: int) -> Size:
@@ -91,70 +95,99 @@ def linear(in_features: int, out_features: int) -> Size:
     return Size(weights + out_features, weights)
 
 
-def squeeze_excitation(channels: int, reduction: int) -> Size:
-    """Two convolutions of a single pixel with biases: linear layers."""
+def squeeze_excitation(channels: int, reduction: int, bias: bool = True) -> Size:
+    """Two convolutions of a single pixel: linear layers."""
     squeezed = max(1, channels // reduction)
-    return linear(channels, squeezed) + linear(squeezed, channels)
+    weights = 2 * channels * squeezed
+    return Size(weights + bias * (channels + squeezed), weights)
 
 
 def basic_block(block: BlockShape, layers: LayerSizes) -> Size:
-    """conv3x3, BN, conv3x3, BN; where the shape changes, conv1x1 and BN in the shortcut."""
+    """conv3x3, BN, conv3x3, BN; the shortcut."""
     channels, side = block.out_channels, block.out_side
-    size = layers.conv(3, block.in_channels, channels, side) + layers.norm(channels)
-    size += layers.conv(3, channels, channels, side) + layers.norm(channels)
-    if block.changes_shape:
-        size += layers.conv(1, block.in_channels, channels, side) + layers.norm(channels)
-    return size
+    size = layers.conv3x3(block.in_channels, channels, side) + layers.norm(channels)
+    size += layers.conv3x3(channels, channels, side) + layers.norm(channels)
+    return size + layers.shortcut(block)
+
+
+def bottleneck_block(block: BlockShape, layers: LayerSizes) -> Size:
+    """conv1x1, BN, conv3x3, BN, conv1x1, BN; the shortcut."""
+    channels, side = block.out_channels, block.out_side
+    inner = channels // layers.expansion
+    size = layers.conv(1, block.in_channels, inner, block.in_side) + layers.norm(inner)
+    size += layers.conv3x3(inner, inner, side) + layers.norm(inner)
+    size += layers.conv(1, inner, channels, side) + layers.norm(channels)
+    return size + layers.shortcut(block)
 
 
 def preact_block(block: BlockShape, layers: LayerSizes) -> Size:
-    """BN, conv3x3, BN, conv3x3; where the shape changes, conv1x1 in the shortcut."""
+    """BN, conv3x3, BN, conv3x3; the shortcut."""
     channels, side = block.out_channels, block.out_side
-    size = layers.norm(block.in_channels) + layers.conv(3, block.in_channels, channels, side)
-    size += layers.norm(channels) + layers.conv(3, channels, channels, side)
-    if block.changes_shape:
-        size += layers.conv(1, block.in_channels, channels, side)
-    return size
+    size = layers.norm(block.in_channels) + layers.conv3x3(block.in_channels, channels, side)
+    size += layers.norm(channels) + layers.conv3x3(channels, channels, side)
+    return size + layers.shortcut(block)
+
+
+def pyramid_block(block: BlockShape, layers: LayerSizes) -> Size:
+    """BN, conv3x3, BN, conv3x3, BN; the shortcut."""
+    return preact_block(block, layers) + layers.norm(block.out_channels)
 
 
 def pooled_block(block: BlockShape, layers: LayerSizes) -> Size:
     """conv3x3 before the image is pooled, BN, conv3x3, BN."""
     channels = block.out_channels
-    size = layers.conv(3, block.in_channels, channels, block.in_side) + layers.norm(channels)
-    return size + layers.conv(3, channels, channels, block.out_side) + layers.norm(channels)
+    size = layers.conv3x3(block.in_channels, channels, block.in_side) + layers.norm(channels)
+    return size + layers.conv3x3(channels, channels, block.out_side) + layers.norm(channels)
 
 
 BLOCK_SIZES: dict[str, Callable[[BlockShape, LayerSizes], Size]] = {
     "basic": basic_block,
+    "bottleneck": bottleneck_block,
     "dropout": basic_block,
     "preact": preact_block,
+    "pyramid": pyramid_block,
     "pooled": pooled_block,
 }
 
 
 def block_size(architecture: Architecture, block: BlockShape) -> Size:
-    """A block with the squeeze-and-excitation at its end, where there is one."""
-    size = BLOCK_SIZES[architecture.block](block, _layer_sizes(architecture))
-    return size + _attention_size(architecture, "block", block.out_channels)
+    """A block with its squeeze-and-excitation, where there is one."""
+    layers = LayerSizes(
+        architecture.conv_bias,
+        architecture.batch_norm_scale,
+        architecture.conv_kinds[block.stage],
+        architecture.expansion,
+        architecture.shortcut.kind == "conv1x1",
+        architecture.shortcut_norm,
+    )
+    size = BLOCK_SIZES[architecture.block](block, layers)
+    if block.attention:
+        size += _attention_size(architecture, block.out_channels)
+    return size
 
 
 def stem_size(architecture: Architecture) -> Size:
     """The stem with its squeeze-and-excitation; the filters of a whitening are not trained."""
-    (channels, side), layers = architecture.outputs[0], _layer_sizes(architecture)
+    layers, size = _layer_sizes(architecture), Size()
+    in_channels, channels = IMAGE_SHAPE[0], architecture.outputs[0][0]
+    kernels = STEM_KERNELS[architecture.stem]
+    for kernel, side in zip(kernels, architecture.stem_sides, strict=True):
+        size += layers.conv(kernel, in_channels, channels, side) + layers.norm(channels)
+        in_channels = channels
     if architecture.stem == "whitening":
-        size = Size(0, layers.conv(2, IMAGE_SHAPE[0], channels, side).macs)
-    else:
-        size = layers.conv(3, IMAGE_SHAPE[0], channels, side)
-        if architecture.block != "preact":
-            size += layers.norm(channels)
-    return size + _attention_size(architecture, "stem", channels)
+        size = Size(0, size.macs)
+    elif architecture.block == "preact":  # no last BatchNorm
+        size = Size(size.parameters - layers.norm(channels).parameters, size.macs)
+    if architecture.squeeze_excitation.placement == "stem":
+        size += _attention_size(architecture, channels)
+    return size
 
 
 def head_size(architecture: Architecture) -> Size:
     """The linear layer, before it the BatchNorm that ends a pre-activation network."""
     channels, _ = architecture.outputs[-1]
     size = linear(channels, NUM_CLASSES)
-    if architecture.block == "preact":
+    if architecture.block in PREACTIVATED and architecture.final_norm:
         size += _layer_sizes(architecture).norm(channels)
     return size
 
@@ -163,11 +196,9 @@ def _layer_sizes(architecture: Architecture) -> LayerSizes:
     return LayerSizes(architecture.conv_bias, architecture.batch_norm_scale)
 
 
-def _attention_size(architecture: Architecture, placement: str, channels: int) -> Size:
+def _attention_size(architecture: Architecture, channels: int) -> Size:
     attention = architecture.squeeze_excitation
-    if attention.placement != placement:
-        return Size()
-    return squeeze_excitation(channels, attention.reduction)
+    return squeeze_excitation(channels, attention.reduction, attention.bias)
 
 
 def measure_size(architecture: Architecture) -> Size:
@@ -183,6 +214,7 @@ def part_sizes(architecture: Architecture) -> dict[str, Size]:
         stem_size(architecture),
         lambda block: block_size(architecture, block),
         head_size(architecture),
+        Size(),
     )
 
 
@@ -197,14 +229,25 @@ def check_supported(architecture: Architecture) -> None:
 
 
 def _by_part(
-    architecture: Architecture, stem: Any, block: Callable[[BlockShape], Any], head: Any
+    architecture: Architecture,
+    stem: Any,
+    block: Callable[[BlockShape], Any],
+    head: Any,
+    nothing: Any,
 ) -> dict[str, Any]:
-    """A figure of the stem, each stage (the sum over its blocks) and the head."""
+    """A figure of the stem, each stage (the sum over its blocks) and the head.
+
+    Args:
+        architecture: the network.
+        stem: the figure of its stem.
+        block: gives the figure of a block.
+        head: the figure of its head.
+        nothing: the figure of a stage without blocks.
+    """
     parts = {"stem": stem}
-    stages = zip(architecture.depths, first_blocks(architecture), strict=True)
-    for number, (depth, first) in enumerate(stages, start=1):
-        figure = min(depth, 1) * block(first) + max(depth - 1, 0) * block(first.next)
-        parts[f"stage {number}"] = figure
+    for number, shapes in enumerate(architecture.blocks, start=1):
+        figures = [count * block(shape) for shape, count in Counter(shapes).items()]
+        parts[f"stage {number}"] = sum(figures, nothing)
     return parts | {"head": head}
 
 
@@ -325,59 +368,86 @@ def model_summary(model: "nn.Module") -> str:
 def measure_memory(architecture: Architecture) -> dict[str, int]:
     """Bytes that training keeps of one image from the forward pass to the backward, by part.
 
-    These are the image if the stem is trained, every activation that autograd saves, and the
-    logits, in float32. Each kind of block is measured once.
+    These are the image if the stem is trained, every activation that autograd saves, the output of
+    each block and the logits, in float32. Each kind of block is measured once.
     """
     check_supported(architecture)
-    family = architecture.model_copy(
-        update={"depths": (), "widths": (), "strides": None, "stem_width": None}
-    )
     return _by_part(
         architecture,
-        _stem_memory(family, architecture.outputs[0][0]),
-        lambda block: _block_memory(family, block),
-        _head_memory(family, *architecture.outputs[-1]),
+        _stem_memory(_one_stage(architecture, architecture.outputs[0][0], 0)),
+        lambda block: _block_memory(
+            _one_stage(architecture, block.out_channels, block.stage + 1), block._replace(stage=0)
+        ),
+        _head_memory(
+            _one_stage(architecture, architecture.outputs[-1][0], -1, stem="conv3x3"),
+            architecture.outputs[-1][1],
+        ),
+        0,
     )
+
+
+def _one_stage(
+    architecture: Architecture, channels: int, activation: int, **changes: Any
+) -> Architecture:
+    """What decides the memory of a part, and nothing else: the key under which it is cached.
+
+    Args:
+        architecture: the network that has the part.
+        channels: the width of its stem and only stage.
+        activation: where the part's activation is in `activations`.
+        changes: further keys of the network.
+    """
+    attention = architecture.squeeze_excitation.model_copy(update={"blocks": None})
+    stage = max(activation - 1, 0)
+    changes |= {"depths": (1,), "widths": (channels,), "stem_width": channels}
+    changes |= {"block_widths": None, "strides": None, "squeeze_excitation": attention}
+    changes |= {"activation": (architecture.activations[activation],)}
+    changes |= {"conv_kind": (architecture.conv_kinds[stage],)}
+    return architecture.model_copy(update=changes)
 
 
 @cache
-def _stem_memory(family: Architecture, channels: int) -> int:
-    model = _one_block_a_stage(family, channels)
+def _stem_memory(family: Architecture) -> int:
+    model = _without_blocks(family)
     trained = any(weight.requires_grad for weight in model.stem.parameters())
     image = FLOAT_BYTES * IMAGE_SHAPE[0] * IMAGE_SHAPE[1] * IMAGE_SHAPE[2]
-    parts = (model.stem, model.stem_activation, model.stem_attention)
-    return trained * image + _saved_bytes(parts, IMAGE_SHAPE)
+    parts = (model.stem, model.stem_activation, model.stem_pool, model.stem_attention)
+    return trained * image + _saved_bytes(parts, IMAGE_SHAPE, has_gradient=False)
 
 
 @cache
 def _block_memory(family: Architecture, block: BlockShape) -> int:
-    widths = block.in_channels, block.out_channels
-    module = _one_block_a_stage(family, *widths, strides=(1, block.stride)).stages[-1][0]
+    import torch
+
+    from .resnet import build_block
+
+    with torch.device("meta"):
+        module = build_block(family, block)
     return _saved_bytes([module], (block.in_channels, block.in_side, block.in_side))
 
 
 @cache
-def _head_memory(family: Architecture, channels: int, side: int) -> int:
-    model = _one_block_a_stage(family, channels)
-    parts = (model.final_activation, model.pool, lambda out: out.flatten(1), model.linear)
-    return _saved_bytes(parts, (channels, side, side))
+def _head_memory(family: Architecture, side: int) -> int:
+    model = _without_blocks(family)
+    parts = (model.final_activation, model.pool, lambda out: out.flatten(1), model.dropout)
+    return _saved_bytes([*parts, model.linear], (family.widths[0], side, side))
 
 
-def _one_block_a_stage(
-    family: Architecture, *widths: int, strides: tuple[int, ...] | None = None
-) -> "nn.Module":
-    """A network of the family without weights."""
+def _without_blocks(family: Architecture) -> "nn.Module":
+    """A network of the family without blocks and weights."""
     import torch
 
     from .resnet import ResNet
 
-    changes = {"depths": (1,) * len(widths), "widths": widths, "strides": strides}
     with torch.device("meta"):
-        return ResNet(family.model_copy(update=changes))
+        return ResNet(family.model_copy(update={"depths": (0,)}))
 
 
 def _saved_bytes(
-    parts: Iterable[Callable[["Tensor"], "Tensor"]], input_shape: tuple[int, ...]
+    parts: Iterable[Callable[["Tensor"], "Tensor"]],
+    input_shape: tuple[int, ...],
+    *,
+    has_gradient: bool = True,
 ) -> int:
     """What autograd saves as one input of this shape (C, H, W) passes the parts in order."""
     import torch
@@ -397,7 +467,7 @@ def _saved_bytes(
             saved[_storage(tensor)] = tensor
         return tensor
 
-    image = out = torch.zeros(1, *input_shape, device="meta")
+    image = out = torch.zeros(1, *input_shape, device="meta", requires_grad=has_gradient)
     with saved_tensors_hooks(save, lambda tensor: tensor):
         for part in parts:
             out = part(out)

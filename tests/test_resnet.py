@@ -13,6 +13,7 @@ from resnetlib import build_model, count_parameters, list_variants, load_experim
 from resnetlib.blocks import MaxPool2x2, StochasticDepth, Whitening
 from resnetlib.errors import ConfigError
 from resnetlib.resnet import BLOCKS
+from resnetlib.schema import PREACTIVATED
 from resnetlib.size import check_size, measure_size
 
 TABLES = {
@@ -33,6 +34,11 @@ SIZES = {
     "adamw": (4_918_602, ("17.50", "18.76", "36.27"), 798.7),
     "wide66": (4_916_284, ("16.63", "18.75", "35.40"), 769.0),
     "resnet18": (11_173_962, None, 555.4),
+    "resnet20": (269_722, None, 40.6),
+    "resnet32": (464_154, None, 68.9),
+    "resnet44": (658_586, None, 97.2),
+    "resnet56": (853_018, None, 125.5),
+    "resnet110": (1_727_962, None, 252.9),
 }
 BLOCK_NAMES = {"RBL", "ResidualBlockWithDropout", "BasicResBlock", "BasicBlock", "DropoutBlock"}
 
@@ -114,7 +120,7 @@ def test_every_parameter_gets_a_gradient(variant):
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("placement", ["none", "stem", "block"])
+@pytest.mark.parametrize("placement", ["none", "stem", "block", "addition"])
 @pytest.mark.parametrize("block", BLOCKS)
 def test_attention_is_where_it_is_placed(block, placement):
     architecture = load_experiment(
@@ -122,7 +128,7 @@ def test_attention_is_where_it_is_placed(block, placement):
     ).architecture
     model = build_model(architecture)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
-    attentions = {"none": 0, "stem": 1, "block": 5}[placement]
+    attentions = {"none": 0, "stem": 1}.get(placement, 5)
     named = [type(module).__name__ for module in model.modules()]
     assert named.count("SqueezeExcitation") == attentions
 
@@ -138,8 +144,8 @@ def test_preact_with_attention_has_its_stated_size():
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("strides", [None, [2, 2, 1], [1, 1, 2]])
 def test_outputs_are_those_of_the_network(block, strides, stem):
-    if (block, stem) == ("preact", "whitening"):
-        with pytest.raises(ConfigError, match="has a ReLU, and block 'preact' a stem without one"):
+    if block in PREACTIVATED and stem == "whitening":
+        with pytest.raises(ConfigError, match=f"has a ReLU, and block '{block}' a stem without"):
             load_experiment("lite", block=block, stem=stem)
         return
     settings = {"depths": [2, 0, 1], "widths": [8, 8, 12], "strides": strides}
@@ -253,7 +259,8 @@ def test_zero_init_residual_starts_as_shortcut(block):
     passed_on = second.bn1(second.conv1(x)).relu() if block == "pooled" else x
     assert torch.equal(second(x), passed_on)
     (second(x) * torch.randn(4, 8, 8, 8)).sum().backward()
-    last = second.conv2 if block == "preact" else second.bn2
+    last = {"preact": "conv2", "bottleneck": "bn3", "pyramid": "bn3"}.get(block, "bn2")
+    last = getattr(second, last)
     assert last.weight.grad.abs().amax() > 0
 
 

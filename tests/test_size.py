@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from resnetlib import build_model, list_variants, load_experiment, size
 from resnetlib.errors import ConfigError
 from resnetlib.resnet import BLOCKS
-from resnetlib.schema import Architecture, block_names
+from resnetlib.schema import PREACTIVATED, STEM_KERNELS, Architecture, block_names
 from resnetlib.size import Size, check_size, measure_memory, measure_size
 
 
@@ -49,6 +49,18 @@ ODD = [
     {"depths": [1, 1], "widths": [6, 8], "stochastic_depth": 0.2, "placement": "block"},
     {"depths": [2, 1], "widths": [6, 8], "strides": [2, 1], "stem_width": 5},
     {"depths": [2, 1], "widths": [6, 8], "stem": "whitening"},
+    {"depths": [1, 1], "widths": [8, 12], "activation": ["relu", "leaky_relu", "relu"]},
+    {"depths": [1, 2], "widths": [4, 8], "conv_kind": ["full", "separable"], "conv_bias": True},
+    {"depths": [1, 2], "widths": [4, 8], "stem": "double_conv3x3", "stem_pool": {"kernel": 2}},
+    {"depths": [2, 1], "widths": [8, 9], "block_widths": [[6, 8], [9]], "stem_width": 5},
+    {
+        "depths": [2, 1],
+        "widths": [4, 8],
+        "squeeze_excitation": {"placement": "addition", "bias": False, "blocks": [1, 3]},
+        "architecture.dropout": 0.2,
+        "dropout_unit": "values",
+        "head_dropout": 0.2,
+    },
 ]
 
 
@@ -69,41 +81,75 @@ def test_measure_size_equals_torch_for_variants(variant):
         (block, settings)
         for block in BLOCKS
         for settings in ODD
-        if not (block == "preact" and "stem" in settings)  # which has a stem of its own
+        if not (block in PREACTIVATED and settings.get("stem") == "whitening")  # has a ReLU
         if not (block == "pooled" and len(settings["depths"]) > 6)  # nothing would be left
     ],
     ids=str,
 )
 def test_measure_size_and_memory_of_unusual_networks(block, settings):
-    dropout = {"architecture.dropout": 0.3} if block == "dropout" else {}
-    architecture = architecture_of(block=block, **settings, **dropout)
+    own = {"dropout": {"architecture.dropout": 0.3}, "bottleneck": {"expansion": 1}}
+    architecture = architecture_of(block=block, **own.get(block, {}) | settings)
     model = build_model(architecture)
     assert measure_size(architecture) == size_by_torch(architecture)
     memory = sum(measure_memory(architecture).values())
     assert memory == kept_bytes(model, 3) - kept_bytes(model, 2)
 
 
+@pytest.mark.parametrize("pool", ["none", "average", "max"])
+@pytest.mark.parametrize("kind", ["conv1x1", "zero_pad"])
+@pytest.mark.parametrize("block", ["basic", "preact"])
+def test_measure_size_and_memory_of_shortcuts(block, kind, pool):
+    shortcut = {"kind": kind, "pool": pool}
+    if kind == "conv1x1":
+        shortcut["batch_norm"] = block == "preact"
+    if block == "preact":
+        shortcut["input"] = "raw"
+    architecture = architecture_of(block=block, depths=[1, 2], widths=[4, 9], shortcut=shortcut)
+    assert measure_size(architecture) == size_by_torch(architecture)
+    memory = sum(measure_memory(architecture).values())
+    model = build_model(architecture)
+    assert memory == kept_bytes(model, 3) - kept_bytes(model, 2)
+
+
 def random_architecture(rng):
     """Any network that the schema allows, of at most five narrow stages."""
     count = rng.randint(1, 5)
-    placement = rng.choice(["none", "stem", "block"])
+    depths = [rng.randint(0, 3) for _ in range(count)]
+    widths = [[rng.randint(1, 40) for _ in range(depth)] for depth in depths]
+    placement = rng.choice(["none", "stem", "block", "addition"])
     attention = {"placement": placement}
     if placement != "none":
-        attention["reduction"] = rng.randint(1, 20)
+        attention |= {"reduction": rng.randint(1, 20), "bias": rng.random() < 0.5}
+    if placement in ("block", "addition") and rng.random() < 0.3:
+        attention["blocks"] = [rng.randint(1, max(1, sum(depths)))]
+    shortcut = {"kind": rng.choice(["conv1x1", "conv1x1", "zero_pad"])}
+    shortcut["pool"] = rng.choice(["none", "average", "max"])
+    if shortcut["kind"] == "conv1x1":
+        shortcut["batch_norm"] = rng.choice([None, True, False])
     try:
         return Architecture(
             block=rng.choice(block_names()),
-            depths=[rng.randint(0, 3) for _ in range(count)],
-            widths=[rng.randint(1, 40) for _ in range(count)],
+            depths=depths,
+            widths=[stage[-1] if stage else 1 for stage in widths],
+            block_widths=rng.choice([None, widths]),
             strides=rng.choice([None, [rng.randint(1, 2) for _ in range(count)]]),
-            stem=rng.choice(["conv3x3", "whitening"]),
+            stem=rng.choice(list(STEM_KERNELS)),
             stem_width=rng.choice([None, rng.randint(1, 30)]),
+            stem_stride=rng.choice([1, 1, 2]),
+            stem_padding=rng.choice([None, rng.randint(0, 3)]),
+            stem_pool=rng.choice([None, {}, {"kernel": 5, "stride": 1, "padding": 2}]),
+            expansion=rng.choice([4, 4, 2, 1]),
+            activation=["leaky_relu"],
+            conv_kind=rng.choice([["full"], ["separable"], ["depthwise"]]),
             conv_bias=rng.random() < 0.5,
             batch_norm_scale=rng.random() < 0.5,
             zero_init_residual=rng.random() < 0.3,
+            shortcut=rng.choice([{}, shortcut]),
             dropout=rng.choice([0, 0.3]),
+            head_dropout=rng.choice([0, 0.3]),
             squeeze_excitation=attention,
             stochastic_depth=rng.choice([0, 0.2]),
+            final_norm=rng.random() < 0.7,
             listed_layers=rng.choice([[], ["pool"], ["stem_relu", "pool"]]),
         )
     except ValidationError:  # settings that exclude each other

@@ -6,18 +6,21 @@ import re
 import subprocess
 import sys
 import tomllib
+import typing
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 import yaml
 from conftest import GOLDEN, NOTEBOOKS, PROJECT, size_by_torch
+from matplotlib.text import Text
 
 import resnetlib
 from resnetlib import load_experiment, schema
 from resnetlib.augment import BATCH_MIXES, IMAGE_AUGMENTATIONS, preview
 from resnetlib.optim import build_optimizer
-from resnetlib.plots.architecture import BLOCK_LAYERS
+from resnetlib.plots.architecture import BLOCK_LAYERS, draw
 from resnetlib.resnet import BLOCKS
 from resnetlib.schedule import learning_rate
 from resnetlib.size import BLOCK_SIZES, Size, measure_size
@@ -126,6 +129,43 @@ def test_block_is_complete(block):
     golden = Size(**PARTS["blocks"][block])
     assert measure_size(architecture) == golden, f"the arithmetic of block {block!r} is wrong"
     assert size_by_torch(architecture) == golden, f"the class of block {block!r} is wrong"
+
+
+def choices(key):
+    """The names that a key of the architecture may have."""
+    model = schema.Architecture
+    for part in key.split("."):
+        annotation = model.model_fields[part].annotation
+        (model,) = schema.models_in(annotation) or [None]
+    listed = [name for part in typing.get_args(annotation) for name in typing.get_args(part)]
+    return listed or list(typing.get_args(annotation))
+
+
+KINDS = ("stem", "activation", "conv_kind", "shortcut.kind", "shortcut.pool")
+KINDS += ("squeeze_excitation.placement",)
+
+
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key in KINDS for name in choices(key)])
+def test_part_of_a_network_is_complete(key, name):
+    check_parts(key, name, {f"tests/golden/parts.yaml under {key} (its count)": PARTS[key]})
+    outer, _, inner = key.partition(".")
+    settings = {outer: {inner: name} if inner else name}
+    architecture = schema.Architecture(
+        block="bottleneck", depths=[1, 2], widths=[8, 16], **settings
+    )
+    golden = Size(**PARTS[key][name])
+    assert measure_size(architecture) == golden, f"the arithmetic of {key} {name!r} is wrong"
+    assert size_by_torch(architecture) == golden, f"the class of {key} {name!r} is wrong"
+    drawn = texts_of(architecture)
+    default = schema.Architecture(block="bottleneck", depths=[1, 2], widths=[8, 16])
+    assert architecture == default or drawn != texts_of(default), f"{key} {name!r} is not drawn"
+
+
+def texts_of(architecture):
+    axes = draw(architecture)
+    texts = [text.get_text() for text in axes[0].figure.findobj(Text)]
+    plt.close(axes[0].figure)
+    return texts
 
 
 @pytest.mark.parametrize("name", schema.tagged_models(schema.Optimizer))

@@ -11,7 +11,7 @@ from ..config import list_variants, load_experiment
 from ..errors import ConfigError
 from ..experiment import DEFAULT_BUDGET
 from ..schema import SIDE, Architecture
-from ..size import block_size, check_counts, first_blocks, measure_size
+from ..size import block_size, check_counts, measure_size
 
 MAX_DESIGNS = 1_000_000  # of one search: about two seconds and 300 MB
 
@@ -64,9 +64,10 @@ def search(
     """Every design of the architecture's family within the budget, the largest first.
 
     A family shares everything but depths and widths: stem, block, strides (stages beyond them
-    halve the resolution), attention, dropout, biases. Each stage is twice as wide as the one
-    before and has 1 to `max_depth` blocks. The columns are `depths` and `widths` (tuples),
-    `parameters` and `macs`. The search is exhaustive: too many designs are a `ConfigError`.
+    halve the resolution), shortcuts, attention, dropout, biases. Each stage is twice as wide as
+    the one before and has 1 to `max_depth` blocks. The columns are `depths` and `widths` (tuples),
+    `parameters` and `macs`. The search is exhaustive: too many designs are a `ConfigError`, and so
+    is a setting of single stages or blocks.
 
     Args:
         architecture: any network of the family.
@@ -78,6 +79,7 @@ def search(
     if base_widths is None:
         base_widths = [*range(8, 129, 8), architecture.widths[0]]
     stages, base_widths = sorted(set(stages)), sorted(set(base_widths))
+    _check_family(architecture)
     _check_search(budget, stages, base_widths, max_depth)
     depths: list[tuple[int, ...]] = []
     widths: list[tuple[int, ...]] = []
@@ -87,10 +89,12 @@ def search(
         tuples = list(map(tuple, (grid + 1).tolist()))
         for base in base_widths:
             design = _design(architecture, tuple(base << stage for stage in range(count)))
+            if not _is_possible(design):
+                continue
             smallest = measure_size(design)
             if smallest.parameters > budget:  # and so is every deeper or wider one
                 break
-            further = [astuple(block_size(design, block.next)) for block in first_blocks(design)]
+            further = [astuple(block_size(design, block.next)) for (block,) in design.blocks]
             found = astuple(smallest) + grid @ np.array(further)  # (designs, 2)
             kept = np.flatnonzero(found[:, 0] <= budget)
             depths += map(tuples.__getitem__, kept.tolist())
@@ -108,6 +112,21 @@ def search(
     )
 
 
+def _check_family(architecture: Architecture) -> None:
+    """Refuse what is set for single stages or blocks, of which the search changes the number."""
+    single = {
+        "block_widths": architecture.block_widths,
+        "squeeze_excitation.blocks": architecture.squeeze_excitation.blocks,
+        "activation": len(architecture.activation) > 1,
+        "conv_kind": len(architecture.conv_kind) > 1,
+    }
+    if names := [name for name, value in single.items() if value]:
+        raise ConfigError(
+            f"{names[0]} is set for single stages or blocks, and the search changes their number: "
+            "give one value for the network"
+        )
+
+
 def _check_search(budget: int, stages: list, base_widths: list, max_depth: int) -> None:
     check_counts(budget=[budget], stages=stages, base_widths=base_widths, max_depth=[max_depth])
     designs = len(base_widths) * sum(max_depth**count for count in stages)
@@ -116,6 +135,15 @@ def _check_search(budget: int, stages: list, base_widths: list, max_depth: int) 
             f"{designs:,} designs are more than the {MAX_DESIGNS:,} of one search: "
             "give fewer base_widths, fewer stages or a smaller max_depth"
         )
+
+
+def _is_possible(design: Architecture) -> bool:
+    """Whether the family's block can have these widths; a bottleneck needs multiples."""
+    try:
+        design.check_blocks()
+    except ValueError:
+        return False
+    return True
 
 
 def _design(architecture: Architecture, widths: tuple[int, ...]) -> Architecture:

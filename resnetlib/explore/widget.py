@@ -98,18 +98,17 @@ class ArchitectureExplorer(widgets.VBox):
         dropout, attention = values["block"] == "dropout", values["placement"] != "none"
         self.controls["dropout"].disabled = not dropout
         self.controls["reduction"].disabled = not attention
-        settings = {
-            "block": values["block"],
-            "depths": values["depths"],
-            "widths": values["widths"],
-            "conv_bias": values["conv_bias"],
-            "dropout": values["dropout"] if dropout else 0.0,
-            "squeeze_excitation.placement": values["placement"],
-            "squeeze_excitation.reduction": values["reduction"] if attention else 16,
-        }
-        if strides := load_experiment(values["start"]).architecture.strides:
+        start = load_experiment(values["start"]).architecture
+        settings = {name: values[name] for name in ("block", "depths", "widths", "conv_bias")}
+        if dropout or start.block == "dropout":  # the control is of that block
+            settings["dropout"] = values["dropout"] if dropout else 0.0
+        settings["squeeze_excitation"] = {"placement": "none"}
+        if attention:
+            given = {name: values[name] for name in ("placement", "reduction")}
+            settings["squeeze_excitation"] = start.squeeze_excitation.model_dump() | given
+        if start.strides:
             stages = len(values["depths"].split(","))  # those beyond the strides halve
-            settings["strides"] = (strides + (2,) * stages)[:stages]
+            settings["strides"] = (start.strides + (2,) * stages)[:stages]
         overrides = {f"architecture.{name}": value for name, value in settings.items()}
         try:
             architecture = load_experiment(values["start"], **overrides).architecture
@@ -175,7 +174,12 @@ def _controls(variant: str) -> dict[str, widgets.Widget]:
         ),
         "conv_bias": widgets.Checkbox(description="biases in convolutions", **LABEL),
         "placement": widgets.Dropdown(
-            options=[("none", "none"), ("after the stem", "stem"), ("in every block", "block")],
+            options=[
+                ("none", "none"),
+                ("after the stem", "stem"),
+                ("in the blocks", "block"),
+                ("after their addition", "addition"),
+            ],
             description="attention",
             **LABEL,
         ),
@@ -204,7 +208,10 @@ def _comparison(architecture: Architecture, budget: int) -> str:
 
 
 def _designs(architecture: Architecture, budget: int) -> str:
-    found = search(architecture, budget=budget)
+    try:
+        found = search(architecture, budget=budget)
+    except ConfigError as error:
+        return f"No search: {html.escape(str(error))}"
     table = _table(format_table(found.head(20))) if len(found) else ""
     return f"{len(found):,} designs within the budget; the largest are:{table}"
 

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 
-from ..schema import NUM_CLASSES, SIDE, Architecture
-from ..size import first_blocks, format_shape
+from ..schema import NUM_CLASSES, PREACTIVATED, SIDE, STEM_KERNELS, Architecture, BlockShape
+from ..size import format_shape
 from .style import figure_style
 
 # Lengths are inches: one is 100 pixels.
@@ -24,6 +24,7 @@ MAX_BLOCKS = 21  # drawn one by one; in a deeper network the long stages are sho
 PADDING = 0.26  # of a stage, beside its blocks
 MAX_PITCH = 0.9  # from one block to the next
 MIN_STAGE = 0.95  # width
+GAP = 0.2  # between the layers of a block
 INK = "0.2"
 CREST = sns.color_palette("crest", 71)  # a shade for each tenth of a doubling from 8 channels
 COLORBLIND = sns.color_palette("colorblind")
@@ -32,7 +33,12 @@ FILLS = {  # of a layer in the picture of a block
     "conv": CREST[14],
     "BN": "0.86",
     "ReLU": "0.97",
+    "depthwise": CREST[28],
+    "leaky": "0.97",
     "max-pool": COLORBLIND[4],
+    "avg-pool": COLORBLIND[4],
+    "every": COLORBLIND[4],
+    "zero": COLORBLIND[9],
     "dropout": COLORBLIND[8],
     "SE": ORANGE,
     "drop": COLORBLIND[6],
@@ -54,17 +60,10 @@ class _Part(NamedTuple):
         return self.name.startswith("stage")
 
 
-class _Change(NamedTuple):
-    """What a block changes of its input's shape."""
-
-    halves: bool = False  # the resolution
-    shape: bool = False  # the resolution or the number of channels
-
-
 class BlockLayers(NamedTuple):
     """The layers of a block, in order, as they are drawn."""
 
-    residual: list[str]
+    residual: Sequence[str]
     before: Sequence[str] = ()  # the shortcut leaves
     shortcut: Sequence[str] = ()  # none: the identity
     after: Sequence[str] = ()  # the sum
@@ -101,7 +100,12 @@ def draw(architecture: Architecture) -> list[Axes]:
     Axes is the network, the others are the kinds of block.
     """
     parts, kinds = _parts(architecture), _kinds(architecture)
-    width, boxes = _layout(parts)
+    title, key = describe_drawing(architecture), _key(architecture, kinds)
+    least = max(_block_width(kind.layers) for kind in kinds)
+    least = max(
+        least, 0.1 * len(title), sum(0.44 + 0.061 * len(entry.get_label()) for entry in key)
+    )
+    width, boxes = _layout(parts, least)
     heights = [3.3] + [1.3] * len(kinds)
     total = sum(heights) + 0.35  # the title
     with figure_style(**{"axes.grid": False}):
@@ -113,22 +117,25 @@ def draw(architecture: Architecture) -> list[Axes]:
             axes.set(xlim=(0, width), ylim=(0, height))
             axes.axis("off")
         _draw_network(grid[0, 0], architecture, parts, boxes)
+        _draw_key(grid[0, 0], key)
         for axes, kind in zip(grid[1:, 0], kinds, strict=True):
             _draw_block(axes, kind)
-        figure.suptitle(
-            describe_drawing(architecture), fontweight="bold", y=1 - 0.1 / total, va="top"
-        )
+        figure.suptitle(title, fontweight="bold", y=1 - 0.1 / total, va="top")
     return list(grid.flat)
 
 
 def describe_drawing(architecture: Architecture) -> str:
     """The network in a line, such as `3 basic blocks (1-1-1), 16-32-64 channels`."""
     blocks = sum(architecture.depths)
-    attention = {
-        "none": "",
-        "stem": ", squeeze-and-excitation after the stem",
-        "block": ", squeeze-and-excitation in every block",
-    }[architecture.squeeze_excitation.placement]
+    squeeze = architecture.squeeze_excitation
+    where = {"none": "", "stem": " after the stem", "block": "", "addition": " after the addition"}
+    attention = ""
+    if squeeze.placement != "none":
+        attention = f", squeeze-and-excitation{where[squeeze.placement]}"
+    if squeeze.placement in ("block", "addition"):
+        attention += (
+            f" in {_count(len(squeeze.blocks), 'block') if squeeze.blocks else 'every block'}"
+        )
     biases = ", biases" if architecture.conv_bias else ""
     return (
         f"{_count(blocks, f'{architecture.block} block')} "
@@ -138,107 +145,188 @@ def describe_drawing(architecture: Architecture) -> str:
 
 
 def _parts(architecture: Architecture) -> list[_Part]:
-    preact = architecture.block == "preact"
-    stem = "conv 3×3" if preact else "conv 3×3, BN, ReLU"
-    if architecture.stem == "whitening":
-        stem = "whitening 2×2, ReLU"
     first, *stages = architecture.outputs
     parts = [
         _Part("image", format_shape(3, SIDE), "", 3, SIDE),
-        _Part("stem", format_shape(*first), stem, *first),
+        _Part("stem", format_shape(*first), _stem_note(architecture), *first),
     ]
     for index, (depth, output) in enumerate(zip(architecture.depths, stages, strict=True)):
         name, note = f"stage {index + 1}", _count(depth, "block")
         parts.append(_Part(name, format_shape(*output), note, *output, depth))
-    head = "BN, ReLU, mean, linear" if preact else "mean, linear"
+    layers = ["mean", "linear"]
+    if architecture.head_dropout:
+        layers.insert(1, f"dropout {architecture.head_dropout:g}")
+    if architecture.block in PREACTIVATED and architecture.final_norm:
+        layers = ["BN", ACTIVATION_NAMES[architecture.activations[-1]], *layers]
+    head = ", ".join(layers)
     return [*parts, _Part("head", f"{NUM_CLASSES} logits", head, NUM_CLASSES, 1)]
+
+
+def _stem_note(architecture: Architecture) -> str:
+    """The layers of the stem."""
+    kernels = STEM_KERNELS[architecture.stem]
+    kind = "whitening" if architecture.stem == "whitening" else "conv"
+    times = "" if len(kernels) == 1 else f"{len(kernels)} × "
+    layers = [f"{times}{kind} {kernels[0]}×{kernels[0]}"]
+    if kind == "conv" and architecture.block != "preact":
+        layers.append("BN")
+    if architecture.block not in PREACTIVATED:
+        layers.append(ACTIVATION_NAMES[architecture.activations[0]])
+    if pool := architecture.stem_pool:
+        layers.append(f"max-pool {pool.kernel}×{pool.kernel}")
+    return ", ".join(layers)
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
-def _basic_layers(architecture: Architecture, change: _Change) -> BlockLayers:
-    residual = [_conv3x3(change), "BN", "ReLU", "conv 3×3", "BN"]
-    shortcut = [_projection(change), "BN"] if change.shape else []
-    return BlockLayers(residual, shortcut=shortcut, after=["ReLU"])
+def _basic_layers(architecture: Architecture, block: BlockShape) -> BlockLayers:
+    activation = _activation(architecture, block)
+    residual = [*_conv3x3(architecture, block), "BN", activation]
+    residual += [*_dropout(architecture, "residual"), *_conv3x3(architecture, block.next), "BN"]
+    return BlockLayers(residual, (), _shortcut(architecture, block), [activation])
 
 
-def _dropout_layers(architecture: Architecture, change: _Change) -> BlockLayers:
-    layers = _basic_layers(architecture, change)
-    layers.residual.insert(3, f"dropout {architecture.dropout:g}")
-    return layers
+def _bottleneck_layers(architecture: Architecture, block: BlockShape) -> BlockLayers:
+    activation = _activation(architecture, block)
+    residual = ["conv 1×1", "BN", activation, *_conv3x3(architecture, block), "BN", activation]
+    residual += [*_dropout(architecture, "residual"), "conv 1×1", "BN"]
+    return BlockLayers(residual, (), _shortcut(architecture, block), [activation])
 
 
-def _preact_layers(architecture: Architecture, change: _Change) -> BlockLayers:
-    first, residual = ["BN", "ReLU"], [_conv3x3(change), "BN", "ReLU", "conv 3×3"]
-    if change.shape:  # the first BN and ReLU serve both paths
-        return BlockLayers(residual, before=first, shortcut=[_projection(change)])
-    return BlockLayers(first + residual)
+def _preact_layers(architecture: Architecture, block: BlockShape) -> BlockLayers:
+    first = ["BN", _activation(architecture, block)]
+    residual = [*_conv3x3(architecture, block), *first, *_dropout(architecture, "residual")]
+    residual += _conv3x3(architecture, block.next)
+    shortcut = _shortcut(architecture, block)
+    if shortcut and architecture.shortcut.input == "activated":
+        return BlockLayers(residual, first, shortcut)  # the first BN and ReLU serve both paths
+    return BlockLayers(first + residual, (), shortcut)
 
 
-def _pooled_layers(architecture: Architecture, change: _Change) -> BlockLayers:
-    pool = ["max-pool 2×2"] if change.halves else []
-    before = ["conv 3×3", *pool, "BN", "ReLU"]
-    return BlockLayers(["conv 3×3", "BN"], before=before, after=["ReLU"])
+def _pyramid_layers(architecture: Architecture, block: BlockShape) -> BlockLayers:
+    residual = ["BN", *_conv3x3(architecture, block), "BN", _activation(architecture, block)]
+    residual += [*_dropout(architecture, "residual"), *_conv3x3(architecture, block.next), "BN"]
+    return BlockLayers(residual, (), _shortcut(architecture, block))
 
 
-def _conv3x3(change: _Change) -> str:
-    return "conv 3×3, stride 2" if change.halves else "conv 3×3"
+def _pooled_layers(architecture: Architecture, block: BlockShape) -> BlockLayers:
+    activation, conv = _activation(architecture, block), _conv3x3(architecture, block.next)
+    pool = ["max-pool 2×2"] if block.stride == 2 else []
+    residual = [*_dropout(architecture, "residual"), *conv, "BN"]
+    return BlockLayers(residual, [*conv, *pool, "BN", activation], (), [activation])
 
 
-def _projection(change: _Change) -> str:
-    return "conv 1×1, stride 2" if change.halves else "conv 1×1"
+def _activation(architecture: Architecture, block: BlockShape) -> str:
+    return ACTIVATION_NAMES[architecture.activations[block.stage + 1]]
 
 
-BLOCK_LAYERS: dict[str, Callable[[Architecture, _Change], BlockLayers]] = {
+def _dropout(architecture: Architecture, place: str) -> list[str]:
+    drawn = architecture.dropout or architecture.block == "dropout"
+    here = drawn and architecture.dropout_place == place
+    return [f"dropout {architecture.dropout:g}"] if here else []
+
+
+def _conv3x3(architecture: Architecture, block: BlockShape) -> list[str]:
+    kind, stride = architecture.conv_kinds[block.stage], _stride(block)
+    if kind == "full":
+        return [f"conv 3×3{stride}"]
+    return [f"depthwise 3×3{stride}", *["conv 1×1"] * (kind == "separable")]
+
+
+def _shortcut(architecture: Architecture, block: BlockShape) -> list[str]:
+    """The layers of the shortcut; none: the identity."""
+    if not block.changes_shape:
+        return []
+    shortcut, padded = architecture.shortcut, architecture.shortcut.kind == "zero_pad"
+    layers = []
+    if block.stride == 2 and (padded or shortcut.pool != "none"):
+        layers.append(SHORTCUT_POOLS[shortcut.pool])
+    if padded:
+        return layers + ["zero channels"] * (block.in_channels != block.out_channels)
+    layers.append("conv 1×1" if layers else f"conv 1×1{_stride(block)}")
+    return layers + ["BN"] * architecture.shortcut_norm
+
+
+def _stride(block: BlockShape) -> str:
+    return ", stride 2" if block.stride == 2 else ""
+
+
+ACTIVATION_NAMES = {"relu": "ReLU", "leaky_relu": "leaky ReLU"}
+SHORTCUT_POOLS = {"none": "every 2nd pixel", "average": "avg-pool 2×2", "max": "max-pool 2×2"}
+BLOCK_LAYERS: dict[str, Callable[[Architecture, BlockShape], BlockLayers]] = {
     "basic": _basic_layers,
-    "dropout": _dropout_layers,
+    "bottleneck": _bottleneck_layers,
+    "dropout": _basic_layers,
     "preact": _preact_layers,
+    "pyramid": _pyramid_layers,
     "pooled": _pooled_layers,
 }
 
 
-def _layers(architecture: Architecture, change: _Change) -> BlockLayers:
-    """The layers of the architecture's block with all that ends its residual path."""
-    layers = BLOCK_LAYERS[architecture.block](architecture, change)
-    if architecture.squeeze_excitation.placement == "block":
-        layers.residual.append("SE")
-    if architecture.stochastic_depth:
-        layers.residual.append("drop path")
-    return layers
-
-
-def _changes(architecture: Architecture) -> list[_Change]:
-    """What the first block of each stage changes."""
-    return [_Change(b.stride == 2, b.changes_shape) for b in first_blocks(architecture)]
+def _layers(architecture: Architecture, block: BlockShape) -> BlockLayers:
+    """The layers of a block with all that ends its residual path and follows the addition."""
+    residual, before, shortcut, after = BLOCK_LAYERS[architecture.block](architecture, block)
+    attention = ["SE"] * block.attention
+    at_end = architecture.squeeze_excitation.placement == "block"
+    drop_path = ["drop path"] * bool(architecture.stochastic_depth)
+    residual = [*residual, *attention * at_end, *drop_path]
+    after = [*attention * (not at_end), *after, *_dropout(architecture, "output")]
+    return BlockLayers(tuple(residual), tuple(before), tuple(shortcut), tuple(after))
 
 
 def _kinds(architecture: Architecture) -> list[_Kind]:
-    """The kinds of block in the network; first those that change the shape."""
-    identity = _layers(architecture, _Change())
-    stages: dict[_Change, list[str]] = {}
-    for number, change in enumerate(_changes(architecture), start=1):
-        if _layers(architecture, change) != identity:
-            stages.setdefault(change, []).append(str(number))
-    kinds = []
-    for change, (*others, last) in stages.items():
-        where = f"stages {', '.join(others)} and {last}" if others else f"stage {last}"
-        effect = "halves the resolution" if change.halves else "changes the channels"
-        title = f"First block of {where}: {effect}"
-        kinds.append(_Kind(title, _layers(architecture, change)))
-    if sum(architecture.depths) > sum(map(len, stages.values())):
-        kinds.append(_Kind("Every other block" if kinds else "Every block", identity))
+    """The kinds of block in the network; first those that change the shape and begin a stage."""
+    blocks: dict[BlockLayers, list[tuple[int, BlockShape]]] = {}  # with their numbers
+    numbers = itertools.count(1)
+    for stage in architecture.blocks:
+        for block in stage:
+            blocks.setdefault(_layers(architecture, block), []).append((next(numbers), block))
+    starts = {stage[0] for stage in architecture.blocks if stage and stage[0].changes_shape}
+    kinds, others = [], []
+    for layers, found in blocks.items():
+        if all(block in starts for _, block in found):
+            kinds.append(_Kind(_first_block_title([block for _, block in found]), layers))
+        else:
+            others.append((layers, [number for number, _ in found]))
+    for layers, found in others:
+        title = "Every other block" if kinds else "Every block"
+        if len(others) > 1:
+            title = f"Block{'s' * (len(found) > 1)} {_ranges(found)}"
+        kinds.append(_Kind(title, layers))
     return kinds
 
 
-def _layout(parts: Sequence[_Part]) -> tuple[float, list[_Box]]:
-    """The picture's width and the parts' boxes, with as much space between blocks as there is."""
+def _first_block_title(blocks: list[BlockShape]) -> str:
+    *others, last = [str(block.stage + 1) for block in blocks]
+    where = f"stages {', '.join(others)} and {last}" if others else f"stage {last}"
+    effect = "halves the resolution" if blocks[0].stride == 2 else "changes the channels"
+    return f"First block of {where}: {effect}"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Such as `1 to 3, 5` for 1, 2, 3, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    texts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return ", ".join(texts)
+
+
+def _layout(parts: Sequence[_Part], least: float) -> tuple[float, list[_Box]]:
+    """The picture's width, at least this, and the parts' boxes, as wide as there is space."""
     longest = min(MAX_BLOCKS, max(part.blocks for part in parts))
     while longest > 3 and sum(min(part.blocks, longest) for part in parts) > MAX_BLOCKS:
         longest -= 1
     drawn = [min(part.blocks, longest) for part in parts]
-    ends = {"image": 0.9, "stem": 1.25, "head": 1.45 if "ReLU" in parts[-1].note else 1.0}
+    ends = {"image": 0.9} | {
+        part.name: max(least, 0.25 + 0.056 * len(part.note))
+        for part, least in ((parts[1], 1.25), (parts[-1], 1.0))
+    }
     gap, margin = 0.25, 0.1
     for pitch in np.arange(MAX_PITCH, 0.2, -0.01):
         widths = [
@@ -248,7 +336,7 @@ def _layout(parts: Sequence[_Part]) -> tuple[float, list[_Box]]:
         used = sum(widths) + gap * (len(parts) - 1) + 2 * margin
         if used <= WIDTH:
             break
-    width = max(WIDTH, used)
+    width = max(WIDTH, used, least)
     lefts = np.cumsum([(width - used) / 2 + margin, *(w + gap for w in widths[:-1])]).tolist()
     return width, [_Box(*box) for box in zip(lefts, widths, drawn, strict=True)]
 
@@ -256,21 +344,18 @@ def _layout(parts: Sequence[_Part]) -> tuple[float, list[_Box]]:
 def _draw_network(
     axes: Axes, architecture: Architecture, parts: list[_Part], boxes: list[_Box]
 ) -> None:
-    attention = architecture.squeeze_excitation.placement
-    changes = iter(_changes(architecture))
+    stages = iter(architecture.blocks)
     for part, box in zip(parts, boxes, strict=True):
         _label(axes, part, box)
         if part.is_stage:
-            projects = bool(_layers(architecture, next(changes)).shortcut)
-            _draw_stage(axes, part, box, attention == "block", projects)
+            _draw_stage(axes, architecture, part, box, next(stages))
         else:
             _draw_bar(axes, box.center, _thickness(part), part)
-        if part.name == "stem" and attention == "stem":
+        if part.name == "stem" and architecture.squeeze_excitation.placement == "stem":
             _draw_attention(axes, box.center + _thickness(part) / 2, part)
     ends = [_ends(part, box) for part, box in zip(parts, boxes, strict=True)]
     for (_, start), (end, _) in itertools.pairwise(ends):
         _draw_arrow(axes, start, end, MIDDLE)
-    _draw_key(axes, architecture)
 
 
 def _thickness(part: _Part) -> float:
@@ -295,7 +380,14 @@ def _label(axes: Axes, part: _Part, box: _Box) -> None:
     axes.text(box.center, 0.38, part.note, fontsize=8, **style)
 
 
-def _draw_stage(axes: Axes, part: _Part, box: _Box, attention: bool, projects: bool) -> None:
+def _draw_stage(
+    axes: Axes,
+    architecture: Architecture,
+    part: _Part,
+    box: _Box,
+    blocks: Sequence[BlockShape],
+) -> None:
+    """The stage's blocks; those before the last that do not fit are three dots."""
     panel = FancyBboxPatch(
         (box.left + 0.03, 0.74),
         box.width - 0.06,
@@ -310,7 +402,8 @@ def _draw_stage(axes: Axes, part: _Part, box: _Box, attention: bool, projects: b
     _draw_wire(axes, *_ends(part, box))
     start = box.center - box.drawn * box.pitch / 2
     shortened = part.blocks > box.drawn
-    for number in range(box.drawn):
+    drawn = [*blocks[: box.drawn - 1], *blocks[-1:]] if box.drawn else []
+    for number, block in enumerate(drawn):
         left = start + number * box.pitch
         if shortened and number == box.drawn - 2:  # for all that are not drawn
             dots = axes.text(left + box.pitch / 2, MIDDLE, "···", ha="center", va="center")
@@ -318,8 +411,9 @@ def _draw_stage(axes: Axes, part: _Part, box: _Box, attention: bool, projects: b
             continue
         center, width = left + box.pitch / 2, 0.44 * box.pitch
         _draw_bar(axes, center, width, part)
-        _draw_shortcut(axes, left, left + box.pitch, part, projects and number == 0)
-        if attention:
+        dashed = bool(_layers(architecture, block).shortcut)
+        _draw_shortcut(axes, left, left + box.pitch, part, dashed)
+        if block.attention:
             _draw_attention(axes, center + width / 2, part)
 
 
@@ -349,31 +443,37 @@ def _draw_attention(axes: Axes, left: float, part: _Part) -> None:
     )
 
 
-def _draw_shortcut(axes: Axes, left: float, right: float, part: _Part, projected: bool) -> None:
-    """An arch over the bar to the addition, dashed where the shortcut is a convolution."""
+def _draw_shortcut(axes: Axes, left: float, right: float, part: _Part, dashed: bool) -> None:
+    """An arch over the bar to the addition, dashed where the shortcut is not the identity."""
     top = MIDDLE + (_height(part.side) / 2 + 0.08) / 0.62  # a cubic's flank clears the bar's corner
     points = [(left, MIDDLE), (left, top), (right, top), (right, MIDDLE)]
     arch = Path(points, [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])
-    axes.add_patch(
-        PathPatch(arch, fc="none", ec=INK, lw=1, ls="--" if projected else "-", zorder=2)
-    )
+    axes.add_patch(PathPatch(arch, fc="none", ec=INK, lw=1, ls="--" if dashed else "-", zorder=2))
     axes.add_patch(Circle((right, MIDDLE), 0.035, fc="white", ec=INK, lw=1, zorder=4))
 
 
-def _draw_key(axes: Axes, architecture: Architecture) -> None:
+def _key(architecture: Architecture, kinds: Sequence[_Kind]) -> list[Line2D | Patch]:
+    """The entries of the key, with their labels."""
     squeeze = architecture.squeeze_excitation
-    shortcuts = [kind.layers.shortcut for kind in _kinds(architecture)]
+    shortcuts = [", ".join(part for part in k.layers.shortcut if part != "BN") for k in kinds]
     entries = []
     if not all(shortcuts):
         entries.append(Line2D([], [], color=INK, lw=1, label="identity shortcut"))
-    projections = [shortcut[0] for shortcut in shortcuts if shortcut]
-    if projections:
-        projected = f"shortcut by {' or '.join(projections)}"
-        entries.append(Line2D([], [], color=INK, lw=1, ls="--", label=projected))
+    # Of a convolution with and without a stride, the one with it.
+    longest = [
+        one for one in dict.fromkeys(shortcuts) if sum(one in o for o in set(shortcuts)) == 1
+    ]
+    if any(longest):
+        label = f"shortcut by {' or '.join(filter(None, longest))}"
+        entries.append(Line2D([], [], color=INK, lw=1, ls="--", label=label))
     if squeeze.placement != "none":
         label = f"squeeze-and-excitation, channels / {squeeze.reduction}"
         entries.append(Patch(fc=ORANGE, label=label))
-    entries.append(Patch(fc=CREST[35], label="a block: height for resolution, shade for channels"))
+    label = "a block: height for resolution, shade for channels"
+    return [*entries, Patch(fc=CREST[35], label=label)]
+
+
+def _draw_key(axes: Axes, entries: list[Line2D | Patch]) -> None:
     axes.legend(
         handles=entries,
         loc="lower center",
@@ -391,9 +491,9 @@ def _draw_block(axes: Axes, kind: _Kind) -> None:
     middle, above = 0.28, 0.76
     residual, before, shortcut, after = kind.layers
     axes.text(0.2, 1.2, kind.title, fontsize=10, fontweight="bold", va="top", color=INK)
-    gap, layers = 0.2, [*before, *residual]
-    tip = 0.95 if after else 0.35  # of the arrow, from the sum
-    x = (axes.get_xlim()[1] - sum(map(_chip_width, layers)) - gap * len(layers) - tip) / 2
+    gap, layers = GAP, [*before, *residual]
+    x = (axes.get_xlim()[1] - _block_width(kind.layers)) / 2 + 0.3
+    tip = _tip(after)
     start, fork = x - 0.3, x - 0.15
     for number, layer in enumerate(layers):
         if before and number == len(before):
@@ -402,8 +502,10 @@ def _draw_block(axes: Axes, kind: _Kind) -> None:
         x += _chip_width(layer) + gap
     total = x
     _draw_arrow(axes, start, total + tip, middle)
+    x = total + gap
     for layer in after:
-        _draw_chip(axes, total + 0.2, middle, layer)
+        _draw_chip(axes, x, middle, layer)
+        x += _chip_width(layer) + gap
     xs, ys = [fork, fork, total, total], [middle, above, above, middle]
     axes.plot(xs, ys, color=INK, lw=1, zorder=1, ls="--" if shortcut else "-")
     axes.add_patch(Circle((total, middle), 0.09, fc="white", ec=INK, lw=1, zorder=3))
@@ -417,6 +519,17 @@ def _draw_block(axes: Axes, kind: _Kind) -> None:
     for layer in shortcut:
         _draw_chip(axes, x, above, layer)
         x += _chip_width(layer) + 0.15
+
+
+def _block_width(layers: BlockLayers) -> float:
+    """From the start of the arrow to its tip."""
+    chips = [*layers.before, *layers.residual]
+    return 0.3 + sum(map(_chip_width, chips)) + GAP * len(chips) + _tip(layers.after)
+
+
+def _tip(after: Sequence[str]) -> float:
+    """Length of the arrow from the sum: past the layers that follow it."""
+    return 0.35 + sum(map(_chip_width, after)) + GAP * len(after) - 0.1 * bool(after)
 
 
 def _chip_width(layer: str) -> float:

@@ -63,6 +63,38 @@ def test_search_gives_the_size_of_each_network(variant):
     assert size.measure_size(made) == Size(row["parameters"], row["macs"])
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"block": "bottleneck", "expansion": 3, "squeeze_excitation": {"placement": "block"}},
+        {"block": "pyramid", "shortcut": {"kind": "zero_pad"}, "stem_width": 12},
+        {"conv_kind": "separable", "activation": "leaky_relu", "stem": "double_conv3x3"},
+    ],
+)
+def test_search_keeps_the_parts_of_the_family(settings):
+    family = Architecture(**{"block": "basic", "depths": [1], "widths": [12]} | settings)
+    found = explore.search(family, budget=30_000, stages=[2], base_widths=[8, 12], max_depth=2)
+    assert len(found)
+    for row in found.itertuples():
+        content = family.model_dump() | {"depths": row.depths, "widths": row.widths}
+        made = Architecture.model_validate(content)
+        assert size.measure_size(made) == Size(row.parameters, row.macs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"block_widths": [[8], [16], [32]], "widths": [8, 16, 32]}, "block_widths"),
+        ({"placement": "block", "squeeze_excitation.blocks": [1]}, "squeeze_excitation.blocks"),
+        ({"activation": ["relu", "relu", "relu", "leaky_relu"]}, "activation"),
+        ({"conv_kind": ["full", "full", "separable"]}, "conv_kind"),
+    ],
+)
+def test_search_refuses_settings_of_single_stages(settings, name):
+    with pytest.raises(ConfigError, match=f"{name} is set for single stages or blocks"):
+        explore.search(architecture_of(**settings))
+
+
 def test_search_includes_the_own_width():
     own = architecture_of("lite", depths=[1], widths=[10])
     found = explore.search(own, budget=6_000, stages=[1], max_depth=1)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import NOTEBOOKS, run_papermill
 
-from resnetlib import explore, list_variants, load_experiment, plots, schema, size
+from resnetlib import explore, list_variants, load_experiment, paths, plots, schema, size
 from resnetlib.errors import ConfigError
 from resnetlib.explore.widget import ArchitectureExplorer, budget_bar
 from resnetlib.schema import Architecture
@@ -55,6 +55,32 @@ def test_explorer_starts_from_every_variant(explorer, variant):
     assert explorer.architecture == load_experiment(variant).architecture
     assert explorer.error == ""
     assert f"{explorer.size.parameters:,}" in html_of(explorer)
+
+
+def test_explorer_keeps_what_has_no_control(tmp_path, monkeypatch):
+    params = tmp_path / "params"
+    params.mkdir()
+    content = yaml.safe_load(load_experiment("lite").to_yaml())
+    content = {key: content[key] for key in ("title", "source", "recipe")}
+    architecture = {
+        "block": "bottleneck",
+        "depths": [1, 2],
+        "widths": [16, 32],
+        "activation": ["relu", "relu", "leaky_relu"],
+        "dropout": 0.1,
+        "dropout_unit": "values",
+        "squeeze_excitation": {"placement": "addition", "bias": False, "blocks": [2]},
+    }
+    content |= {"variant": "rich", "architecture": architecture}
+    (params / "rich.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    explorer = ArchitectureExplorer("rich")
+    assert (explorer.architecture, explorer.error) == (Architecture(**architecture), "")
+    titles = list(explorer._folds.titles)
+    explorer._folds.selected_index = titles.index("All designs of this family within the budget")
+    assert "No search: squeeze_excitation.blocks is set for single" in html_of(explorer)
+    explorer.controls["placement"].value = "none"
+    assert explorer.architecture.squeeze_excitation == schema.SqueezeExcitationConfig()
 
 
 def test_explorer_displays_a_change_at_once(explorer):

@@ -6,6 +6,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from resnetlib import explore, list_variants, load_experiment, plots, size
+from resnetlib.plots.architecture import MAX_BLOCKS
+from resnetlib.schema import Architecture
 
 
 @pytest.fixture(autouse=True)
@@ -35,22 +37,67 @@ def test_draw_has_the_numbers_of_a_variant(variant):
     assert {size.format_shape(*output) for output in architecture.outputs} <= set(texts)
     for depth in architecture.depths:
         assert f"{depth or 'no'} block{'s' * (depth != 1)}" in texts
-    blocks_drawn = sum(architecture.depths)
-    attentions = {"none": 0, "stem": 1, "block": blocks_drawn}
-    attention = attentions[architecture.squeeze_excitation.placement]
-    assert ("squeeze-and-excitation, channels / 16" in texts) == (attention > 0)
-    assert len(bars_of(network)) == 3 + blocks_drawn + attention
-    in_blocks = [text for axes in blocks for text in texts_of(axes)]
-    assert ("dropout 0.4" in in_blocks) == (architecture.block == "dropout")
-    layers = {"conv 3×3", "conv 3×3, stride 2", "conv 1×1, stride 2", "identity"}
-    if architecture.block == "pooled":
-        layers = {"conv 3×3", "max-pool 2×2", "identity"}
-    assert layers <= set(in_blocks)
+    shapes = [block for stage in architecture.blocks for block in stage]
+    attention = architecture.squeeze_excitation
+    count = sum(block.attention for block in shapes) + (attention.placement == "stem")
+    label = f"squeeze-and-excitation, channels / {attention.reduction}"
+    assert (label in texts) == (count > 0)
+    if len(shapes) <= MAX_BLOCKS:  # a deeper network is shortened
+        assert len(bars_of(network)) == 3 + len(shapes) + count
+    in_blocks = {text for axes in blocks for text in texts_of(axes)}
+    dropout = f"dropout {architecture.dropout:g}"
+    assert (dropout in in_blocks) == (architecture.block == "dropout" or architecture.dropout > 0)
+    assert ("identity" in in_blocks) == any(
+        architecture.block == "pooled" or not block.changes_shape for block in shapes
+    )
+    assert LAYERS.get((architecture.block, architecture.shortcut.kind), set()) <= in_blocks
 
 
-@pytest.mark.parametrize("variant", list_variants())
-def test_draw_keeps_texts_inside_and_apart(variant):
-    axes = plots.draw(architecture_of(variant))
+LAYERS = {  # of networks whose first blocks halve the resolution
+    ("basic", "conv1x1"): {"conv 3×3", "conv 3×3, stride 2", "conv 1×1, stride 2"},
+    ("dropout", "conv1x1"): {"conv 3×3", "conv 3×3, stride 2", "conv 1×1, stride 2"},
+    ("basic", "zero_pad"): {"conv 3×3, stride 2", "every 2nd pixel", "zero channels"},
+    ("pooled", "conv1x1"): {"conv 3×3", "max-pool 2×2"},
+}
+
+
+CROWDED = {  # with as much as there is room for
+    "bottleneck": {
+        "block": "bottleneck",
+        "activation": ["relu", "relu", "leaky_relu", "leaky_relu"],
+        "conv_kind": ["full", "separable", "separable"],
+        "squeeze_excitation": {"placement": "addition", "blocks": [2, 4]},
+        "stem": "double_conv3x3",
+        "stem_pool": {"kernel": 2},
+        "dropout": 0.1,
+        "dropout_place": "output",
+    },
+    "preact": {
+        "block": "preact",
+        "activation": "leaky_relu",
+        "shortcut": {"input": "raw", "pool": "average"},
+        "squeeze_excitation": {"placement": "block"},
+        "head_dropout": 0.2,
+        "stochastic_depth": 0.1,
+    },
+    "pyramid": {
+        "block": "pyramid",
+        "stem_width": 16,
+        "block_widths": [[16, 20], [24, 28], [32, 36]],
+        "shortcut": {"kind": "zero_pad", "pool": "max"},
+        "squeeze_excitation": {"placement": "stem"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", [*list_variants(), *CROWDED])
+def test_draw_keeps_texts_inside_and_apart(name):
+    if name in CROWDED:
+        network = {"depths": [2, 2, 2], "widths": [20, 28, 36]} | CROWDED[name]
+        architecture = Architecture(**network)
+    else:
+        architecture = architecture_of(name)
+    axes = plots.draw(architecture)
     figure = axes[0].figure
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
@@ -61,7 +108,7 @@ def test_draw_keeps_texts_inside_and_apart(variant):
         assert box.x0 >= 0 and box.y0 >= 0, number
         assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
         assert not any(box.overlaps(other) for other in boxes[number + 1 :])
-    assert figure.bbox.width == 1000
+    assert figure.bbox.width == 1000 or (name in CROWDED and figure.bbox.width < 1400)
 
 
 def test_draw_scales_bars_by_resolution_and_channels():
@@ -88,6 +135,42 @@ def test_draw_ends_blocks_with_se_and_drop_path():
     for axes in blocks:
         texts = texts_of(axes)
         assert texts.index("SE") < texts.index("drop path")
+
+
+def test_draw_bottleneck_with_choices_per_stage():
+    network, *blocks = plots.draw(Architecture(depths=[2, 3], widths=[16, 32], **PER_STAGE))
+    assert "2 × conv 3×3, BN, ReLU, max-pool 3×3" in texts_of(network)
+    titles = [texts_of(axes)[0] for axes in blocks]
+    assert titles == ["First block of stage 2: halves the resolution", "Blocks 1, 2", "Blocks 4, 5"]
+    changing, first, second = (texts_of(axes)[1:] for axes in blocks)
+    assert changing[:5] == ["conv 1×1", "BN", "leaky ReLU", "depthwise 3×3, stride 2", "conv 1×1"]
+    assert changing[-3:] == ["max-pool 2×2", "conv 1×1", "BN"]
+    assert first[:6] == ["conv 1×1", "BN", "ReLU", "conv 3×3", "BN", "ReLU"]
+    assert first[6:] == ["conv 1×1", "BN", "ReLU", "+", "identity"]
+    assert second.index("BN") < second.index("SE") < second.index("+")
+    assert len(bars_of(network)) == 3 + 5 + 3
+
+
+PER_STAGE = {
+    "block": "bottleneck",
+    "stem": "double_conv3x3",
+    "stem_pool": {"stride": 1, "padding": 1},
+    "activation": ["relu", "relu", "leaky_relu"],
+    "conv_kind": ["full", "separable"],
+    "shortcut": {"pool": "max"},
+    "squeeze_excitation": {"placement": "addition", "blocks": [3, 4, 5]},
+}
+
+
+def test_draw_zero_pad_and_raw_shortcuts():
+    network, changing, keeping = plots.draw(architecture_of("resnet20"))
+    assert "shortcut by every 2nd pixel, zero channels" in texts_of(network)
+    assert texts_of(changing)[-2:] == ["every 2nd pixel", "zero channels"]
+    assert "identity" in texts_of(keeping)
+    settings = {"block": "preact", "shortcut": {"input": "raw"}, "final_norm": False}
+    network, changing = plots.draw(architecture_of(**settings, depths=[0, 1, 0]))
+    assert "mean, linear" in texts_of(network)
+    assert texts_of(changing)[1:3] == ["BN", "ReLU"]
 
 
 def test_draw_strides_and_stem_width():
