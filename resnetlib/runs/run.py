@@ -72,7 +72,7 @@ class Run:
         """
         import pandas as pd
 
-        return pd.read_csv(self.path / "history.csv", float_precision="round_trip")
+        return pd.read_csv(self.path / "history.csv")
 
     @cached_property
     def metrics(self) -> dict[str, Any]:

@@ -219,7 +219,7 @@ HISTORY_COLUMNS = {"epoch", "lr", "seconds"} | {
 
 
 def _read_history(path: Path) -> pd.DataFrame:
-    history = pd.read_csv(path, float_precision="round_trip").astype(float)
+    history = pd.read_csv(path).astype(float)
     missing = HISTORY_COLUMNS.difference(history)
     if missing:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
