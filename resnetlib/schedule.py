@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from .schema import Constant, Cosine, Exponential, OneCycle, Plateau, Recipe, StepDecay
 
@@ -30,7 +31,9 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, history: Hist
         share = epoch / schedule.warmup_epochs
         return peak * (schedule.warmup_start + (1 - schedule.warmup_start) * share)
     if isinstance(schedule, Plateau):
-        return _plateau(schedule, peak, history[1 : step // steps_per_epoch + 1])
+        first = 1 + math.ceil(schedule.warmup_epochs)
+        rows = history[first : step // steps_per_epoch + 1]
+        return _plateau(schedule, peak, tuple(row[schedule.metric] for row in rows))
     return _after_warmup(schedule, peak, epoch, recipe.epochs)
 
 
@@ -59,14 +62,14 @@ def _after_warmup(
     return _cosine(peak, schedule.min_lr, elapsed / period)
 
 
-def _plateau(schedule: Plateau, peak: float, history: History) -> float:
-    """torch.optim.lr_scheduler.ReduceLROnPlateau, stepped after every epoch past the warm-up."""
+@lru_cache(maxsize=1)  # all steps of an epoch have the same
+def _plateau(schedule: Plateau, peak: float, values: tuple[float, ...]) -> float:
+    """torch.optim.lr_scheduler.ReduceLROnPlateau, stepped with each of the values."""
     lower_is_better = schedule.metric.endswith("loss")
     change = -schedule.threshold if lower_is_better else schedule.threshold
     best = math.inf if lower_is_better else -math.inf
     rate, bad, cooldown = peak, 0, 0
-    for row in history[math.ceil(schedule.warmup_epochs) :]:
-        value = row[schedule.metric]
+    for value in values:
         bound = best * (1 + change) if schedule.threshold_mode == "rel" else best + change
         improved = value < bound if lower_is_better else value > bound
         best = value if improved else best

@@ -213,7 +213,7 @@ class Architecture(Model):
 class _Optimizer(Model):
     name: str
     lr: PositiveFloat  # learning rate at its peak
-    weight_decay: NonNegativeFloat = 0.0  # per unit of the rate; L2 in sgd and adam
+    weight_decay: NonNegativeFloat = 0.0  # per unit of the rate; L2 unless it is decoupled (adamw)
     # Parameters that decay: all, or only the weights of convolutions and of the linear layer
     decay_on: Literal["all", "weights"] = "all"
     bias_lr_factor: PositiveFloat = 1.0  # multiple of the rate for biases and BatchNorm
@@ -530,7 +530,7 @@ class Grayscale(Sometimes):
     """All three channels the grey level (`RandomGrayscale`)."""
 
     name: Literal["grayscale"]
-    probability: UnitInterval = 0.1  # of an image; torchvision's default
+    probability: UnitInterval = 0.5  # of an image; 0.1 is torchvision's default
 
 
 class AutoAugment(Sometimes):
