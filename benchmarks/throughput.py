@@ -32,6 +32,7 @@ from resnetlib.data import normalization
 from resnetlib.device import resolve_device_settings, retain_freed_memory
 from resnetlib.experiment import Experiment
 from resnetlib.optim import build_optimizer
+from resnetlib.schema import Sometimes
 from resnetlib.size import measure_size
 from resnetlib.training import Trainer, epoch_flip_mask
 
@@ -65,6 +66,10 @@ IN_TORCHVISION = {  # torchvision's transforms module and our settings to its tr
     "flip": lambda tv, a: tv.RandomHorizontalFlip(a.probability),
     "color_jitter": lambda tv, a: tv.ColorJitter(a.brightness, a.contrast, a.saturation, a.hue),
     "rotation": lambda tv, a: tv.RandomRotation(a.degrees),
+    "affine": lambda tv, a: tv.RandomAffine(a.degrees, a.translate, a.scale, [*a.shear]),
+    "perspective": lambda tv, a: tv.RandomPerspective(a.distortion_scale, p=1),
+    "gaussian_blur": lambda tv, a: tv.GaussianBlur(a.kernel_size, a.sigma),
+    "grayscale": lambda tv, a: tv.Grayscale(3),
     "auto_augment": lambda tv, a: tv.AutoAugment(tv.AutoAugmentPolicy.CIFAR10),
     "rand_augment": lambda tv, a: tv.RandAugment(a.num_ops, a.magnitude),
     "trivial_augment": lambda tv, a: tv.TrivialAugmentWide(),
@@ -82,6 +87,10 @@ def torchvision_transforms(experiment: Experiment, mean, std):
     from torchvision import transforms as tv
 
     steps = [IN_TORCHVISION[augment.name](tv, augment) for augment in experiment.recipe.augment]
+    steps = [
+        tv.RandomApply([step], augment.probability) if isinstance(augment, Sometimes) else step
+        for step, augment in zip(steps, experiment.recipe.augment, strict=True)
+    ]
     return tv.Compose([*steps, tv.ToTensor(), tv.Normalize(mean, std)])
 
 

@@ -14,9 +14,24 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
 from .errors import ConfigError, closest_match, shorten
-from .experiment import Execution, Experiment, Variant, dotted_paths, matching_paths
+from .experiment import (
+    TRAINING_IMAGES,
+    Execution,
+    Experiment,
+    Variant,
+    dotted_paths,
+    matching_paths,
+)
 from .paths import params_folder
-from .schema import DEFAULT_LR, Model, models_in, tagged_models
+from .schema import (
+    DEFAULT_LR,
+    NUM_CLASSES,
+    Exponential,
+    Model,
+    StepDecay,
+    models_in,
+    tagged_models,
+)
 from .yaml_core import MAX_CHARACTERS, read_scalar, read_yaml
 
 
@@ -55,7 +70,8 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
     """The experiment with these overrides, flat or dotted, checked again as a whole.
 
     A part (`optimizer="adam"`, `optimizer={"name": "adam", "lr": 0.001}`, `ema={"decay": 0.99}`) is
-    replaced before single keys are set, in whatever order they are given.
+    replaced before single keys are set, in whatever order they are given. On the digits, what is
+    counted in epochs or images is scaled in proportion unless it is given, and printed on stderr.
     """
     for name in overrides:
         if not isinstance(name, str):
@@ -85,6 +101,11 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
     keys = dotted_paths({"recipe": content["recipe"]})
     content["assumed"] = [name for name in content["assumed"] if matching_paths(name, keys)]
     result = _validate(_without_missing(content), "override")
+    if scaled := _scaled_to_digits(experiment, result, values):
+        for path, value in scaled.items():
+            _set(content, path, value)
+        values |= scaled
+        result = _validate(_without_missing(content), "override")
     before, after = experiment.model_dump(mode="json"), result.model_dump(mode="json")
     changed = [
         path
@@ -96,6 +117,8 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
     for part, (defaults, dropped) in notes.items():
         defaults = [key for key in defaults if f"{part}.{key}" not in values]
         _report_kind(part, _value_at(after, part), defaults, dropped)
+    if scaled:
+        _report_scaled(experiment, result, scaled)
     recorded = {path: _value_at(after, path) for path in (*experiment.overrides, *changed)}
     return result.model_copy(update={"overrides": recorded})
 
@@ -187,13 +210,52 @@ def _part(name: str, value: Any) -> str | None:
     return None
 
 
+def _scaled_to_digits(
+    before: Experiment, after: Experiment, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings that a trial on the digits changes, by path; those that are given stay.
+
+    Fewer epochs scale what the schedule counts in epochs, fewer images the validation split. A
+    batch that would be larger than the data set becomes the data set. Rates stay.
+    """
+    if after.dataset != "digits":
+        return {}
+    recipe, schedule, scaled = after.recipe, after.recipe.schedule, {}
+
+    def scale(path: str, value: Any) -> None:
+        if path not in given:
+            scaled[path] = value
+
+    share = recipe.epochs / before.recipe.epochs
+    if share < 1 and not isinstance(given.get("recipe.schedule"), Mapping):
+        for key in ("warmup_epochs", "hold_epochs", "period_epochs"):
+            if value := getattr(schedule, key, None):
+                scale(f"recipe.schedule.{key}", float(f"{value * share:.3g}"))
+        if isinstance(schedule, StepDecay):
+            last = recipe.epochs - 1
+            drops = [min(max(round(drop * share), 1), last) for drop in schedule.milestones]
+            scale("recipe.schedule.milestones", drops if last else [])
+        if isinstance(schedule, Exponential) and schedule.every_epochs > 1:
+            scale("recipe.schedule.every_epochs", max(round(schedule.every_epochs * share), 1))
+    if before.dataset != "digits":
+        images, before_images = (TRAINING_IMAGES[e.dataset] for e in (after, before))
+        if recipe.holdout:
+            held_out = max(round(recipe.holdout * images / before_images), NUM_CLASSES)
+            scale("recipe.holdout", held_out)
+        left = images - scaled.get("recipe.holdout", recipe.holdout)
+        if recipe.batch_size > left > 0:
+            scale("recipe.batch_size", left)
+    return scaled
+
+
 def _new_part(
     part: str, old: Mapping[str, Any] | None, value: Mapping[str, Any] | str
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     """A part that is replaced: all its keys, the rates that are defaults, the keys it has lost.
 
-    A mapping replaces the whole part. A name keeps what the new kind has too, except learning rate
-    and weight decay. A required key that is not given is `PydanticUndefined`.
+    A mapping replaces the whole part. A name keeps what the new kind has too, with the same
+    default, except learning rate and weight decay. A required key that is not given is
+    `PydanticUndefined`.
     """
     is_name = isinstance(value, str)
     kind = value if is_name else value.get("name")
@@ -207,7 +269,12 @@ def _new_part(
     if not is_name:
         return new | dict(value), [key for key in new if key == "lr" and key not in value], []
     rates = [key for key in new if key in ("lr", "weight_decay")]
-    kept = {key: old[key] for key in old if key in fields and key not in rates}
+    (old_fields,) = (m.model_fields for m in _parts()[part] if old["name"] in _tags(m))
+    kept = {
+        key: old[key]
+        for key in old
+        if key in fields and key not in rates and fields[key].default == old_fields[key].default
+    }
     dropped = [key for key in old if key not in fields]
     return new | kept | {"name": kind}, rates, dropped
 
@@ -223,6 +290,18 @@ def _report_kind(
         facts.append(f"{', '.join(dropped)} dropped")
     if facts:
         print(f"{part.rpartition('.')[2]} {new['name']}: {'; '.join(facts)}", file=sys.stderr)
+
+
+def _report_scaled(before: Experiment, after: Experiment, scaled: Mapping[str, Any]) -> None:
+    """Print what `_scaled_to_digits` has changed, in one line on stderr."""
+    content = after.model_dump(mode="json")
+    settings = ", ".join(
+        f"{path.rpartition('.')[2]} = {_value_at(content, path)}" for path in scaled
+    )
+    epochs = ""
+    if after.recipe.epochs < before.recipe.epochs:
+        epochs = f"{after.recipe.epochs} of {before.recipe.epochs} epochs on "
+    print(f"scaled to {epochs}the digits: {settings}", file=sys.stderr)
 
 
 def _value_at(tree: Any, path: str) -> Any:
@@ -300,7 +379,7 @@ def _validate(content: dict, where: Any, kind: type[Variant] = Experiment) -> An
 
 def _key(location: tuple[str | int, ...]) -> str:
     """The dotted key of a problem, without the kinds and types that pydantic puts between."""
-    others = {*tagged_models(), "bool", "int"}
+    others = {*tagged_models(), "bool", "int", "Normalization"}
     parts = [str(part) for part in location if part not in others]
     return ".".join(part for part in parts if part.isidentifier() or part.isdigit())
 

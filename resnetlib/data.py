@@ -21,8 +21,10 @@ from .errors import ConfigError, DataError, closest_match
 from .experiment import TRAINING_IMAGES as TRAINING_IMAGES  # also imported from here
 from .paths import display_path
 from .rng import derive_seed
-from .schema import Recipe
+from .schema import Normalization, Recipe
 
+# Of ImageNet's training images, as torchvision's pretrained networks expect them.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Split = tuple[Tensor, Tensor]  # images uint8 (N, 3, H, W), labels int64 (N,)
 
 
@@ -223,8 +225,11 @@ def split_holdout(labels: Tensor, holdout: int, seed: int) -> tuple[Tensor, Tens
 
 def normalization(recipe: Recipe, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel for the recipe's `normalize`."""
+    if isinstance(recipe.normalize, Normalization):
+        return recipe.normalize.mean, recipe.normalize.std
     return {
         "dataset": lambda: (dataset.mean, dataset.std),
         "per_image_std": lambda: (dataset.mean, dataset.per_image_std),
+        "imagenet": lambda: (IMAGENET_MEAN, IMAGENET_STD),
         "none": lambda: ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     }[recipe.normalize]()

@@ -22,7 +22,9 @@ class ConfigError(UserError, ValueError):
 def closest_match(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` if a known name is close to this one, otherwise an empty string."""
     folded = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(name.lower(), folded, n=1)
+    # Letters in another order come first: `adma` is `adam` and not `adamax`.
+    close = [k for k in folded if sorted(k) == sorted(name.lower())]
+    close = close or difflib.get_close_matches(name.lower(), folded, n=1)
     if not close:  # a short name such as `se` has no close match by ratio
         close = [k for k in folded if name and k.startswith(name.lower())][:1]
     return f"; did you mean {folded[close[0]]!r}?" if close else ""

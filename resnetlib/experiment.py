@@ -149,7 +149,8 @@ class Experiment(Variant):
             return "architecture.strides = []: give one value per stage, or null for the default"
         if isinstance(schedule, OneCycle):
             return None
-        if isinstance(schedule, StepDecay) and max(schedule.milestones, default=epochs) >= epochs:
+        first = 0 if epochs == 1 else epochs  # a single epoch has no place for a drop
+        if isinstance(schedule, StepDecay) and max(schedule.milestones, default=first) >= epochs:
             return (
                 f"recipe.schedule.milestones = {shorten(list(schedule.milestones))}: give epochs "
                 f"from 1 to {epochs - 1}, in which the rate can drop (recipe.epochs = {epochs})"

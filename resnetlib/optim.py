@@ -7,7 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .schema import Adam, Recipe, Sgd
+from .schema import Optimizer, Recipe
+
+KINDS = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "radam": torch.optim.RAdam,
+    "nadam": torch.optim.NAdam,
+    "adamax": torch.optim.Adamax,
+    "adadelta": torch.optim.Adadelta,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+}
+FUSED = {"sgd", "adam", "adamw"}  # those with fused kernels on every device
 
 
 class Lookahead:
@@ -58,14 +71,11 @@ class Lookahead:
 def build_optimizer(
     parameters: Iterable[nn.Parameter], recipe: Recipe
 ) -> torch.optim.Optimizer | Lookahead:
-    """torch's optimizer for the recipe (fused kernels), inside Lookahead where asked for."""
+    """torch's optimizer for the recipe, fused where possible, inside Lookahead where asked for."""
+    name = recipe.optimizer.name
     settings = recipe.optimizer.model_dump(exclude={"name", "decay_on", "bias_lr_factor"})
-    parameters = _groups(parameters, recipe.optimizer)
-    if isinstance(recipe.optimizer, Sgd):
-        optimizer = torch.optim.SGD(parameters, **settings, fused=True)
-    else:
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer.name]
-        optimizer = kind(parameters, **settings, fused=True)
+    settings |= {"fused": True} if name in FUSED else {}
+    optimizer = KINDS[name](_groups(parameters, recipe.optimizer), **settings)
     optimizer.register_load_state_dict_post_hook(_match_memory_format)
     if recipe.lookahead:
         return Lookahead(optimizer, recipe.lookahead.k, recipe.lookahead.alpha)
@@ -80,7 +90,7 @@ def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def _groups(parameters: Iterable[nn.Parameter], optimizer: Sgd | Adam) -> list[dict[str, Any]]:
+def _groups(parameters: Iterable[nn.Parameter], optimizer: Optimizer) -> list[dict[str, Any]]:
     """The parameter groups: one; or two where the recipe treats biases and BatchNorm differently.
 
     The first group has the weights of convolutions and linear layers, the second the rest.

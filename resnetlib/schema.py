@@ -16,6 +16,7 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -29,13 +30,25 @@ UnitInterval = Annotated[float, Field(ge=0, le=1)]
 PositiveUnit = Annotated[float, Field(gt=0, le=1)]
 OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 AtLeastOne = Annotated[float, Field(ge=1)]
+Shear = Annotated[float, Field(ge=0, lt=90)]  # degrees
 
 SIDE = 32  # pixels of every image here
 IMAGE_SHAPE = (3, SIDE, SIDE)  # channels, height, width of every data set here
 NUM_CLASSES = 10  # of CIFAR-10, and of the digits
 WHITENING_CHANNELS = 24  # the 12 directions of 2×2 patches in colour, each with its negative
 MAX_CHANNELS, MAX_BLOCKS, MAX_STAGES = 65_536, 1_000, 16  # sizes of these fit in 64 bits
-DEFAULT_LR = {"sgd": 0.1, "adam": 0.001, "adamw": 0.001}  # where another optimizer is chosen
+# Where another optimizer is chosen; torch's own, but for sgd.
+DEFAULT_LR = {
+    "sgd": 0.1,
+    "adam": 0.001,
+    "adamw": 0.001,
+    "radam": 0.001,
+    "nadam": 0.002,
+    "adamax": 0.002,
+    "adadelta": 1.0,
+    "adagrad": 0.01,
+    "rmsprop": 0.01,
+}
 
 
 class Model(BaseModel):
@@ -424,7 +437,7 @@ class Architecture(Model):
 class _Optimizer(Model):
     name: str
     lr: PositiveFloat  # learning rate at its peak
-    weight_decay: NonNegativeFloat = 0.0  # per unit of the rate; L2 in sgd and adam
+    weight_decay: NonNegativeFloat = 0.0  # per unit of the rate; L2 unless it is decoupled (adamw)
     # Parameters that decay: all, or only the weights of convolutions and of the linear layer
     decay_on: Literal["all", "weights"] = "all"
     bias_lr_factor: PositiveFloat = 1.0  # multiple of the rate for biases and BatchNorm
@@ -444,15 +457,69 @@ class Sgd(_Optimizer):
         return self
 
 
-class Adam(_Optimizer):
-    """Adam (Kingma & Ba 2014), or AdamW with its decoupled decay (Loshchilov & Hutter 2017)."""
-
-    name: Literal["adam", "adamw"]
+class _Moments(_Optimizer):
     betas: tuple[Rate, Rate] = (0.9, 0.999)  # decay of the averages of gradient and its square
     eps: PositiveFloat = 1e-8  # added to the denominator
 
 
-Optimizer = Annotated[Sgd | Adam, Field(discriminator="name")]
+class Adam(_Moments):
+    """Adam (Kingma & Ba 2014), or AdamW with its decoupled decay (Loshchilov & Hutter 2017)."""
+
+    name: Literal["adam", "adamw"]
+
+
+class RAdam(_Moments):
+    """Adam with a rectified first phase (Liu et al. 2019; `torch.optim.RAdam`)."""
+
+    name: Literal["radam"]
+    decoupled_weight_decay: bool = False  # as in AdamW; otherwise L2
+
+
+class NAdam(_Moments):
+    """Adam with Nesterov momentum (Dozat 2016; `torch.optim.NAdam`)."""
+
+    name: Literal["nadam"]
+    momentum_decay: NonNegativeFloat = 0.004  # how fast the momentum rises to its full value
+    decoupled_weight_decay: bool = False  # as in AdamW; otherwise L2
+
+
+class Adamax(_Moments):
+    """Adam with the largest gradient in place of the square (Kingma & Ba 2014, section 7)."""
+
+    name: Literal["adamax"]
+
+
+class Adadelta(_Optimizer):
+    """Steps as large as earlier steps were (Zeiler 2012; `torch.optim.Adadelta`)."""
+
+    name: Literal["adadelta"]
+    rho: Rate = 0.9  # decay of the averages of squared gradients and steps
+    eps: PositiveFloat = 1e-6  # added to both averages
+
+
+class Adagrad(_Optimizer):
+    """Gradients divided by the root of their sum of squares (Duchi et al. 2011)."""
+
+    name: Literal["adagrad"]
+    lr_decay: NonNegativeFloat = 0.0  # the rate is divided by 1 + this times the steps done
+    initial_accumulator_value: NonNegativeFloat = 0.0  # first value of the sum of squares
+    eps: PositiveFloat = 1e-10  # added to the denominator
+
+
+class RMSprop(_Optimizer):
+    """Gradients divided by the root of their mean square (`torch.optim.RMSprop`)."""
+
+    name: Literal["rmsprop"]
+    alpha: Rate = 0.99  # decay of the average of squared gradients
+    eps: PositiveFloat = 1e-8  # added to the denominator
+    momentum: Rate = 0.0  # share of the velocity that a step keeps
+    centered: bool = False  # the squared mean gradient is subtracted from the mean square
+
+
+Optimizer = Annotated[
+    Sgd | Adam | RAdam | NAdam | Adamax | Adadelta | Adagrad | RMSprop,
+    Field(discriminator="name"),
+]
 
 
 # The schedule of the learning rate -----------------------------------------------------------
@@ -478,14 +545,56 @@ class Cosine(_Schedule):
     hold_epochs: NonNegativeFloat = 0.0  # epochs at the peak, after the warm-up
     period_epochs: PositiveFloat | None = None  # length of the half cosine; null: to the end
     min_lr: NonNegativeFloat = 0.0  # learning rate at its end
+    # After a period: the rate stays at min_lr, begins anew at the peak (warm restarts,
+    # `CosineAnnealingWarmRestarts`), or rises along the cosine (`CosineAnnealingLR` beyond T_max)
+    after_period: Literal["stay", "restart", "rise"] = "stay"
+    period_factor: Count = 1  # with restarts, each period is so many times as long as the last
+
+    @model_validator(mode="after")
+    def _period_acts(self) -> Self:
+        if self.after_period != "stay" and self.period_epochs is None:
+            raise ValueError(f"after_period {self.after_period!r} needs period_epochs")
+        if self.after_period != "restart" and self.period_factor != 1:
+            raise ValueError("period_factor needs after_period 'restart'")
+        return self
 
 
 class StepDecay(_Schedule):
     """The rate is multiplied by gamma at each milestone (`MultiStepLR`)."""
 
-    name: Literal["step"]
+    name: Literal["step", "multistep"]  # both mean the same; `step` is what is recorded
     milestones: tuple[Count, ...]  # epochs after which the rate drops
     gamma: PositiveUnit = 0.1  # factor at each milestone
+
+    @field_validator("name")
+    @classmethod
+    def _one_name(cls, name: str) -> str:
+        return "step"
+
+
+class Exponential(_Schedule):
+    """The rate is multiplied by gamma at regular times after the warm-up (`ExponentialLR`)."""
+
+    name: Literal["exponential"]
+    gamma: PositiveUnit  # factor of each period
+    every_epochs: Count = 1  # length of the period; above 1 this is `StepLR`
+
+
+class Plateau(_Schedule):
+    """The rate drops when the metric has stopped improving (`ReduceLROnPlateau`).
+
+    It follows the history of the run, from the end of the warm-up, and never the test set.
+    """
+
+    name: Literal["plateau"]
+    # Column of the history: an accuracy should rise, a loss fall; a validation metric needs holdout
+    metric: Literal["train_loss", "holdout_loss", "holdout_accuracy"] = "train_loss"
+    factor: OpenUnit = 0.1  # of the rate at each drop
+    patience: Natural = 10  # epochs without improvement that are tolerated
+    threshold: NonNegativeFloat = 1e-4  # smallest change that counts as an improvement
+    threshold_mode: Literal["rel", "abs"] = "rel"  # threshold is a share of the best, or a value
+    cooldown: Natural = 0  # epochs after a drop that are not counted
+    min_lr: NonNegativeFloat = 0.0  # the rate does not drop below
 
 
 class OneCycle(Model):
@@ -495,9 +604,12 @@ class OneCycle(Model):
     pct_start: OpenUnit = 0.3  # share of the run in which the rate rises
     div_factor: AtLeastOne = 25.0  # peak divided by the first rate
     final_div_factor: AtLeastOne = 1e4  # first rate divided by the last
+    anneal: Literal["cosine", "linear"] = "cosine"  # shape of both phases
 
 
-Schedule = Annotated[Constant | Cosine | StepDecay | OneCycle, Field(discriminator="name")]
+Schedule = Annotated[
+    Constant | Cosine | StepDecay | Exponential | Plateau | OneCycle, Field(discriminator="name")
+]
 
 
 # Additions to the optimizer ------------------------------------------------------------------
@@ -532,7 +644,20 @@ class Sam(Model):
 # Augmentations -------------------------------------------------------------------------------
 
 
-class Crop(Model):
+def _require_rising(model: Model, *names: str) -> None:
+    for name in names:
+        low, high = getattr(model, name)
+        if low > high:
+            raise ValueError(f"{name} = ({low:g}, {high:g}): give the lower bound first")
+
+
+class Sometimes(Model):
+    """An augmentation that acts on each image with a probability."""
+
+    probability: UnitInterval = 1.0  # of an image
+
+
+class Crop(Sometimes):
     """A window of the image's own size after padding, both offsets uniform (`RandomCrop`)."""
 
     name: Literal["crop"]
@@ -555,7 +680,7 @@ class Flip(Model):
         return self
 
 
-class ColorJitter(Model):
+class ColorJitter(Sometimes):
     """Brightness, contrast, saturation, hue by random factors in random order (`ColorJitter`)."""
 
     name: Literal["color_jitter"]
@@ -571,20 +696,74 @@ class ColorJitter(Model):
         return self
 
 
-class Rotation(Model):
+class Rotation(Sometimes):
     """Rotation by an angle uniform on ±degrees, nearest pixel, black outside (`RandomRotation`)."""
 
     name: Literal["rotation"]
     degrees: Annotated[float, Field(gt=0, le=180)] = 15.0  # largest angle
 
 
-class AutoAugment(Model):
+class Affine(Sometimes):
+    """Rotation, translation, scale and shear in one, nearest pixel, black outside (`RandomAffine`).
+
+    `{name: affine}` alone only rotates; `degrees: 0` leaves the rotation out.
+    """
+
+    name: Literal["affine"]
+    degrees: Annotated[float, Field(ge=0, le=180)] = 15.0  # largest angle
+    # Largest translation to the right and down, as a share of width and height
+    translate: tuple[UnitInterval, UnitInterval] = (0.0, 0.0)
+    scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)  # smallest and largest factor of size
+    # Largest shear along x and along y, in degrees
+    shear: tuple[Shear, Shear] = (0.0, 0.0)
+
+    @model_validator(mode="after")
+    def _acts(self) -> Self:
+        _require_rising(self, "scale")
+        if not (self.degrees or any(self.translate) or any(self.shear)) and self.scale == (1, 1):
+            raise ValueError("all settings leave the image as it is; omit affine instead")
+        return self
+
+
+class Perspective(Sometimes):
+    """The image seen from a random point, bilinear, black outside (`RandomPerspective`)."""
+
+    name: Literal["perspective"]
+    probability: UnitInterval = 0.5  # of an image; torchvision's default
+    # How far a corner may move towards the centre, as a share of the way; torchvision's default
+    distortion_scale: PositiveUnit = 0.5
+
+
+class GaussianBlur(Sometimes):
+    """A blur of random width, the border mirrored (`GaussianBlur`; Chen et al. 2020, A)."""
+
+    name: Literal["gaussian_blur"]
+    # Pixels of the filter, an odd number; the paper's tenth of the image
+    kernel_size: Annotated[int, Field(ge=3, le=63)] = 3
+    sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)  # pixels, uniform between; the paper's
+
+    @model_validator(mode="after")
+    def _kernel_has_a_centre(self) -> Self:
+        _require_rising(self, "sigma")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size = {self.kernel_size}: give an odd number")
+        return self
+
+
+class Grayscale(Sometimes):
+    """All three channels the grey level (`RandomGrayscale`)."""
+
+    name: Literal["grayscale"]
+    probability: UnitInterval = 0.5  # of an image; 0.1 is torchvision's default
+
+
+class AutoAugment(Sometimes):
     """One of the 25 learned pairs of operations for CIFAR-10 (Cubuk et al. 2018; `AutoAugment`)."""
 
     name: Literal["auto_augment"]
 
 
-class RandAugment(Model):
+class RandAugment(Sometimes):
     """Random operations of one magnitude (Cubuk et al. 2019; `RandAugment`)."""
 
     name: Literal["rand_augment"]
@@ -592,7 +771,7 @@ class RandAugment(Model):
     magnitude: Annotated[int, Field(ge=0, le=30)] = 9  # of bins 0 to 30
 
 
-class TrivialAugment(Model):
+class TrivialAugment(Sometimes):
     """One operation of a random magnitude (Müller & Hutter 2021; `TrivialAugmentWide`)."""
 
     name: Literal["trivial_augment"]
@@ -616,10 +795,7 @@ class RandomErasing(Model):
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> Self:
-        for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} = ({low:g}, {high:g}): give the lower bound first")
+        _require_rising(self, "scale", "ratio")
         return self
 
 
@@ -646,6 +822,10 @@ _Augment = (
     | Flip
     | ColorJitter
     | Rotation
+    | Affine
+    | Perspective
+    | GaussianBlur
+    | Grayscale
     | AutoAugment
     | RandAugment
     | TrivialAugment
@@ -682,6 +862,13 @@ class Augmentations(Model):
 # The recipe ----------------------------------------------------------------------------------
 
 
+class Normalization(Model):
+    """Mean and standard deviation of each channel, of levels between 0 and 1."""
+
+    mean: tuple[float, float, float]  # subtracted
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]  # then divided by
+
+
 class Recipe(Model):
     """Everything about training that is not the network."""
 
@@ -696,16 +883,25 @@ class Recipe(Model):
     label_smoothing: Rate = 0.0  # share of the target spread evenly over all classes
     augment: tuple[AugmentStep, ...] = ()  # augmentations, applied in this order
     # Mean and standard deviation that images are normalised by: of all training pixels; the mean
-    # of each image's own deviation, as many teams use; or no normalisation
-    normalize: Literal["dataset", "per_image_std", "none"] = "dataset"
+    # of each image's own deviation, as many teams use; those of ImageNet; no normalisation; or a
+    # mapping with both
+    normalize: Literal["dataset", "per_image_std", "imagenet", "none"] | Normalization = "dataset"
     holdout: Natural = 0  # training images kept for validation
     # Weights kept: the last epoch's, or those of the epoch best on validation or on the test set
     select: Literal["last", "best_holdout", "best_test"] = "last"
 
+    @field_validator("normalize", mode="before")
+    @classmethod
+    def _read_values(cls, value: Any) -> Any:
+        return Normalization.model_validate(value) if isinstance(value, Mapping) else value
+
     @model_validator(mode="after")
-    def _selection_has_data(self) -> Self:
+    def _validation_has_data(self) -> Self:
         if self.select == "best_holdout" and not self.holdout:
             raise ValueError("select 'best_holdout' needs holdout above 0")
+        metric = getattr(self.schedule, "metric", "")
+        if metric.startswith("holdout") and not self.holdout:
+            raise ValueError(f"schedule.metric {metric!r} needs holdout above 0")
         return self
 
 

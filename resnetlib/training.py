@@ -283,7 +283,9 @@ class Trainer:
         self.model.train()
         for step in range(self.progress.steps, self.steps_per_epoch):
             steps_before = (epoch - 1) * self.steps_per_epoch
-            self.set_lr(learning_rate(self.recipe, steps_before + step, self.steps_per_epoch))
+            self.set_lr(
+                learning_rate(self.recipe, steps_before + step, self.steps_per_epoch, self.history)
+            )
             batch = batches[step]
             self.running_totals += self.train_step(
                 images[batch], labels[batch], flip_mask[step], epoch, step

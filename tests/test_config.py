@@ -155,6 +155,21 @@ MISTAKES = [
     ("lite", {"reduction": 8}, ["reduction", "placement"]),
     ("lite", {"depths": [1, 1]}, ["depths has 2 stages and widths 3"]),
     ("lite", {"select": "best_holdout"}, ["best_holdout", "holdout"]),
+    ("lite", {"schedule": {"name": "plateau", "metric": "holdout_loss"}}, ["needs holdout"]),
+    ("lite", {"schedule": {"name": "plateau", "metric": "test_loss"}}, ["'train_loss'"]),
+    ("lite", {"schedule": {"name": "cosine", "after_period": "rise"}}, ["needs period_epochs"]),
+    ("lite", {"period_factor": 2}, ["period_factor needs after_period 'restart'"]),
+    ("lite", {"normalize": "imagnet"}, ["recipe.normalize = 'imagnet'", "mean 'imagenet'?"]),
+    ("lite", {"normalize": {"mean": [0, 0, 0]}}, ["'recipe.normalize.std' is missing"]),
+    (
+        "lite",
+        {"normalize": {"mean": [0, 0, 0], "std": [1, 1, 0]}},
+        ["recipe.normalize.std.2 = 0", "greater than 0"],
+    ),
+    ("lite", {"augment": [{"name": "affine", "degrees": 0}]}, ["omit affine"]),
+    ("lite", {"augment": [{"name": "affine", "scale": [2, 1]}]}, ["lower bound first"]),
+    ("lite", {"augment": [{"name": "gaussian_blur", "sigma": [2, 1]}]}, ["lower bound first"]),
+    ("lite", {"augment": [{"name": "gaussian_blur", "kernel_size": 4}]}, ["an odd number"]),
     ("lite", {"lr": True}, ["recipe.optimizer.lr = True", "number"]),
     ("lite", {"typo": None}, ["'typo'", "One of"]),
     ("lite", {"optimizer": "adam", "momentum": 0.5}, ["'momentum'", "a key of optimizer sgd"]),
@@ -294,9 +309,19 @@ def test_optimizer_of_the_same_kind_changes_nothing(capsys):
 def test_schedule_by_name_keeps_common_keys(name, capsys):
     schedule = load_experiment("adamw", **{name: "constant"}).recipe.schedule
     assert capsys.readouterr().err == (
-        "schedule constant: hold_epochs, period_epochs, min_lr dropped\n"
+        "schedule constant: "
+        "hold_epochs, period_epochs, min_lr, after_period, period_factor dropped\n"
     )
     assert (schedule.name, schedule.warmup_epochs, schedule.warmup_start) == ("constant", 3, 0.4)
+
+
+def test_kind_by_name_keeps_no_key_of_another_meaning(capsys):
+    """By default eps is 1e-8 in adam and 1e-6 in adadelta; exponential has no default gamma."""
+    assert load_experiment("improved_adam", optimizer="adadelta").recipe.optimizer.eps == 1e-6
+    assert load_experiment("improved_adam", optimizer="radam").recipe.optimizer.eps == 1e-8
+    step = load_experiment("lite", schedule={"name": "step", "milestones": [20]})
+    with pytest.raises(ConfigError, match=r"'recipe\.schedule\.gamma' is missing"):
+        apply_overrides(step, {"schedule": "exponential"})
 
 
 def test_schedule_by_name_with_its_own_keys():
@@ -318,6 +343,96 @@ def test_recorded_override_by_name_reloads_in_silence(tmp_path, capsys):
 
 def test_every_optimizer_has_a_default_rate():
     assert schema.DEFAULT_LR.keys() == schema.tagged_models(schema.Optimizer).keys()
+
+
+# Tried on the digits ----------------------------------------------------------------------------
+
+LONG = {
+    "epochs": 180,
+    "holdout": 5000,
+    "schedule": {"name": "step", "milestones": [90, 135], "warmup_epochs": 9},
+}
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("variant", list_variants())
+def test_every_variant_can_be_tried_on_the_digits(variant, epochs):
+    experiment = load_experiment(variant, dataset="digits", epochs=epochs)
+    assert experiment.contradiction() is None
+    before = load_experiment(variant).recipe
+    assert experiment.recipe.optimizer == before.optimizer
+    assert getattr(experiment.recipe.schedule, "min_lr", 0) == getattr(before.schedule, "min_lr", 0)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones", "warmup"), [(60, (30, 45), 3), (2, (1, 1), 0.1), (1, (), 0.05)]
+)
+def test_digits_scale_milestones_warmup_and_holdout(epochs, milestones, warmup, capsys):
+    long = load_experiment("lite", **LONG)
+    capsys.readouterr()
+    recipe = apply_overrides(long, {"dataset": "digits", "epochs": epochs}).recipe
+    assert (recipe.schedule.milestones, recipe.schedule.warmup_epochs) == (milestones, warmup)
+    assert recipe.holdout == 135  # a tenth of 1,347 images
+    assert recipe.optimizer == long.recipe.optimizer
+    assert recipe.schedule.gamma == 0.1
+    assert capsys.readouterr().err == (
+        f"scaled to {epochs} of 180 epochs on the digits: warmup_epochs = {float(warmup)}, "
+        f"milestones = {list(milestones)}, holdout = 135\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"name": "cosine", "hold_epochs": 45, "period_epochs": 90}, {"hold_epochs": 0.5}),
+        ({"name": "cosine", "hold_epochs": 45, "period_epochs": 90}, {"period_epochs": 1}),
+        ({"name": "exponential", "gamma": 0.5, "every_epochs": 30}, {"every_epochs": 1}),
+        ({"name": "exponential", "gamma": 0.98}, {"every_epochs": 1, "gamma": 0.98}),
+        ({"name": "plateau", "patience": 5}, {"patience": 5}),
+    ],
+    ids=str,
+)
+def test_digits_scale_each_schedule(schedule, expected):
+    long = load_experiment("lite", epochs=180, schedule=schedule)
+    scaled = apply_overrides(long, {"dataset": "digits", "epochs": 2}).recipe.schedule
+    assert {key: getattr(scaled, key) for key in expected} == expected
+
+
+def test_digits_scale_only_what_is_not_given(capsys):
+    long = load_experiment("lite", **LONG)
+    trial = {"dataset": "digits", "epochs": 90}
+    capsys.readouterr()
+    own = apply_overrides(long, trial | {"milestones": "70", "warmup_epochs": 2, "holdout": 100})
+    assert own.recipe.schedule.milestones == (70,)
+    assert (own.recipe.schedule.warmup_epochs, own.recipe.holdout) == (2, 100)
+    whole = {"name": "step", "milestones": [70], "warmup_epochs": 2}
+    assert apply_overrides(long, trial | {"schedule": whole, "holdout": 0}).recipe.schedule == (
+        own.recipe.schedule
+    )
+    apply_overrides(load_experiment("lite"), {"dataset": "digits"})
+    assert capsys.readouterr().err == ""
+    # As many epochs as before, or another data set, leave the schedule alone.
+    assert apply_overrides(long, {"dataset": "digits"}).recipe.schedule == long.recipe.schedule
+    assert capsys.readouterr().err == "scaled to the digits: holdout = 135\n"
+    with pytest.raises(ConfigError, match=r"milestones = \[90, 135\]"):
+        apply_overrides(long, {"epochs": 2})
+
+
+def test_digits_reduce_a_batch_larger_than_the_data_set():
+    large = load_experiment("lite", batch_size=2048, holdout=5000)
+    recipe = apply_overrides(large, {"dataset": "digits", "epochs": 2}).recipe
+    assert recipe.batch_size == 1347 - 135
+
+
+def test_scaled_settings_are_recorded_as_overrides(tmp_path, capsys):
+    trial = load_experiment("adamw", dataset="digits", epochs=2, holdout=100)
+    assert trial.overrides["recipe.schedule.warmup_epochs"] == 0.12
+    again = load_experiment("adamw", **trial.overrides)
+    path = tmp_path / "experiment.yaml"
+    path.write_text(trial.to_yaml())
+    capsys.readouterr()
+    assert load_experiment(path, **trial.overrides).digest == again.digest == trial.digest
+    assert capsys.readouterr().err == ""
 
 
 # Settings that cannot act -----------------------------------------------------------------------

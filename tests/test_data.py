@@ -14,7 +14,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from resnetlib import data, download, files, load_dataset
+from resnetlib import data, download, files, load_dataset, load_experiment
 from resnetlib.data import split_holdout
 from resnetlib.errors import ConfigError, DataError
 
@@ -54,6 +54,20 @@ def test_cifar10_statistics(cifar10):
     assert cifar10.per_image_std == pytest.approx((0.2023, 0.1994, 0.2010), abs=5e-5)
     pixels = cifar10.train[0].double() / 255
     assert cifar10.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
+
+
+@pytest.mark.parametrize(
+    ("normalize", "mean", "std"),
+    [
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ({"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+        ("none", (0, 0, 0), (1, 1, 1)),
+    ],
+    ids=str,
+)
+def test_normalization_of_a_recipe(digits, normalize, mean, std):
+    recipe = load_experiment("lite", normalize=normalize).recipe
+    assert data.normalization(recipe, digits) == (mean, std)
 
 
 def test_load_dataset_unknown_names_nearest():

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from resnetlib import load_experiment
+from resnetlib import files, load_experiment
 from resnetlib.optim import Average, Lookahead, build_optimizer, sharpness_aware
+from resnetlib.runs.checkpoint import to_bytes
+from resnetlib.schedule import learning_rate
+from resnetlib.schema import DEFAULT_LR
 
 
 def test_lookahead_synchronises_after_steps_1_6_11():
@@ -22,6 +25,56 @@ def test_lookahead_synchronises_after_steps_1_6_11():
             slow = fast if slow is None else slow + 0.5 * (fast - slow)
             fast = slow
         assert weight.item() == fast, f"after step {step}"
+
+
+OPTIMIZERS = {
+    "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    "adam": (torch.optim.Adam, {"betas": (0.8, 0.99), "eps": 1e-6}),
+    "adamw": (torch.optim.AdamW, {"betas": (0.8, 0.99)}),
+    "radam": (torch.optim.RAdam, {"betas": (0.8, 0.99), "decoupled_weight_decay": True}),
+    "nadam": (torch.optim.NAdam, {"momentum_decay": 0.01, "decoupled_weight_decay": True}),
+    "adamax": (torch.optim.Adamax, {"betas": (0.8, 0.99)}),
+    "adadelta": (torch.optim.Adadelta, {"rho": 0.95, "eps": 1e-5}),
+    "adagrad": (torch.optim.Adagrad, {"lr_decay": 0.01, "initial_accumulator_value": 0.1}),
+    "rmsprop": (torch.optim.RMSprop, {"alpha": 0.9, "momentum": 0.9, "centered": True}),
+}
+
+
+@pytest.mark.parametrize("settings", ["own", "default"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_equals_torchs_across_a_stop(name, settings):
+    """Step by step under a falling rate; in the middle the state goes through a checkpoint."""
+    kind, own = OPTIMIZERS[name]
+    own = {"weight_decay": 0.01} | (own if settings == "own" else {})
+    rate = DEFAULT_LR[name]
+    optimizer_settings = {"name": name, "lr": rate} | own
+    recipe = load_experiment("lite", optimizer=optimizer_settings, epochs=20).recipe
+    torch.manual_seed(0)
+    ours, theirs = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = build_optimizer(ours.parameters(), recipe)
+    expected = kind(theirs.parameters(), lr=rate, **own)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(expected, 20)
+    images = torch.randn(8, 2, 6, 6)
+    for step in range(20):
+        if step == 9:
+            state = files.unpickle_tensors(to_bytes(optimizer.state_dict()))
+            optimizer = build_optimizer(ours.parameters(), recipe)
+            optimizer.load_state_dict(state)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step, 1)
+        for model in (ours, theirs):
+            model.zero_grad()
+            model(images).square().mean().backward()
+        optimizer.step()
+        expected.step()
+        scheduler.step()
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
+
+
+def test_optimizers_are_all_compared():
+    assert OPTIMIZERS.keys() == DEFAULT_LR.keys()
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from resnetlib.config import apply_overrides, override_paths
 from resnetlib.errors import ConfigError, Diverged, RunError
 from resnetlib.rng import generator
 from resnetlib.runs import artifacts, checkpoint, lifecycle
-from resnetlib.schema import Clip
+from resnetlib.schema import DEFAULT_LR, Clip
 from resnetlib.training import Callback, Trainer, gradient_clipping, preview_batch
 
 WRITE_FIGURES = artifacts.write_figures
@@ -65,6 +65,10 @@ def history_of(run):
 # For each key of a recipe another value, on top of settings in which the key can act.
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 ADAM = {"name": "adam", "lr": 0.01, "weight_decay": 1e-4}
+RESTARTS = {"name": "cosine", "period_epochs": 1, "after_period": "restart", "interval": "step"}
+# No epoch is an improvement by nine tenths: the rate drops after the second and each later one.
+PLATEAU = {"name": "plateau", "factor": 0.5, "patience": 0, "threshold": 0.9}
+HALVES = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 COSINE = {"name": "cosine", "warmup_epochs": 1, "hold_epochs": 0.5, "period_epochs": 2}
 KEYS = {
     "epochs": ({"epochs": 2}, 3),
@@ -81,6 +85,16 @@ KEYS = {
     "optimizer.bias_lr_factor": ({}, 8),
     "optimizer.betas": ({"optimizer": ADAM}, [0.8, 0.9]),
     "optimizer.eps": ({"optimizer": ADAM}, 1e-3),
+    "optimizer.decoupled_weight_decay": (
+        {"optimizer": {"name": "radam", "lr": 0.01, "weight_decay": 0.1}},
+        True,
+    ),
+    "optimizer.momentum_decay": ({"optimizer": {"name": "nadam", "lr": 0.01}}, 0.5),
+    "optimizer.rho": ({"optimizer": {"name": "adadelta", "lr": 1.0}}, 0.5),
+    "optimizer.lr_decay": ({"optimizer": {"name": "adagrad", "lr": 0.01}}, 0.1),
+    "optimizer.initial_accumulator_value": ({"optimizer": {"name": "adagrad", "lr": 0.01}}, 0.1),
+    "optimizer.alpha": ({"optimizer": {"name": "rmsprop", "lr": 0.01}}, 0.5),
+    "optimizer.centered": ({"optimizer": {"name": "rmsprop", "lr": 0.01}}, True),
     "schedule.name": ({"schedule": {"name": "cosine"}}, {"name": "constant"}),
     "schedule.interval": ({}, "step"),
     "schedule.warmup_epochs": ({}, 1),
@@ -90,6 +104,17 @@ KEYS = {
     "schedule.min_lr": ({}, 0.05),
     "schedule.milestones": ({"epochs": 3, "schedule": {"name": "step", "milestones": [1]}}, [2]),
     "schedule.gamma": ({"schedule": {"name": "step", "milestones": [1]}}, 0.5),
+    "schedule.after_period": (
+        {"schedule": {"name": "cosine", "period_epochs": 1, "min_lr": 0.01}},
+        "restart",
+    ),
+    "schedule.period_factor": ({"epochs": 3, "schedule": RESTARTS}, 2),
+    "schedule.every_epochs": ({"schedule": {"name": "exponential", "gamma": 0.5}}, 2),
+    "schedule.factor": ({"epochs": 4, "schedule": PLATEAU}, 0.1),
+    "schedule.patience": ({"epochs": 4, "schedule": PLATEAU}, 1),
+    "schedule.threshold": ({"epochs": 4, "schedule": PLATEAU}, 0.0),
+    "schedule.cooldown": ({"epochs": 4, "schedule": PLATEAU}, 1),
+    "schedule.anneal": ({"schedule": {"name": "one_cycle"}}, "linear"),
     "schedule.pct_start": ({"schedule": {"name": "one_cycle"}}, 0.5),
     "schedule.div_factor": ({"schedule": {"name": "one_cycle"}}, 5),
     "schedule.final_div_factor": ({"schedule": {"name": "one_cycle"}}, 2),
@@ -106,9 +131,12 @@ KEYS = {
     "ema.decay": ({"ema": {"decay": 0.2}}, 0.1),  # few steps: a higher one is not reached
     "augment": ({}, ["crop"]),
     "normalize": ({}, "none"),
+    "normalize.mean": ({"normalize": HALVES}, [0.4, 0.5, 0.5]),
+    "normalize.std": ({"normalize": HALVES}, [0.4, 0.5, 0.5]),
     "holdout": ({}, 100),
 }
-TESTED_OTHERWISE = {"select", "optimizer", "schedule"}  # below, and by their own keys
+# Below, by their own keys, and in test_schedule.py.
+TESTED_OTHERWISE = {"select", "optimizer", "schedule", "schedule.metric", "schedule.threshold_mode"}
 
 
 def trained_weights(experiment, dataset):
@@ -138,16 +166,54 @@ def test_recipe_keys_are_all_listed(tiny):
         {"sam": {"rho": 0.05}, "ema": {"decay": 0.9}},
         {"epochs": 2, "schedule": {"name": "step", "milestones": [1]}},
         {"schedule": {"name": "one_cycle"}},
+        {"schedule": {"name": "exponential", "gamma": 0.5}},
+        {"schedule": PLATEAU},
+        {"normalize": HALVES},
+        *({"optimizer": {"name": name}} for name in DEFAULT_LR),
     ]
     paths = set().union(*(override_paths(tiny(**kind)) for kind in kinds))
     recipe = {path.removeprefix("recipe.") for path in paths if path.startswith("recipe.")}
     assert recipe == set(KEYS) | TESTED_OTHERWISE
 
 
-def test_normalize_per_image_std_changes_the_weights(tiny, few_digits):
+@pytest.mark.parametrize("normalize", ["per_image_std", "imagenet"])
+def test_normalize_changes_the_weights(tiny, few_digits, normalize):
     first = trained_weights(tiny(), few_digits)
-    second = trained_weights(tiny(normalize="per_image_std"), few_digits)
+    second = trained_weights(tiny(normalize=normalize), few_digits)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("optimizer", DEFAULT_LR)
+def test_trainer_resumes_each_optimizer_and_plateau(tiny, few_digits, optimizer):
+    """Stopped within an epoch, and once more between two; every state goes through a checkpoint."""
+    schedule = PLATEAU | {"metric": "holdout_loss"}
+    experiment = tiny(
+        epochs=4, optimizer={"name": optimizer}, schedule=schedule, holdout=100, augment="crop"
+    )
+    whole, stopped = (Trainer(experiment, few_digits) for _ in range(2))
+
+    def train_on(training, stop=None):
+        def after_step():
+            if (training.epochs_done, training.progress.steps) == stop:
+                raise KeyboardInterrupt
+
+        training.history or training.record_epoch(training.evaluate_untrained())
+        while training.epochs_done < 4:
+            training.record_epoch(training.train_epoch(after_step))
+
+    train_on(whole)
+    for stop in ((1, 1), (2, 2)):
+        with pytest.raises(KeyboardInterrupt):
+            train_on(stopped, stop)
+        state = files.unpickle_tensors(checkpoint.to_bytes(stopped.state()))
+        stopped = Trainer(experiment, few_digits)
+        stopped.load_state(state)
+    train_on(stopped)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(stopped.model.state_dict()[name], value), name
+    lr = DEFAULT_LR[optimizer]
+    for training in (whole, stopped):
+        assert training.table()["lr"].tolist() == [0, lr, lr, lr / 2, lr / 4]
 
 
 @pytest.mark.parametrize("placement", ["stem", "block"])

@@ -19,13 +19,16 @@ from .draws import (
     MEAN_COLOR,
     Rectangle,
     Shape,
+    draw_affine,
     draw_auto_augment,
     draw_color_jitter,
     draw_crop,
     draw_cutmix,
     draw_cutout,
     draw_flip,
+    draw_gaussian_blur,
     draw_mixup,
+    draw_perspective,
     draw_rand_augment,
     draw_random_erasing,
     draw_rotation,
@@ -40,6 +43,16 @@ IMAGE_AUGMENTATIONS: dict[type[schema.Model], tuple[Draw, Apply]] = {
     schema.Flip: (draw_flip, image_ops.flip),
     schema.ColorJitter: (draw_color_jitter, apply_operations),
     schema.Rotation: (draw_rotation, image_ops.rotate),
+    schema.Affine: (
+        draw_affine,
+        lambda images, draw: image_ops.affine(images, image_ops.affine_matrix(*draw)),
+    ),
+    schema.Perspective: (draw_perspective, image_ops.perspective),
+    schema.GaussianBlur: (
+        draw_gaussian_blur,
+        lambda images, draw: image_ops.gaussian_blur(images, *draw),
+    ),
+    schema.Grayscale: (lambda *_: None, lambda images, _: image_ops.grayscale(images)),
     schema.AutoAugment: (draw_auto_augment, apply_operations),
     schema.RandAugment: (draw_rand_augment, apply_operations),
     schema.TrivialAugment: (draw_trivial_augment, apply_operations),
@@ -174,7 +187,12 @@ def _step(settings: schema.AugmentStep) -> Augmentation:
             flip_mask: Tensor | None = None,
         ) -> tuple[Tensor, Tensor]:
             draws = draw(settings, _shape(images, flip_mask), generator)
-            return apply(images, draws), targets
+            augmented = apply(images, draws)
+            # At 1 nothing is drawn, so that images are the same as before there was this key.
+            if isinstance(settings, schema.Sometimes) and settings.probability < 1:
+                acts = torch.rand(len(images), generator=generator) < settings.probability
+                augmented = image_ops.replace(images, augmented, acts)
+            return augmented, targets
 
     return step
 

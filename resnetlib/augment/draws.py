@@ -51,6 +51,17 @@ class Rectangle(NamedTuple):
     width: Tensor
 
 
+class AffineDraw(NamedTuple):
+    """What `image_ops.affine_matrix` takes, each (N,)."""
+
+    degrees: Tensor
+    right: Tensor
+    down: Tensor
+    scale: Tensor
+    shear_x: Tensor
+    shear_y: Tensor
+
+
 def draw_crop(settings: schema.Crop, shape: Shape, generator: torch.Generator) -> Window:
     """Both offsets uniform on 0 to twice the padding."""
     corners = torch.randint(2 * settings.padding + 1, (2, shape.count), generator=generator)
@@ -90,6 +101,47 @@ def draw_rotation(settings: schema.Rotation, shape: Shape, generator: torch.Gene
     return torch.empty(shape.count).uniform_(
         -settings.degrees, settings.degrees, generator=generator
     )
+
+
+def draw_affine(settings: schema.Affine, shape: Shape, generator: torch.Generator) -> AffineDraw:
+    """Everything uniform, translations in whole pixels."""
+    limits = (
+        settings.degrees,
+        settings.translate[0] * shape.width,
+        settings.translate[1] * shape.height,
+        *settings.shear,
+    )
+    limits = torch.tensor(limits, dtype=torch.float32)[:, None]
+    uniform = torch.rand(6, shape.count, generator=generator)
+    degrees, right, down, shear_x, shear_y = limits * (2 * uniform[:5] - 1)
+    low, high = settings.scale
+    scale = low + (high - low) * uniform[5]
+    return AffineDraw(degrees, right.round(), down.round(), scale, shear_x, shear_y)
+
+
+def draw_perspective(
+    settings: schema.Perspective, shape: Shape, generator: torch.Generator
+) -> Tensor:
+    """(N, 4, 2) int64: where the corners go, each a whole number of pixels towards the centre."""
+    right, bottom = shape.width - 1, shape.height - 1
+    x, y = (
+        torch.randint(
+            int(settings.distortion_scale * (size // 2)) + 1, (shape.count, 4), generator=generator
+        )
+        for size in (shape.width, shape.height)
+    )
+    # Top left, top right, bottom right, bottom left.
+    x = torch.where(torch.tensor([False, True, True, False]), right - x, x)
+    y = torch.where(torch.tensor([False, False, True, True]), bottom - y, y)
+    return torch.stack((x, y), -1)
+
+
+def draw_gaussian_blur(
+    settings: schema.GaussianBlur, shape: Shape, generator: torch.Generator
+) -> tuple[Tensor, int]:
+    """(N,) sigma in pixels, and the size of the filter."""
+    sigma = torch.empty(shape.count).uniform_(*settings.sigma, generator=generator)
+    return sigma, settings.kernel_size
 
 
 def draw_auto_augment(

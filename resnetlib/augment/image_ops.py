@@ -160,6 +160,77 @@ def rotation_matrix(degrees: Tensor) -> Tensor:
     return torch.stack((cos, -sin, zero, sin, cos, zero), -1).view(-1, 2, 3)
 
 
+def affine_matrix(
+    degrees: Tensor, right: Tensor, down: Tensor, scale: Tensor, shear_x: Tensor, shear_y: Tensor
+) -> Tensor:
+    """(N, 2, 3) float64 for `affine`: the one of torchvision's `affine`, about the centre.
+
+    Args:
+        degrees: angle of the rotation, clockwise.
+        right: translation in pixels.
+        down: translation in pixels.
+        scale: factor of size.
+        shear_x: angle of the shear along x, in degrees.
+        shear_y: angle of the shear along y, in degrees.
+    """
+    angle, x, y = (value.to(torch.float64).deg2rad() for value in (degrees, shear_x, shear_y))
+    # The inverse of rotation × shear along y × shear along x, whose determinant is 1.
+    a = (angle - y).cos() / y.cos()
+    c = (angle - y).sin() / y.cos()
+    b = -a * x.tan() - angle.sin()
+    d = -c * x.tan() + angle.cos()
+    linear = torch.stack((d, -b, -c, a), -1).view(-1, 2, 2) / scale.view(-1, 1, 1)
+    shift = linear @ -torch.stack((right, down), -1).to(torch.float64)[..., None]
+    return torch.cat((linear, shift), -1)
+
+
+def perspective(images: Tensor, corners: Tensor) -> Tensor:
+    """Bilinear, black outside: each corner of the image moves to one of `corners`.
+
+    `corners` (N, 4, 2) int64 are (x, y) in pixels: top left, top right, bottom right, bottom left.
+    """
+    count, _, height, width = images.shape
+    right, bottom = width - 1, height - 1
+    source = torch.tensor([[0, 0], [right, 0], [right, bottom], [0, bottom]], dtype=torch.float64)
+    target = torch.cat((corners.to(torch.float64), torch.ones(count, 4, 1)), -1)  # (x, y, 1)
+    # Eight equations for the matrix that maps each target to its source, its last entry 1.
+    equations = torch.zeros(count, 4, 2, 8, dtype=torch.float64)
+    equations[:, :, 0, :3] = equations[:, :, 1, 3:6] = target
+    equations[..., 6:] = -source[:, :, None] * target[:, :, None, :2]
+    sides = source.flatten().expand(count, -1)[..., None]
+    entries = torch.linalg.lstsq(equations.view(count, 8, 8), sides, driver="gels").solution
+    entries = torch.cat((entries[..., 0], torch.ones(count, 1)), 1).to(torch.float32)
+    matrix = entries.view(count, 3, 3).transpose(1, 2) / torch.tensor([width / 2, height / 2, 1])
+    # Pixel centres from the corner of the image, at half pixels.
+    coordinates = _centred_coordinates(height, width, images.device)
+    coordinates[..., 0] += width / 2
+    coordinates[..., 1] += height / 2
+    mapped = coordinates.expand(count, -1, -1).bmm(to_device(matrix, images.device))
+    grid = (mapped[..., :2] / mapped[..., 2:] - 1).view(count, height, width, 2)
+    return _to_uint8(F.grid_sample(images.to(torch.float32), grid, align_corners=False).round_())
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
+    """Each image under a filter of its own width `sigma` in pixels; the border is mirrored."""
+    height, width = images.shape[2:]
+    reach = (kernel_size - 1) / (2 * 2**0.5)
+    line = torch.linspace(-reach, reach, kernel_size) / sigma.to(torch.float32)[:, None]
+    kernel = line.square().neg().softmax(1)  # (N, kernel_size)
+    kernel = to_device(kernel[:, :, None] * kernel[:, None], images.device)
+    padded = F.pad(images.to(torch.float32), (kernel_size // 2,) * 4, mode="reflect")
+    blurred = torch.zeros_like(images, dtype=torch.float32)
+    for row in range(kernel_size):
+        for column in range(kernel_size):
+            part = padded[:, :, row : row + height, column : column + width]
+            blurred.addcmul_(part, kernel[:, row, column].view(-1, 1, 1, 1))
+    return _to_uint8(blurred.round_())
+
+
+def grayscale(images: Tensor) -> Tensor:
+    """The grey level in all three channels."""
+    return _to_uint8(_grey(images.to(torch.float32))).expand(images.shape).contiguous()
+
+
 def shear_x_matrix(slope: Tensor, height: int) -> Tensor:
     """(N, 2, 3) float64 for `affine`: rows move, the top edge does not (as in AutoAugment)."""
     return _identity_plus({1: slope, 2: slope * (height / 2)}, slope)
@@ -206,9 +277,13 @@ def window(images: Tensor, top: Tensor, left: Tensor, padding: int, mode: str) -
 
 def flip(images: Tensor, flip_mask: Tensor) -> Tensor:
     """Mirrored left to right where `flip_mask` (N,) bool is true."""
-    return _chosen(
-        images, images.flip(3), to_device(_mask(flip_mask), images.device)[:, None, None, None]
-    )
+    return replace(images, images.flip(3), flip_mask)
+
+
+def replace(images: Tensor, others: Tensor, acts: Tensor) -> Tensor:
+    """The other image where `acts` (N,) bool is true, the image itself elsewhere."""
+    mask = to_device(_mask(acts), images.device)[:, None, None, None]
+    return _chosen(images, others, mask)
 
 
 def erase(

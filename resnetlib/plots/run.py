@@ -23,7 +23,7 @@ from .style import TRAIN_COLOR, class_matrix, color_limit, figure_style, variant
 def curves(history: pd.DataFrame, experiment: Experiment) -> list[Axes]:
     """Loss, accuracy and learning rate over epochs: training grey, test coloured.
 
-    The rate is that of every step, from the recipe; the history has one value per epoch.
+    The rate is that of every step, from the recipe and the history, which has one per epoch.
     """
     variant, recipe = experiment.variant, experiment.recipe
     with figure_style():
@@ -39,7 +39,7 @@ def curves(history: pd.DataFrame, experiment: Experiment) -> list[Axes]:
         last = 100 * history["test_accuracy"].iloc[-1]
         epochs = history["epoch"].iloc[-1]
         accuracy.set_title(f"Accuracy: {last:.2f} % on the test set after epoch {epochs}")
-        rate.plot(*_rates(experiment), color="0.25", drawstyle="steps-post")
+        rate.plot(*_rates(experiment, history), color="0.25", drawstyle="steps-post")
         rate.set(xlabel="epoch", ylabel="learning rate")
         rate.set_title(f"Learning rate: {_schedule_name(recipe)}")
         rate.set_ylim(bottom=0)
@@ -85,13 +85,14 @@ def _training_changes(recipe: Recipe) -> list[str]:
     return smoothed + (["augmented"] if recipe.augment else [])
 
 
-def _rates(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
+def _rates(experiment: Experiment, history: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Epochs done before each step, and that step's rate; the last rate twice, for its end."""
     recipe = experiment.recipe
     images = TRAINING_IMAGES[experiment.dataset] - recipe.holdout
     steps_per_epoch = math.ceil(images / recipe.batch_size)
     steps = np.arange(recipe.epochs * steps_per_epoch + 1)
-    rates = [learning_rate(recipe, step, steps_per_epoch) for step in steps[:-1].tolist()]
+    rows = history.to_dict("records")
+    rates = [learning_rate(recipe, step, steps_per_epoch, rows) for step in steps[:-1].tolist()]
     return steps / steps_per_epoch, np.array([*rates, rates[-1]])
 
 

@@ -506,9 +506,9 @@ def _check_learning_rates(run: Evidence) -> Result:
     history, recipe = run.history, run.experiment.recipe
     images = TRAINING_IMAGES[run.experiment.dataset] - recipe.holdout
     steps = math.ceil(images / recipe.batch_size)
-    problems = []
+    rows, problems = history.to_dict("records"), []
     for epoch, rate in zip(history["epoch"], history["lr"], strict=True):
-        expected = learning_rate(recipe, int(epoch) * steps - 1, steps) if epoch else 0.0
+        expected = learning_rate(recipe, int(epoch) * steps - 1, steps, rows) if epoch else 0.0
         if not math.isclose(rate, expected, rel_tol=1e-6, abs_tol=1e-12):
             problems.append(f"history.csv: lr of epoch {epoch:g} is {rate}, expected {expected}")
     return _judge(problems, f"{len(history)} epochs")

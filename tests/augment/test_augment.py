@@ -25,6 +25,8 @@ MODELS = {
     get_args(kind.model_fields["name"].annotation)[0]: kind
     for kind in get_args(get_args(schema.Augment)[0])
 }
+# Those that act as they are with a probability; the others draw it with the rest.
+SOMETIMES = [name for name, kind in MODELS.items() if issubclass(kind, schema.Sometimes)]
 CHAINS = ("color_jitter", "auto_augment", "rand_augment", "trivial_augment")
 # torchvision's names of the operations, for its tables of magnitudes.
 PUBLISHED = {
@@ -153,6 +155,14 @@ def test_augmentations_accept_batches_of_none_and_one(name, count, batch):
 
 
 OPTIONS = [
+    *((name, {"probability": 0.3}) for name in SOMETIMES),
+    ("affine", {"degrees": 30}),
+    ("affine", {"translate": (0.2, 0.1)}),
+    ("affine", {"scale": (0.7, 1.4)}),
+    ("affine", {"shear": (20, 10)}),
+    ("perspective", {"distortion_scale": 0.8}),
+    ("gaussian_blur", {"kernel_size": 5}),
+    ("gaussian_blur", {"sigma": (1.0, 1.5)}),
     ("crop", {"padding": 2}),
     ("crop", {"padding_mode": "reflect"}),
     ("flip", {"probability": 0.2}),
@@ -192,6 +202,7 @@ def test_options_are_complete():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        *((name, {"probability": 0}) for name in SOMETIMES),
         ("flip", {"probability": 0}),
         ("cutout", {"probability": 0}),
         ("random_erasing", {"probability": 0}),
@@ -305,6 +316,109 @@ def test_rotation_angles_are_uniform(batch):
     assert torch.equal(only(settings, batch[0], generator(0, "augment")), torch.stack(expected))
     many = draws.draw_rotation(settings, Shape(20_000, 32, 32), stream)
     assert_frequencies(torch.histc(many, 40, -40, 40))
+
+
+@pytest.mark.parametrize("name", SOMETIMES)
+def test_probability_of_an_augmentation(name, batch):
+    images = batch[0].repeat(16, 1, 1, 1)
+    always = only(model(name, probability=1), images, generator(0, "augment"))
+    result = only(model(name, probability=0.3), images, generator(0, "augment"))
+    acted = (result == always).flatten(1).all(1)
+    assert torch.equal(result[~acted], images[~acted])
+    acted = acted[(always != images).flatten(1).any(1)]
+    assert_frequencies([acted.sum(), (~acted).sum()], [0.3, 0.7])
+
+
+AFFINE = {"degrees": 40, "translate": (0.2, 0.1), "scale": (0.7, 1.4), "shear": (20, 10)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [AFFINE, {"degrees": 0, "translate": (0.1, 0)}, {"degrees": 0, "shear": (0, 30)}, {}],
+    ids=str,
+)
+def test_affine_equals_torchvision(options, batch):
+    settings = model("affine", **options)
+    drawn = draws.draw_affine(settings, Shape(128, 32, 32), generator(0, "augment"))
+    result = only(settings, batch[0], generator(0, "augment"))
+    for i, image in enumerate(batch[0]):
+        angle, right, down, scale, *shears = (part[i].item() for part in drawn)
+        expected = tv.affine(image, angle, [right, down], scale, shears)
+        assert torch.equal(result[i], expected), drawn
+
+
+def test_affine_draws_as_torchvision():
+    count = 6_000
+    drawn = draws.draw_affine(
+        model("affine", **AFFINE), Shape(count, 32, 32), generator(0, "augment")
+    )
+    settings = AFFINE | {"shear": (-20, 20, -10, 10)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = v2.RandomAffine(**settings)
+        image = torch.zeros(3, 32, 32)
+        params = [theirs.make_params([image]) for _ in range(count)]
+    for key, parts in (
+        ("angle", [drawn.degrees]),
+        ("translate", [drawn.right, drawn.down]),
+        ("scale", [drawn.scale]),
+        ("shear", [drawn.shear_x, drawn.shear_y]),
+    ):
+        expected = torch.tensor([found[key] for found in params]).view(count, -1)
+        for part, column in zip(parts, expected.unbind(1), strict=True):
+            assert_same_distribution(part, column)
+            assert (part.abs().max() - column.abs().max()).abs() < 0.1
+
+
+CORNERS = [[0, 0], [31, 0], [31, 31], [0, 31]]
+
+
+@pytest.mark.parametrize("distortion_scale", [0.3, 0.5, 1.0])
+def test_perspective_equals_torchvision(distortion_scale, batch):
+    settings = model("perspective", probability=1, distortion_scale=distortion_scale)
+    corners = draws.draw_perspective(settings, Shape(128, 32, 32), generator(0, "augment"))
+    result = only(settings, batch[0], generator(0, "augment"))
+    for i, image in enumerate(batch[0]):
+        assert torch.equal(result[i], tv.perspective(image, CORNERS, corners[i].tolist())), i
+
+
+def test_perspective_draws_as_torchvision(monkeypatch):
+    count = 6_000
+    drawn = draws.draw_perspective(
+        model("perspective"), Shape(count, 32, 32), generator(0, "augment")
+    )
+    # torchvision turns the corners into coefficients at once.
+    monkeypatch.setattr(v2._geometry, "_get_perspective_coeffs", lambda start, end: end)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = v2.RandomPerspective(p=1)
+        image = torch.zeros(3, 32, 32)
+        params = [theirs.make_params([image])["coefficients"] for _ in range(count)]
+    for part, expected in zip(
+        drawn.flatten(1).unbind(1), torch.tensor(params).flatten(1).unbind(1), strict=True
+    ):
+        assert_same_distribution(part, expected)
+        assert (part.min(), part.max()) == (expected.min(), expected.max())
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5, 9])
+def test_gaussian_blur_equals_torchvision(kernel_size, batch):
+    settings = model("gaussian_blur", kernel_size=kernel_size, sigma=(0.2, 3.0))
+    draw = draws.draw_gaussian_blur
+    sigma, size = draw(settings, Shape(128, 32, 32), generator(0, "augment"))
+    result = only(settings, batch[0], generator(0, "augment"))
+    for i, image in enumerate(batch[0]):
+        expected = tv.gaussian_blur(image, [size, size], [sigma[i].item()] * 2)
+        # The sums of a convolution depend on the processor in their last bit.
+        assert (result[i].int() - expected.int()).abs().max() <= 1
+        assert (result[i] != expected).float().mean() < 1e-3
+    many, _ = draw(settings, Shape(20_000, 32, 32), generator(1, "augment"))
+    assert_frequencies(torch.histc(many, 40, 0.2, 3.0))
+
+
+def test_grayscale_equals_torchvision(batch):
+    result = only(model("grayscale", probability=1), batch[0], generator(0, "augment"))
+    assert torch.equal(result, tv.rgb_to_grayscale(batch[0], 3))
 
 
 def test_cutout_square_is_cut_off_at_the_border():

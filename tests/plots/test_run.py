@@ -83,6 +83,16 @@ def test_curves_draw_the_rate_of_every_step(history, variant, title):
     assert axes.get_title().endswith(title)
 
 
+def test_curves_draw_the_rate_of_a_plateau(history):
+    """It follows the recorded history: no drop after epoch 2, one after epoch 3."""
+    schedule = {"name": "plateau", "metric": "train_loss", "patience": 0, "factor": 0.5}
+    experiment = load_experiment("lite", epochs=4, schedule=schedule, batch_size=500)
+    more = history.iloc[[2, 2]].assign(epoch=[3, 4])
+    *_, axes = plots.curves(pd.concat([history, more]), experiment)
+    rates = axes.lines[0].get_ydata()
+    assert rates[::100] == pytest.approx([0.1, 0.1, 0.1, 0.05, 0.05])
+
+
 def test_confusion_has_counts_and_row_shares():
     left, right = plots.confusion(np.array([[3, 1], [0, 4]]), ["cat", "dog"], "lite")
     assert [text.get_text() for text in left.texts] == ["3", "1", "0", "4"]

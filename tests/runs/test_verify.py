@@ -324,6 +324,26 @@ def test_verify_doctored_with_new_checksums(folder, name, monkeypatch):
     assert failing(folder) == broken
 
 
+def test_verify_rates_of_a_plateau_follow_the_history(tiny, tmp_path):
+    """A recorded loss that does not lead to the recorded rates is found."""
+    experiment = tiny(epochs=4, schedule={"name": "plateau", "factor": 0.5, "patience": 0})
+    files.write_text(tmp_path / "experiment.yaml", experiment.to_yaml())
+    columns = dict.fromkeys(verify.HISTORY_COLUMNS, [0.5] * 5)
+    columns |= {"epoch": range(5), "lr": [0, 0.1, 0.1, 0.05, 0.025]}
+    pd.DataFrame(columns).to_csv(tmp_path / "history.csv", index=False)
+
+    def check():
+        return CLAIMS["learning rates"](verify.Evidence(tmp_path, verify.Unavailable))
+
+    assert check() == Result(PASS, "5 epochs")
+    edit_history(2, "train_loss", 0.1)(tmp_path)  # an improvement after all
+    assert check() == Result(
+        FAIL,
+        "history.csv: lr of epoch 3 is 0.05, expected 0.1; "
+        "history.csv: lr of epoch 4 is 0.025, expected 0.05",
+    )
+
+
 @pytest.mark.parametrize("name", [*ARTIFACTS, "figures/curves.png"])
 def test_verify_file_with_one_more_byte(folder, name):
     with (folder / name).open("ab") as file:
