@@ -159,7 +159,8 @@ def list_command() -> None:
 @click.argument(
     "folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False)
 )
-def report_command(folder: Path | None) -> None:
+@click.option("--latex", is_flag=True, help="Print the table for a paper (LaTeX); write nothing.")
+def report_command(folder: Path | None, latex: bool) -> None:
     """Write index.html: all runs under FOLDER (default: outputs) on one page.
 
     A report is also written for each run that has an executed notebook but no report.
@@ -169,7 +170,15 @@ def report_command(folder: Path | None) -> None:
     from .runs.find import find_runs, split_unreadable
 
     folder = output_folder(folder)
-    readable, _ = split_unreadable(find_runs(folder))  # the page lists the others
+    readable, damaged = split_unreadable(find_runs(folder))
+    if latex:
+        from .reports.leaderboard import experiments, latex_table
+        from .reports.ranking import with_statistics
+
+        for path, why in damaged.items():  # the page lists them
+            click.echo(f"left out: {display_path(path)} ({why})", err=True)
+        click.echo(latex_table(with_statistics(experiments(readable))))
+        return
     for found in readable:
         if (found.path / "notebook.ipynb").is_file() and not (found.path / "report.html").is_file():
             write_report(found)

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "leaderboard": [
             "experiments",
             "format_accuracy",
+            "latex_table",
             "main",
             "markdown_table",
             "own_recipes",
@@ -17,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "without_seed",
         ],
         "page": ["write_index"],
-        "ranking": ["best_for_size", "significantly_best", "within_budget"],
+        "ranking": ["best_for_size", "significantly_best", "with_statistics", "within_budget"],
         "run_report": ["clean_html", "report_html", "sections", "summary", "write_report"],
     },
 )
