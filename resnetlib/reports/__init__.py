@@ -1,10 +1,25 @@
-"""Reports: one run, all runs, the results table."""
+"""Reports: one run, all runs, the results table, grades of submissions."""
 
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "grade": [
+            "Assignment",
+            "Grade",
+            "GradingData",
+            "Similarity",
+            "Submission",
+            "autograde",
+            "find_submissions",
+            "format_grades",
+            "grade_submission",
+            "grades_json",
+            "near_identical",
+            "results_of",
+            "write_autograder",
+        ],
         "leaderboard": [
             "experiments",
             "format_accuracy",

@@ -54,6 +54,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "verify": [
             "Evidence",
             "Result",
+            "clean_line",
+            "describe_error",
             "format_results",
             "overall",
             "results_json",
