@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Similarity",
             "Submission",
             "autograde",
+            "compare_grades",
             "find_submissions",
             "format_grades",
             "grade_submission",

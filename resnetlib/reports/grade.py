@@ -278,7 +278,14 @@ class Similarity(NamedTuple):
     names: tuple[str, str]
     agreement: float  # equal predictions, of all test images
     mistakes: float  # equal predictions, of the images that at least one gets wrong
+    mistaken: int  # the number of these images
     weights: float | None  # correlation; None for different architectures
+
+    @property
+    def is_near_identical(self) -> bool:
+        """Whether predictions or weights are too alike to be independent."""
+        predictions = self.mistaken >= FEWEST_MISTAKES and self.mistakes >= SAME_MISTAKES
+        return predictions or (self.weights or 0) >= SAME_WEIGHTS
 
     def __str__(self) -> str:
         weights = "" if self.weights is None else f"; correlation of weights {self.weights:.3f}"
@@ -288,21 +295,23 @@ class Similarity(NamedTuple):
         )
 
 
+def compare_grades(one: Grade, other: Grade) -> Similarity:
+    """How alike two submissions are that both have an accuracy."""
+    same = one.predictions == other.predictions
+    wrong = ~(one.correct & other.correct)
+    mistakes = same[wrong].double().mean().item() if wrong.any() else 1.0
+    weights = None
+    if one.architecture == other.architecture:
+        weights = torch.cosine_similarity(one.weights, other.weights, dim=0).item()
+    agreement = same.double().mean().item()
+    return Similarity((one.name, other.name), agreement, mistakes, int(wrong.sum()), weights)
+
+
 def near_identical(grades: Sequence[Grade]) -> list[Similarity]:
-    """The pairs of submissions whose predictions or weights are too alike to be independent."""
-    found = []
-    for one, other in combinations([g for g in grades if g.accuracy is not None], 2):
-        same = one.predictions == other.predictions
-        wrong = ~(one.correct & other.correct)
-        mistakes = same[wrong].double().mean().item() if wrong.any() else 1.0
-        weights = None
-        if one.architecture == other.architecture:
-            weights = torch.cosine_similarity(one.weights, other.weights, dim=0).item()
-        alike = int(wrong.sum()) >= FEWEST_MISTAKES and mistakes >= SAME_MISTAKES
-        if alike or (weights or 0) >= SAME_WEIGHTS:
-            names = (one.name, other.name)
-            found.append(Similarity(names, same.double().mean().item(), mistakes, weights))
-    return found
+    """The pairs of submissions that are too alike to be independent."""
+    evaluated = [grade for grade in grades if grade.accuracy is not None]
+    pairs = (compare_grades(*pair) for pair in combinations(evaluated, 2))
+    return [pair for pair in pairs if pair.is_near_identical]
 
 
 def format_grades(grades: Sequence[Grade], similar: Sequence[Similarity]) -> str:

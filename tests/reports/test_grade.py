@@ -1,5 +1,6 @@
 """Grading: what a submission gets, what is refused, which pairs are alike, and the autograder."""
 
+import itertools
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ from resnetlib.reports.grade import (
     grade_submission,
     near_identical,
 )
+from resnetlib.runs.find import reference_runs
 from resnetlib.runs.run import WEIGHTS
 from resnetlib.runs.verify import FAIL, NOT_CHECKED, PASS
 from resnetlib.size import measure_size
@@ -322,6 +324,30 @@ def test_independent_seeds_and_failed_submissions_are_not_alike(trained, tmp_pat
     folders += [tmp_path / "empty", tmp_path / "empty too"]
     grades = [grade_submission(folder, data, DIGITS) for folder in folders]
     assert near_identical(grades) == []
+
+
+def test_recorded_seeds_are_not_near_identical():
+    """The numbers that `format_grades` and docs/grading.md state."""
+    grades = [
+        grade.Grade(
+            str(run.path),
+            {},
+            accuracy=run.evaluation.accuracy,
+            predictions=run.evaluation.predictions,
+            correct=run.evaluation.correct,
+            architecture=run.record["variant"],
+            weights=torch.zeros(1),
+        )
+        for run in reference_runs()
+    ]
+    assert near_identical(grades) == []
+    alike = [
+        grade.compare_grades(one, other)
+        for one, other in itertools.combinations(grades, 2)
+        if one.architecture == other.architecture
+    ]
+    assert {round(100 * pair.agreement) for pair in alike} <= set(range(82, 96))
+    assert {round(100 * pair.mistakes) for pair in alike} <= set(range(27, 43))
 
 
 # The command line --------------------------------------------------------------------------------
