@@ -59,7 +59,7 @@ def sizes(
             axes.xaxis.set_major_formatter(EngFormatter())
             axes.yaxis.set_major_formatter(EngFormatter())
             axes.set(xlabel="parameters", ylabel="multiply-accumulates of one image")
-        left.margins(0.15)
+        left.margins(x=0.3, y=0.15)  # room for names
         left.legend(frameon=False, loc="upper left")
         highest = published["macs"][near].max() if near.any() else published["macs"].max()
         right.set(xlim=(0.9 * budget, 1.02 * budget), ylim=(0, 1.2 * highest))
