@@ -141,23 +141,21 @@ class RunPair:
         """
         seeds = {name: seed_statistics(runs) for name, runs in self._recipes.items()}
         first, *others = self._recipes
-        network = {name: runs[0].experiment.architecture for name, runs in self._recipes.items()}
-        tests = {"Dunnett": significance.compare_recipes, "Welch": significance.compare_networks}
-        results = {}
-        for test, compare in tests.items():
-            same = test == "Dunnett"
-            accuracies = {
-                name: seeds[name].accuracies
-                for name in others
-                if (network[name] == network[first]) is same
-            }
-            table = compare(seeds[first].accuracies, accuracies)
-            results |= {row.Index: (test, row) for row in table.itertuples()}
+        examples = {name: runs[0] for name, runs in self._recipes.items()}
+        network = {name: run.experiment.architecture for name, run in examples.items()}
+        baseline = seeds[first].accuracies
+        accuracies = {name: seeds[name].accuracies for name in others}
+        same = {name: a for name, a in accuracies.items() if network[name] == network[first]}
+        different = {name: a for name, a in accuracies.items() if name not in same}
+        tests = {
+            "Dunnett": significance.compare_recipes(baseline, same),
+            "Welch": significance.compare_networks(baseline, different),
+        }
         rows = {name: _recipe_row(recipe) for name, recipe in seeds.items()}
-        for name, (test, row) in results.items():
-            rows[name] |= _difference_row(row, test)
-        notes = {name: runs[0] for name, runs in self._recipes.items()}
-        return _with_notes(pd.DataFrame.from_dict(rows, orient="index"), notes)
+        for test, table in tests.items():
+            for row in table.itertuples():
+                rows[row.Index] |= _difference_row(row, test)
+        return _with_notes(pd.DataFrame.from_dict(rows, orient="index"), examples)
 
     @cached_property
     def differences(self) -> pd.DataFrame:
@@ -233,16 +231,23 @@ def seed_statistics(runs: Sequence[Run]) -> SeedStatistics:
         statistics.fmean(run.metrics["test_accuracy"] for run in group)
         for group in by_seed.values()
     )
-    kept = [next(filter(_keeps_last_epoch, group), None) for group in by_seed.values()]
-    correct = [run.evaluation.correct.numpy() for run in kept if run]
+    correct = [
+        rows[0]
+        for group in by_seed.values()
+        if (rows := [row for run in group if (row := _correct_last_epoch(run)) is not None])
+    ]
     same_images = len({len(row) for row in correct}) == 1
     noise = significance.sampling_sd(np.stack(correct)) if same_images else None
     return SeedStatistics(accuracies, noise)
 
 
-def _keeps_last_epoch(run: Run) -> bool:
-    last = run.metrics.get("selected_epoch") == run.metrics.get("epochs")
-    return last and keeps(run, "predictions")
+def _correct_last_epoch(run: Run) -> np.ndarray | None:
+    """(N,) which test images the last epoch gets right; None where its predictions are not kept."""
+    is_last = run.metrics.get("selected_epoch") == run.metrics.get("epochs")
+    try:
+        return run.evaluation.correct.numpy() if is_last and keeps(run, "predictions") else None
+    except Exception:  # of any parser: one unreadable file does not disturb the other runs
+        return None
 
 
 def _recipe_row(seeds: SeedStatistics) -> dict[str, Any]:

@@ -361,6 +361,10 @@ def test_sampling_noise_needs_undamaged_predictions_of_the_last_epoch(tmp_path):
     two = row_of(with_statistics(experiments(find_runs(tmp_path))), "lite")["statistics"]
     assert two.accuracies == noise.accuracies
     assert 0 < two.sampling_sd != noise.sampling_sd
+    record = files.read_json(folders[0] / "run.json")  # the same with a checksum that agrees
+    record["artifacts"]["predictions.npz"] = files.sha256(folders[0] / "predictions.npz")
+    files.write_json(folders[0] / "run.json", record)
+    assert row_of(with_statistics(experiments(find_runs(tmp_path))), "lite")["statistics"] == two
     metrics = files.read_json(folders[1] / "metrics.json") | {"selected_epoch": 3}
     files.write_json(folders[1] / "metrics.json", metrics)
     record = files.read_json(folders[1] / "run.json")
