@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..analysis.comparison import seed_statistics
-from ..analysis.significance import compare_recipes, compare_seeds
+from ..analysis.significance import SeedComparison, compare_recipes, compare_seeds
 from ..evaluation import wilson_interval
 from ..experiment import DEFAULT_BUDGET
 from ..plots.leaderboard import pareto_front
@@ -33,11 +33,9 @@ def with_statistics(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             groups.setdefault((row["variant"], row["dataset"], network), []).append(row)
     for group in groups.values():
         baseline, *others = sorted(group, key=lambda row: row["changed"])
-        recipes = {row["changes"]: row for row in others}
-        accuracies = {changes: row["accuracies"] for changes, row in recipes.items()}
-        table = compare_recipes(baseline["accuracies"], accuracies)
-        for result in table.itertuples():
-            baseline["against"], recipes[result.Index]["against"] = "baseline", result
+        recipes = {number: row["accuracies"] for number, row in enumerate(others)}
+        for result in compare_recipes(baseline["accuracies"], recipes).itertuples():
+            baseline["against"], others[result.Index]["against"] = "baseline", result
     return rows
 
 
@@ -66,15 +64,12 @@ def best_for_size(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row, limit in zip(front, limits, strict=False):
         rivals = [other for other in measured if other["parameters"] < limit and other is not row]
         rival = max(rivals, key=lambda other: other["reproduced"], default=None)
-        rows_of_both = (row, rival) if rival else ()
-        accuracies = [side["accuracies"] for side in rows_of_both]
-        names = tuple(side["variant"] for side in rows_of_both)
         ranked.append(
             row
             | {
                 "rival": rival and rival["variant"],
                 "lead": rival and row["reproduced"] - rival["reproduced"],
-                "comparison": rival and compare_seeds(*accuracies, names),
+                "comparison": rival and _compare(row, rival),
             }
         )
     return ranked
@@ -98,9 +93,10 @@ def _beats_all(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bool:
     ]
     if row not in rivals or row is not max(rivals, key=lambda other: other["reproduced"]):
         return False
-    results = [
-        compare_seeds(row["accuracies"], other["accuracies"]).distinguishable
-        for other in rivals
-        if other is not row
-    ]
+    results = [_compare(row, other).distinguishable for other in rivals if other is not row]
     return bool(results) and all(results)
+
+
+def _compare(row: dict[str, Any], other: dict[str, Any]) -> SeedComparison:
+    names = (row["variant"], other["variant"])
+    return compare_seeds(row["accuracies"], other["accuracies"], names)
