@@ -255,7 +255,16 @@ def test_bad_submission_gets_zero_and_a_reason(submission, data, name, monkeypat
 
 @pytest.mark.parametrize(
     "architecture",
-    [{"widths": [40_000, 4], "depths": [0, 1]}, {"widths": [224], "depths": [4]}],
+    [
+        {"widths": [40_000, 4], "depths": [0, 1]},
+        {
+            "widths": [8],
+            "depths": [1],
+            "stem_width": 1_000,
+            "stem_pool": {"kernel": 8, "stride": 8},
+        },
+        {"widths": [224], "depths": [4]},
+    ],
 )
 def test_network_that_takes_too_long_gets_zero(submission, data, architecture):
     edit_experiment(architecture=architecture | {"block": "basic"})(submission)
