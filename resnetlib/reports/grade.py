@@ -7,6 +7,7 @@
 import io
 import json
 import math
+import os
 import stat
 import sys
 import zipfile
@@ -266,13 +267,13 @@ def find_submissions(folder: Path) -> list[Path]:
 
 
 def _has_files(folder: Path) -> bool:
-    return any((folder / name).exists() for name in SUBMITTED)
+    return any(os.path.lexists(folder / name) for name in SUBMITTED)
 
 
 def _subfolders(folder: Path) -> list[Path]:
     hidden = (".", "__MACOSX")  # what archives bring along
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith(hidden))
-    return [path for path in paths if path.is_dir()]
+    _, names, _ = next(os.walk(folder), ("", [], []))  # none where the folder cannot be read
+    return [folder / name for name in sorted(names) if not name.startswith(hidden)]
 
 
 def _only_subfolder(folder: Path) -> Path:
