@@ -80,7 +80,7 @@ def _require_usable(run: Run, output_root: str | Path | None, needs: str | None)
         reason = f"is not finished: its status is {run.status!r}"
     elif needs is not None and not (run.path / NEEDS[needs]).is_file():
         reason = f"has no {needs}"
-    elif not _keeps(run, needs):
+    elif not keeps(run, needs):
         reason = f"cannot be used: {NEEDS[needs]} is damaged"
     else:
         return run
@@ -138,7 +138,7 @@ def finished_runs(
     runs = [
         run
         for run in readable
-        if run.status == "done" and dataset in (None, run.record["dataset"]) and _keeps(run, needs)
+        if run.status == "done" and dataset in (None, run.record["dataset"]) and keeps(run, needs)
     ]
     own = [run for run in runs if not _is_recorded(run)]
     recorded = [run for run in runs if _is_recorded(run)]
@@ -147,7 +147,7 @@ def finished_runs(
     return [*own, *recorded]
 
 
-def _keeps(run: Run, needs: str | None) -> bool:
+def keeps(run: Run, needs: str | None) -> bool:
     """Whether the run has an undamaged file of what is needed."""
     try:
         if needs is not None:
