@@ -13,6 +13,7 @@ import platform
 import shutil
 import sys
 import sysconfig
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ class DeviceSettings:
         """The context in which the network runs in this precision."""
         # Each weight is cast once per step: a cache would not help, and CUDA graphs cannot use it.
         reduced = self.precision != torch.float32
-        return torch.autocast(self.device.type, torch.bfloat16, reduced, cache_enabled=False)
+        dtype = self.precision if reduced else torch.bfloat16  # without effect
+        return torch.autocast(self.device.type, dtype, reduced, cache_enabled=False)
 
     def describe(self) -> dict[str, str | int | bool]:
         """Everything here that decides the bits of a result, as recorded in the fingerprint."""
@@ -85,7 +87,7 @@ def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
     native = has_native_bfloat16(device)
     if execution.precision == "bfloat16" and not native and device.type != "cpu":
         raise ConfigError(f"precision = 'bfloat16': {processor(device)} does not have it")
-    best = "bfloat16" if native else "float32"
+    best = "bfloat16" if native else "float16" if has_float16_units(device) else "float32"
     precision = best if execution.precision == "auto" else execution.precision
     narrowest = min(channels for channels, _ in experiment.architecture.outputs)
     layout = execution.memory_format
@@ -114,24 +116,56 @@ def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device by its name; "auto" is CUDA, then MPS, then the CPU. Raises `ConfigError`."""
+    """The device by its name; "auto" is CUDA, then MPS, then the CPU. Raises `ConfigError`.
+
+    "auto" passes over a card that this torch has no kernels for, and says so.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next((kind for kind, there in available.items() if there), "cpu"))
-    device = torch.device(name)
+    device = torch.device(name if name != "auto" else next(filter(available.get, available), "cpu"))
     there = available.get(device.type, True)
     if there and device.type == "cuda":
         there = (device.index or 0) < torch.cuda.device_count()
     if not there:
         usable = ["cpu", *(kind for kind, has in available.items() if has)]
         raise ConfigError(f"device = {name!r}: this machine has none; it has {', '.join(usable)}")
+    if device.type == "cuda" and not has_kernels(device):
+        reason = f"torch {torch.__version__} has no kernels for the {processor(device)}"
+        if name != "auto":
+            raise ConfigError(f"device = {name!r}: {reason}; an older torch may, or `device: cpu`")
+        warnings.warn(f"{reason}: computing on the CPU; an older torch may have them", stacklevel=2)
+        return torch.device("cpu")
     return device
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether this torch was built for the CUDA card; torch itself fails at the first kernel."""
+    if torch.version.hip:
+        return True
+    major, minor = _capability(device)
+    for name in torch.cuda.get_arch_list():  # sm_75, sm_90a, compute_120, …
+        kind, number = name.split("_")
+        built = divmod(int(number.rstrip("af")), 10)
+        # Machine code runs on later cards of its generation, PTX on all later ones.
+        if built <= (major, minor) and (kind == "compute" or built[0] == major):
+            return True
+    return False
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    with warnings.catch_warnings():  # torch describes an unsupported card in nine lines
+        warnings.simplefilter("ignore")
+        return torch.cuda.get_device_capability(device)
+
+
+def has_float16_units(device: torch.device) -> bool:
+    """Whether float16 is fast where bfloat16 is not: V100, T4, RTX 20xx and GTX 16xx."""
+    return device.type == "cuda" and (7, 0) <= _capability(device) < (8, 0)
 
 
 def has_native_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products have instructions of their own; emulated, they are slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.version.hip) or _capability(device) >= (8, 0)
     # Apple's processors and ARM servers have such instructions too; not measured, so not chosen.
     return device.type == "cpu" and bool(
         {"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split())

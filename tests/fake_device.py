@@ -1,0 +1,219 @@
+"""A pretended GPU: tensors that are computed on the CPU and behave as if they were on a device.
+
+`FakeTensorMode` cannot run a backward pass without a card, and computes nothing. Here every kernel
+runs on the CPU, so that a training on the pretended device must give the CPU's own bits, and what
+a device would refuse or wait for raises `Refused`.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+aten = torch.ops.aten
+# What needs a value, or a shape, that only the device knows.
+WAITING = {
+    aten._local_scalar_dense,
+    aten.bincount,
+    aten.equal,
+    aten.is_nonzero,
+    aten.masked_select,
+    aten.nonzero,
+    aten.unique_consecutive,
+    aten._unique2,
+}
+INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+FACTORIES = {
+    *(torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones, torch.zeros),
+    *(torch.rand, torch.randint, torch.randn, torch.randperm),
+}
+
+
+class Refused(AssertionError):
+    """What a device cannot do, or what would make the processor wait for it."""
+
+
+class DeviceTensor(Tensor):
+    """A tensor on the pretended device; `data_on_cpu` has its values."""
+
+    def __new__(cls, values: Tensor, device: "FakeDevice"):
+        tensor = Tensor._make_wrapper_subclass(
+            cls,
+            values.size(),
+            values.stride(),
+            values.storage_offset(),
+            dtype=values.dtype,
+        )
+        tensor.data_on_cpu = values
+        tensor.owner = device
+        return tensor
+
+    @property
+    def device(self):
+        return self.owner.device
+
+    @property
+    def is_cuda(self):
+        return self.device.type == "cuda"
+
+    def __repr__(self):
+        return f"DeviceTensor({self.data_on_cpu}, {self.device})"
+
+    def __reduce_ex__(self, protocol):
+        return self.data_on_cpu.__reduce_ex__(protocol)  # a checkpoint has plain tensors
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        device = next(leaf.owner for leaf in leaves if isinstance(leaf, DeviceTensor))
+        return device.run(func, args, kwargs or {})
+
+
+class FakeDevice(TorchFunctionMode):
+    """Inside this context tensors can be moved to, and made on, a device of this kind.
+
+    `strict()` is the training step: there nothing may wait for the device. `kernels` lists what
+    ran on it, with every argument that is not a tensor, while it is not None.
+    """
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.device = torch.device(kind, 0)
+        self.forbidden = False
+        self.waits = 0
+        self.kernels = None
+
+    def __enter__(self):
+        # A parameter that moves to the device is made anew, as it is where it moves to a GPU.
+        self.compatible = torch._has_compatible_shallow_copy_type
+        torch._has_compatible_shallow_copy_type = lambda old, new: old is new
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch._has_compatible_shallow_copy_type = self.compatible
+        return super().__exit__(*error)
+
+    @contextmanager
+    def strict(self):
+        self.forbidden = True
+        try:
+            yield
+        finally:
+            self.forbidden = False
+
+    def wait(self, what: str) -> None:
+        self.waits += 1
+        if self.forbidden:
+            raise Refused(f"{what} waits for the device")
+
+    # Kernels --------------------------------------------------------------------------------------
+
+    def run(self, func, args, kwargs):
+        """The kernel on the values, its results on the device."""
+        packet = func.overloadpacket
+        self.check(func, args, kwargs)
+        if self.kernels is not None:
+            rest = tree_map(lambda x: x.shape if isinstance(x, Tensor) else x, (args, kwargs))
+            self.kernels.append((str(func), str(rest)))
+        known = {}
+
+        def unwrap(value):
+            if not isinstance(value, DeviceTensor):
+                return value
+            known[id(value.data_on_cpu)] = value
+            return value.data_on_cpu
+
+        result = func(*tree_map(unwrap, args), **tree_map(unwrap, kwargs))
+        if packet is aten._local_scalar_dense or packet is aten.equal:
+            return result
+        target = self.target(func, args)
+        if isinstance(target, Tensor) and not isinstance(target, DeviceTensor):
+            return result  # a copy to the CPU
+
+        def wrap(value):
+            if not isinstance(value, Tensor):
+                return value
+            return known[id(value)] if id(value) in known else self.wrap(value)
+
+        return tree_map(wrap, result)
+
+    def wrap(self, values: Tensor) -> DeviceTensor:
+        if self.device.type == "mps" and values.dtype == torch.float64:
+            raise Refused("MPS has no float64")
+        return DeviceTensor(values, self)
+
+    @staticmethod
+    def target(func, args):
+        """What a kernel in place writes to."""
+        written = func._schema.arguments and func._schema.arguments[0].alias_info
+        return args[0] if written and written.is_write else None
+
+    def check(self, func, args, kwargs) -> None:
+        packet = func.overloadpacket
+        if packet in WAITING:
+            self.wait(str(packet))
+        plain = [
+            leaf
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor) and not isinstance(leaf, DeviceTensor)
+        ]
+        if packet is aten.copy_ and plain:
+            self.copy(to_host=plain[0] is args[0], non_blocking=args[2] if len(args) > 2 else False)
+            return
+        target = self.target(func, args)
+        if any(tensor.ndim or tensor is target for tensor in plain):
+            raise Refused(f"{func} of tensors on {self.device} and on the CPU")
+        if packet in INDEXING and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        ):
+            self.wait("an index that is a mask")
+
+    def copy(self, to_host: bool, non_blocking: bool) -> None:
+        if to_host:
+            self.wait("a copy to the CPU")
+        elif self.device.type == "cuda" and not non_blocking:
+            self.wait("a copy from the CPU that is not `non_blocking`")
+
+    # Functions of torch ---------------------------------------------------------------------------
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        first = args[0] if args else None
+        if func is Tensor.to:
+            return self.to(*args, **kwargs)
+        if func is Tensor.cpu:
+            return self.to(first, "cpu")
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__) and isinstance(
+            first, DeviceTensor
+        ):
+            if func is not Tensor.tolist:
+                raise TypeError(f"can't convert {self.device} tensor to numpy")
+            self.wait("tolist")
+            return first.data_on_cpu.tolist()
+        device = kwargs.get("device")
+        if device is None or torch.device(device).type != self.device.type:
+            return func(*args, **kwargs)
+        del kwargs["device"]
+        if func is torch.as_tensor and isinstance(first, DeviceTensor):
+            return first
+        if func in (torch.tensor, torch.as_tensor):
+            self.copy(to_host=False, non_blocking=False)
+        elif func not in FACTORIES:
+            raise NotImplementedError(f"{func} on the pretended device")
+        requires_grad = kwargs.pop("requires_grad", False)
+        return self.wrap(func(*args, **kwargs)).requires_grad_(requires_grad)
+
+    def to(self, tensor, *args, copy=False, **kwargs):
+        device, dtype, non_blocking, layout = torch._C._nn._parse_to(*args, **kwargs)
+        settings = {} if dtype is None else {"dtype": dtype}
+        if layout is not None:
+            settings["memory_format"] = layout
+        here = isinstance(tensor, DeviceTensor)
+        if device is None or (device.type == self.device.type) == here:
+            return Tensor.to(tensor, **settings, copy=copy) if settings or copy else tensor
+        self.copy(to_host=here, non_blocking=non_blocking)
+        if here:
+            return tensor.detach().data_on_cpu.to(**settings, copy=True)
+        return self.wrap(tensor.detach().to(**settings, copy=True))
