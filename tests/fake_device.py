@@ -5,12 +5,18 @@ runs on the CPU, so that a training on the pretended device must give the CPU's 
 a device would refuse or wait for raises `Refused`.
 """
 
-from contextlib import contextmanager
+import sys
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
+import torch._dynamo  # before anything is pretended: it looks at the functions of torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from resnetlib.augment import image_ops
+from resnetlib.device import DeviceSettings
 
 aten = torch.ops.aten
 # What needs a value, or a shape, that only the device knows.
@@ -61,6 +67,12 @@ class DeviceTensor(Tensor):
     def __repr__(self):
         return f"DeviceTensor({self.data_on_cpu}, {self.device})"
 
+    def __deepcopy__(self, memo):
+        copied = self.detach().clone()
+        if isinstance(self, nn.Parameter):
+            copied = nn.Parameter(copied, self.requires_grad)
+        return memo.setdefault(id(self), copied)
+
     def __reduce_ex__(self, protocol):
         return self.data_on_cpu.__reduce_ex__(protocol)  # a checkpoint has plain tensors
 
@@ -86,14 +98,41 @@ class FakeDevice(TorchFunctionMode):
         self.kernels = None
 
     def __enter__(self):
-        # A parameter that moves to the device is made anew, as it is where it moves to a GPU.
-        self.compatible = torch._has_compatible_shallow_copy_type
-        torch._has_compatible_shallow_copy_type = lambda old, new: old is new
+        self.patches = ExitStack()
+        for owner, name, value in self.pretences():
+            self.patches.enter_context(patch.object(owner, name, value))
+        image_ops._color.cache_clear()
         return super().__enter__()
 
     def __exit__(self, *error):
-        torch._has_compatible_shallow_copy_type = self.compatible
+        self.patches.close()
+        image_ops._color.cache_clear()
         return super().__exit__(*error)
+
+    def pretences(self):
+        """What torch, without CUDA, and the library would do otherwise where there is a card."""
+
+        def autocast(settings):
+            reduced = settings.precision == torch.bfloat16  # float16 takes a CPU minutes
+            return torch.autocast("cpu", torch.bfloat16, reduced, cache_enabled=False)
+
+        group_tensors = torch._C._group_tensors_by_device_and_dtype
+
+        def group(lists, with_indices=False):  # in C++ the tensors are on the CPU
+            device = next(tensor for tensor in lists[0] if tensor is not None).device
+            groups = group_tensors(lists, with_indices).items()
+            return {(device, dtype): tensors for (_, dtype), tensors in groups}
+
+        yield torch._C, "_group_tensors_by_device_and_dtype", group
+        # A parameter that moves to the device is made anew, as it is where it moves to a GPU.
+        yield torch, "_has_compatible_shallow_copy_type", lambda old, new: old is new
+        yield torch.cuda, "default_generators", (torch.default_generator,)
+        yield torch.cuda, "current_device", lambda: 0
+        yield torch.cuda.amp.common, "amp_definitely_not_available", lambda: False
+        optimizer = sys.modules["torch.optim.optimizer"]  # not an attribute of torch.optim
+        kinds = [*optimizer._foreach_supported_types, DeviceTensor]
+        yield optimizer, "_foreach_supported_types", kinds
+        yield DeviceSettings, "autocast", autocast
 
     @contextmanager
     def strict(self):
@@ -138,6 +177,10 @@ class FakeDevice(TorchFunctionMode):
             return known[id(value)] if id(value) in known else self.wrap(value)
 
         return tree_map(wrap, result)
+
+    def put(self, values: Tensor) -> DeviceTensor:
+        """A copy of the values on the device, as it is there before a step."""
+        return self.wrap(values.clone())
 
     def wrap(self, values: Tensor) -> DeviceTensor:
         if self.device.type == "mps" and values.dtype == torch.float64:

@@ -372,7 +372,7 @@ def _chosen(images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
 @cache
 def _color(color: tuple[int, int, int], device: torch.device) -> Tensor:
     """uint8 (3, 1, 1), copied to the device once."""
-    return torch.tensor(color, dtype=torch.uint8, device=device)[:, None, None]
+    return to_device(torch.tensor(color, dtype=torch.uint8)[:, None, None], device)
 
 
 def _rectangle(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
