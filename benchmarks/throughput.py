@@ -245,7 +245,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("variants", nargs="*", help=f"of {', '.join(known)}; default: all")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    precisions = ["auto", "float32", "bfloat16", "float16"]
+    parser.add_argument("--precision", default="auto", choices=precisions)
     parser.add_argument("--compile", default="auto", choices=["auto", "true", "false"])
     parser.add_argument("--device", default="auto")
     memory = "whether our loop keeps what tensors free"

@@ -21,10 +21,17 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from .augment import compose
 from .data import TRAINING_IMAGES
 from .errors import ConfigError
 from .experiment import Experiment
+from .optim import build_optimizer
+from .resnet import build_model
+from .rng import generator
+from .schema import IMAGE_SHAPE, NUM_CLASSES
 from .size import measure_size
 
 # Multiply-accumulates of a run's forward passes above which compiling pays for itself on a CPU:
@@ -33,6 +40,8 @@ from .size import measure_size
 COMPILE_ABOVE_MACS = 1e13
 # On a GPU small networks wait for the launching of kernels, which the captured step does at once.
 COMPILE_ABOVE_STEPS = 5_000  # not measured yet
+COMPARED_IMAGES = 64  # in the step that a device must do as the CPU does
+STEP_TOLERANCE = 0.01  # of the norm; rounding alone makes about a thousandth of that in float32
 COMPILED_NETWORKS = 64  # of different shapes in one process; torch stops at 8 by itself
 # In channels-last layout the convolutions of fewer channels are slower on a CPU: twice, at 8 to 15
 # in bfloat16 on two cores with AMX.
@@ -83,7 +92,7 @@ def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
     Raises `ConfigError` for what this machine cannot do.
     """
     execution = experiment.execution
-    device = choose_device(execution.device)
+    device = _compared_device(experiment)
     native = has_native_bfloat16(device)
     if execution.precision == "bfloat16" and not native and device.type != "cpu":
         raise ConfigError(f"precision = 'bfloat16': {processor(device)} does not have it")
@@ -116,12 +125,13 @@ def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device by its name; "auto" is CUDA, then MPS, then the CPU. Raises `ConfigError`.
+    """The device by its name; "auto" is CUDA, else the CPU. Raises `ConfigError`.
 
     "auto" passes over a card that this torch has no kernels for, and says so.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    device = torch.device(name if name != "auto" else next(filter(available.get, available), "cpu"))
+    best = "cuda" if available["cuda"] else "cpu"
+    device = torch.device(best if name == "auto" else name)
     there = available.get(device.type, True)
     if there and device.type == "cuda":
         there = (device.index or 0) < torch.cuda.device_count()
@@ -135,6 +145,70 @@ def choose_device(name: str) -> torch.device:
         warnings.warn(f"{reason}: computing on the CPU; an older torch may have them", stacklevel=2)
         return torch.device("cpu")
     return device
+
+
+def _compared_device(experiment: Experiment) -> torch.device:
+    """The experiment's device; MPS, where "auto" comes to it, only if it computes what a CPU does.
+
+    torch's kernels for MPS are younger than those for CUDA, and some were wrong without an error.
+    """
+    automatic = experiment.execution.device == "auto"
+    device = choose_device(experiment.execution.device)
+    if automatic and device.type == "cpu" and torch.backends.mps.is_available():
+        device = torch.device("mps")
+    if device.type != "mps" or not (difference := compare_with_cpu(experiment, device)):
+        return device
+    consequence = "computing on the CPU" if automatic else "the results may be wrong"
+    warnings.warn(
+        f"a training step on MPS differs from the CPU's, {difference}: {consequence}", stacklevel=2
+    )
+    return torch.device("cpu") if automatic else device
+
+
+_differences: dict[tuple[str, torch.device], str] = {}  # by experiment: found once a process
+
+
+def compare_with_cpu(experiment: Experiment, device: torch.device) -> str:
+    """Where a step on the device differs from the CPU's by over one per cent; empty if nowhere."""
+    key = (experiment.digest, device)
+    if key not in _differences:
+        expected, found = (_step_outcome(experiment, place) for place in ("cpu", device))
+        gaps = {
+            name: float((found[name] - value).norm() / value.norm().clamp(min=1e-12))
+            for name, value in expected.items()
+        }
+        _differences[key] = ", ".join(
+            f"{name} by {100 * gap:.3g} %" for name, gap in gaps.items() if not gap < STEP_TOLERANCE
+        )
+    return _differences[key]
+
+
+def _step_outcome(experiment: Experiment, device: str | torch.device) -> dict[str, Tensor]:
+    """What one step of the experiment on random images gives, in float32, without dropout."""
+    recipe = experiment.recipe
+    draws = generator(experiment.seed, "augment")
+    shape = (min(recipe.batch_size, COMPARED_IMAGES), *IMAGE_SHAPE)
+    images = torch.randint(256, shape, generator=draws, dtype=torch.uint8).to(device)
+    labels = (torch.arange(len(images)) % NUM_CLASSES).to(device)
+    model = build_model(experiment.architecture, seed=experiment.seed).to(device).eval()
+    for module in model.modules():  # only dropout, whose draws differ between devices, is left out
+        module.training = isinstance(module, nn.BatchNorm2d)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = build_optimizer(parameters, recipe)
+    with torch.enable_grad():
+        images, targets = compose(recipe.augment)(images, labels, draws)
+        loss = F.cross_entropy(model(images / 127.5 - 1), targets)
+        loss.backward()
+    gradients = torch.cat([p.grad.flatten().cpu() for p in parameters])
+    for p in parameters:  # the same ones everywhere: Adam makes much of a gradient near 0
+        p.grad = p.detach().clone()
+    optimizer.step()
+    return {
+        "images": images.cpu().float(),
+        "loss": loss.detach().cpu(),
+        "gradients": gradients,
+        "weights": torch.cat([p.detach().flatten().cpu() for p in parameters]),
+    }
 
 
 def has_kernels(device: torch.device) -> bool:

@@ -126,23 +126,27 @@ class GradientScaler(torch.amp.GradScaler):
     ):
         super().__init__(device.type, enabled=enabled)
         self.inner = optimizer.optimizer if isinstance(optimizer, Lookahead) else optimizer
-        if enabled:
-            _make_skippable(self.inner)
+        self.fused = getattr(self.inner, "_step_supports_amp_scaling", False)
+        self.skip = torch.zeros((), device=device)  # whether the step is skipped, 0 or 1
         # Skipped steps in a row; from MAX_SKIPPED_STEPS on it only rises.
         self.skipped = torch.zeros((), device=device)
+        if enabled and isinstance(self.inner, torch.optim.SGD):
+            _start_momentum_at_zero(self.inner)
+        if enabled and not self.fused:
+            _take_back_steps(self.inner, lambda: self.skip)
 
     def step(self, optimizer: torch.optim.Optimizer | Lookahead, norm: Tensor) -> Tensor:
         """Update the weights with unscaled gradients of this norm; the norm, 0 where skipped."""
         if not self.is_enabled():
             optimizer.step()
             return norm
-        (skip,) = self._found_inf_per_device(optimizer).values()  # 0 or 1
-        self.inner.found_inf = skip  # where the fused kernels look
+        (self.skip,) = self._found_inf_per_device(optimizer).values()
+        if self.fused:
+            self.inner.found_inf = self.skip  # where fused kernels look
         optimizer.step()
-        del self.inner.found_inf
-        stays = torch.maximum(skip, (self.skipped >= MAX_SKIPPED_STEPS).float())
+        stays = torch.maximum(self.skip, (self.skipped >= MAX_SKIPPED_STEPS).float())
         self.skipped.add_(1).mul_(stays)
-        return torch.where(skip > 0, 0.0, norm)
+        return torch.where(self.skip > 0, 0.0, norm)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | ({"skipped": self.skipped} if self.is_enabled() else {})
@@ -153,25 +157,25 @@ class GradientScaler(torch.amp.GradScaler):
             self.skipped.copy_(state["skipped"])
 
 
-def _make_skippable(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer heed `found_inf` from its first step on, as the fused ones promise to.
+def _start_momentum_at_zero(optimizer: torch.optim.SGD) -> None:
+    """Make the momentum that SGD makes of its first gradient, the same unless that is skipped.
 
-    torch's fused SGD takes the gradient of its first step for the momentum; skipped, it would
-    leave uninitialised memory there. Optimizers without fused kernels do the step and take it back;
-    only their counters of steps, which may be on the CPU, keep counting.
+    torch's fused kernel would then leave uninitialised memory there.
     """
-    if isinstance(optimizer, torch.optim.SGD):
-        for group in optimizer.param_groups:
-            for parameter in group["params"] if group["momentum"] else ():
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _take_back_steps(optimizer: torch.optim.Optimizer, skip: Callable[[], Tensor]) -> None:
+    """Let an optimizer without fused kernels take back a step that is to be skipped.
+
+    Its counters of steps, which may be on the CPU, keep counting.
+    """
     before: dict[Tensor, Tensor] = {}
 
     def tensors() -> list[Tensor]:
-        parameters = [
-            parameter for group in optimizer.param_groups for parameter in group["params"]
-        ]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         states = [value for state in optimizer.state.values() for value in state.values()]
         return parameters + [value for value in states if torch.is_tensor(value) and value.ndim]
 
@@ -181,9 +185,8 @@ def _make_skippable(optimizer: torch.optim.Optimizer) -> None:
 
     @torch.no_grad()
     def take_back(*_: Any) -> None:
-        skip = optimizer.found_inf > 0
         for tensor in tensors():  # what the first step made begins with zeros
-            tensor.copy_(torch.where(skip, before.get(tensor, 0.0), tensor))
+            tensor.copy_(torch.where(skip() > 0, before.get(tensor, 0.0), tensor))
         before.clear()
 
     optimizer.register_step_pre_hook(keep)

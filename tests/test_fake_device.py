@@ -9,10 +9,11 @@ from conftest import TINY
 from fake_device import DeviceTensor, FakeDevice, Refused
 
 from resnetlib import build_model, evaluate, files, load_experiment, schema
+from resnetlib import device as device_module
 from resnetlib import training as training_module
 from resnetlib.analysis.attribution import embeddings, grad_cam
 from resnetlib.augment import compose
-from resnetlib.device import DeviceSettings
+from resnetlib.device import DeviceSettings, compare_with_cpu, resolve_device_settings
 from resnetlib.rng import generator
 from resnetlib.runs.checkpoint import to_bytes
 from resnetlib.training import Trainer
@@ -200,6 +201,7 @@ def test_captured_kernels_are_the_same_at_every_step(digits_60, cuda, monkeypatc
     assert others == [first] * 5  # three whole batches in each of two epochs
 
 
+@pytest.mark.slow
 def test_compile_happens_once_and_without_breaks(digits_60, monkeypatch):
     """Over epochs with a short last batch, a changing rate, and evaluations between them."""
     graphs = []
@@ -247,6 +249,54 @@ def test_attribution_on_a_device_equals_the_cpu(model, images, fake):
     model.to(fake.device)
     result = grad_cam(model, images, classes, **CHANNELS), embeddings(model, images, **CHANNELS)
     assert all(torch.equal(*pair) for pair in zip(result, expected, strict=True))
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "adam"])
+def test_compare_with_cpu_passes_a_correct_device(recipe):
+    adam = {"optimizer": {"name": "adam", "lr": 0.01}, "augment": ["auto_augment", "mixup"]}
+    with FakeDevice("mps") as mps:
+        assert compare_with_cpu(experiment_of(**RECIPES.get(recipe, adam)), mps.device) == ""
+
+
+WRONG = {
+    "grid_sampler_2d": ("images by", {"augment": ["rotation"]}),
+    "addmm": ("loss by", {}),
+    "convolution_backward": ("gradients by", {}),
+    "_fused_sgd_": ("weights by", {}),
+}
+
+
+@pytest.mark.parametrize("kernel", WRONG)
+def test_auto_refuses_a_device_that_computes_otherwise(monkeypatch, kernel):
+    message, overrides = WRONG[kernel]
+    correct = FakeDevice.run
+
+    def wrong(device, func, args, kwargs):
+        if func.overloadpacket.__name__ == kernel and kernel == "_fused_sgd_":
+            return correct(device, func, args, kwargs | {"lr": 2 * kwargs["lr"]})
+        result = correct(device, func, args, kwargs)
+        if func.overloadpacket.__name__ == kernel:
+            for tensor in result if isinstance(result, tuple) else [result]:
+                if tensor is not None:
+                    tensor.data_on_cpu.view(-1)[::7] *= 3
+        return result
+
+    monkeypatch.setattr(FakeDevice, "run", wrong)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(device_module, "_differences", {})
+    with FakeDevice("mps"):
+        automatic = experiment_of(**overrides, device="auto")
+        with pytest.warns(UserWarning, match=f"step on MPS .*{message} .*: computing on the CPU"):
+            assert resolve_device_settings(automatic).device.type == "cpu"
+        asked = experiment_of(**overrides, device="mps")
+        with pytest.warns(UserWarning, match="the results may be wrong"):
+            assert resolve_device_settings(asked).device.type == "mps"
+
+
+def test_auto_takes_mps_where_it_computes_the_same(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with FakeDevice("mps"):
+        assert resolve_device_settings(experiment_of(device="auto")).device.type == "mps"
 
 
 # What the pretended device refuses ---------------------------------------------------------------
