@@ -8,7 +8,7 @@ import torch
 from conftest import TINY
 from fake_device import DeviceTensor, FakeDevice, Refused
 
-from resnetlib import build_model, evaluate, files, load_experiment, schema
+from resnetlib import build_model, evaluate, files, load_experiment, runs, schema
 from resnetlib import device as device_module
 from resnetlib import training as training_module
 from resnetlib.analysis.attribution import embeddings, grad_cam
@@ -16,7 +16,7 @@ from resnetlib.augment import compose
 from resnetlib.device import DeviceSettings, compare_with_cpu, resolve_device_settings
 from resnetlib.rng import generator
 from resnetlib.runs.checkpoint import to_bytes
-from resnetlib.training import Trainer
+from resnetlib.training import Callback, Trainer
 
 KINDS = ["cuda", "mps"]
 CHANNELS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -332,3 +332,44 @@ def test_mps_refuses_float64():
                 make()
         with pytest.raises(Refused, match="no float64"):
             torch.arange(3.0).double().to("mps")
+
+
+# A whole run -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def t4(cuda, monkeypatch):
+    """The pretended device as torch describes a T4."""
+    rng = {"get_rng_state": lambda device: torch.get_rng_state(), "set_rng_state": lambda *_: None}
+    for name, value in rng.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
+    return cuda
+
+
+@pytest.mark.slow
+def test_run_on_a_t4_resumes_exactly(t4, digits_60, tmp_path, monkeypatch):
+    """From the choice of float16 to the written results, stopped and resumed."""
+    monkeypatch.setattr("resnetlib.runs.lifecycle.load_dataset", lambda *_: digits_60)
+    monkeypatch.setattr("resnetlib.runs.artifacts.write_figures", lambda *_: None)
+    experiment = experiment_of(**RECIPES["every option"], device="auto", compile=False)
+    whole = runs.train(experiment, output=tmp_path / "whole")
+    mark = whole.record["fingerprint"]
+    assert (mark["device"], mark["processor"]) == ("cuda", "Tesla T4")
+    assert mark["precision"].startswith("float16")
+
+    class Stop(Callback):
+        def after_epoch(self, training):
+            if training.epochs_done == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(experiment, output=tmp_path / "stopped", callbacks=[Stop()])
+    resumed = runs.train(experiment, output=tmp_path / "stopped")
+    assert resumed.record["inexact_resumes"] == []
+    weights = [run.record["artifacts"]["model.safetensors"] for run in (whole, resumed)]
+    assert weights[0] == weights[1]

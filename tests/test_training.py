@@ -956,7 +956,7 @@ def test_scaling_of_the_loss_does_not_change_the_result(tiny, few_digits, exact_
 
 
 def test_skipped_steps_change_the_scale_and_resume_exactly(tiny, few_digits, exact_float16):
-    """The overflow of the seventh step ends the first half: what is saved says so."""
+    """The last step of the first epoch and the first of the second are skipped, too."""
     settings = EVERYTHING | {"optimizer": ADAM}
     overflows = {0, 4, 5}
     whole = continued(float16_training(tiny, few_digits, overflows, **settings), 2)
