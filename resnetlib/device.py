@@ -213,14 +213,15 @@ def _step_outcome(experiment: Experiment, device: str | torch.device) -> dict[st
 
 def has_kernels(device: torch.device) -> bool:
     """Whether this torch was built for the CUDA card; torch itself fails at the first kernel."""
-    if torch.version.hip:
+    names = torch.cuda.get_arch_list()  # sm_75, sm_90a, compute_120, …; none: not known
+    if torch.version.hip or not names:
         return True
-    major, minor = _capability(device)
-    for name in torch.cuda.get_arch_list():  # sm_75, sm_90a, compute_120, …
+    capability = _capability(device)
+    for name in names:
         kind, number = name.split("_")
         built = divmod(int(number.rstrip("af")), 10)
         # Machine code runs on later cards of its generation, PTX on all later ones.
-        if built <= (major, minor) and (kind == "compute" or built[0] == major):
+        if built <= capability and (kind == "compute" or built[0] == capability[0]):
             return True
     return False
 

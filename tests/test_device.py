@@ -88,6 +88,7 @@ def test_precision_of_a_card_is_the_fast_one(tiny, card, capability, precision):
         ((9, 0), ["sm_80", "sm_86"], False),
         ((9, 0), ["sm_80", "compute_80"], True),
         ((12, 0), ["sm_75", "sm_100", "sm_120"], True),
+        ((6, 0), [], True),  # not known
     ],
 )
 def test_has_kernels_for_the_card(card, capability, built, runs):

@@ -12,6 +12,7 @@ from resnetlib import build_model, evaluate, files, load_experiment, runs, schem
 from resnetlib import device as device_module
 from resnetlib import training as training_module
 from resnetlib.analysis.attribution import embeddings, grad_cam
+from resnetlib.analysis.corruptions import robustness
 from resnetlib.augment import compose
 from resnetlib.device import DeviceSettings, compare_with_cpu, resolve_device_settings
 from resnetlib.rng import generator
@@ -297,6 +298,13 @@ def test_auto_takes_mps_where_it_computes_the_same(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with FakeDevice("mps"):
         assert resolve_device_settings(experiment_of(device="auto")).device.type == "mps"
+
+
+@pytest.mark.slow
+def test_robustness_on_a_device_equals_the_cpu(model, images, cuda):
+    settings = CHANNELS | {"images": images[:4], "labels": torch.arange(4)}
+    expected = robustness(model, **settings)
+    assert robustness(model, **settings, device=cuda.device).equals(expected)
 
 
 # What the pretended device refuses ---------------------------------------------------------------
