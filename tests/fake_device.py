@@ -27,6 +27,7 @@ WAITING = {
     aten.is_nonzero,
     aten.masked_select,
     aten.nonzero,
+    aten.repeat_interleave,
     aten.unique_consecutive,
     aten._unique2,
 }
@@ -84,7 +85,7 @@ class DeviceTensor(Tensor):
 
 
 class FakeDevice(TorchFunctionMode):
-    """Inside this context tensors can be moved to, and made on, a device of this kind.
+    """Inside this context tensors can be moved to, and made on, this device (cuda, cuda:1, mps).
 
     `strict()` is the training step: there nothing may wait for the device. `kernels` lists what
     ran on it, with every argument that is not a tensor, while it is not None.
@@ -92,7 +93,7 @@ class FakeDevice(TorchFunctionMode):
 
     def __init__(self, kind: str):
         super().__init__()
-        self.device = torch.device(kind, 0)
+        self.device = torch.device(kind if ":" in kind else f"{kind}:0")
         self.forbidden = False
         self.waits = 0
         self.kernels = None
@@ -126,7 +127,7 @@ class FakeDevice(TorchFunctionMode):
         yield torch._C, "_group_tensors_by_device_and_dtype", group
         # A parameter that moves to the device is made anew, as it is where it moves to a GPU.
         yield torch, "_has_compatible_shallow_copy_type", lambda old, new: old is new
-        yield torch.cuda, "default_generators", (torch.default_generator,)
+        yield torch.cuda, "default_generators", 2 * (torch.default_generator,)
         yield torch.cuda, "current_device", lambda: 0
         yield torch.cuda.amp.common, "amp_definitely_not_available", lambda: False
         optimizer = sys.modules["torch.optim.optimizer"]  # not an attribute of torch.optim
@@ -235,8 +236,7 @@ class FakeDevice(TorchFunctionMode):
                 raise TypeError(f"can't convert {self.device} tensor to numpy")
             self.wait("tolist")
             return first.data_on_cpu.tolist()
-        device = kwargs.get("device")
-        if device is None or torch.device(device).type != self.device.type:
+        if not self.is_meant(kwargs.get("device")):
             return func(*args, **kwargs)
         del kwargs["device"]
         if func is torch.as_tensor and isinstance(first, DeviceTensor):
@@ -248,13 +248,20 @@ class FakeDevice(TorchFunctionMode):
         requires_grad = kwargs.pop("requires_grad", False)
         return self.wrap(func(*args, **kwargs)).requires_grad_(requires_grad)
 
+    def is_meant(self, device) -> bool:
+        """Whether a device is this one; without an index it is the first card."""
+        device = torch.device("cpu" if device is None else device)
+        if device.type == self.device.type and (device.index or 0) != self.device.index:
+            raise Refused(f"a tensor on {device} in a run on {self.device}")
+        return device.type == self.device.type
+
     def to(self, tensor, *args, copy=False, **kwargs):
         device, dtype, non_blocking, layout = torch._C._nn._parse_to(*args, **kwargs)
         settings = {} if dtype is None else {"dtype": dtype}
         if layout is not None:
             settings["memory_format"] = layout
         here = isinstance(tensor, DeviceTensor)
-        if device is None or (device.type == self.device.type) == here:
+        if device is None or self.is_meant(device) == here:
             return Tensor.to(tensor, **settings, copy=copy) if settings or copy else tensor
         self.copy(to_host=here, non_blocking=non_blocking)
         if here:

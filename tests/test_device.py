@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -76,6 +77,22 @@ def test_precision_of_a_card_is_the_fast_one(tiny, card, capability, precision):
     if precision != torch.bfloat16:  # which torch itself would emulate
         with pytest.raises(ConfigError, match=r"precision = 'bfloat16': .* does not have it"):
             resolve_device_settings(tiny(device="cuda", precision="bfloat16"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_autocast_is_of_device_and_precision(precision):
+    for kind in ("cpu", "cuda"):
+        settings = device.DeviceSettings(
+            torch.device(kind), getattr(torch, precision), torch.contiguous_format, False, threads=1
+        )
+        with warnings.catch_warnings():  # without CUDA torch switches its autocast off
+            warnings.simplefilter("ignore")
+            context = settings.autocast()
+        assert context.device == kind
+        if precision != "float32":
+            assert context.fast_dtype == settings.precision
+        if kind == "cpu":
+            assert context._enabled == (precision != "float32")
 
 
 @pytest.mark.parametrize(
