@@ -220,7 +220,10 @@ def import_command(
     from .config import load_experiment
     from .size import check_size
 
-    experiment = load_experiment(variant, **dict(_values(parameters)))
+    values = dict(_values(parameters))
+    if values.keys() & {"normalize", "recipe.normalize"}:
+        raise ConfigError("give the normalisation as --normalize")
+    experiment = load_experiment(variant, **values)
     check_size(experiment)  # like every refusal so far without torch
 
     from .reports.run_report import write_report

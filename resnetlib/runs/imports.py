@@ -49,8 +49,8 @@ def import_weights(
     Args:
         file: safetensors, or what `torch.save` wrote, see `read_weights`. Its code never runs.
         variant: a variant, or an experiment for other settings. Its network must fit as a whole.
-        normalize: a value of `recipe.normalize`, by which images are normalised. If it is not
-            given, each of `NORMALIZATIONS` is tried on training images.
+        normalize: a value of `recipe.normalize`, by which images are normalised. If neither this
+            nor that override is given, each of `NORMALIZATIONS` is tried on training images.
 
     Raises `ConfigError` for a bad argument, and `DataError` for a file that cannot be read or does
     not fit.
@@ -59,8 +59,14 @@ def import_weights(
     if not path.is_file():
         raise ConfigError(f"no such file: {display_path(path)}")
     experiment = variant if isinstance(variant, Experiment) else load_experiment(variant)
-    names = NORMALIZATIONS if normalize is None else (normalize,)
-    candidates = [apply_overrides(experiment, {"recipe.normalize": name}) for name in names]
+    if normalize is not None:
+        experiment = apply_overrides(experiment, {"recipe.normalize": normalize})
+    is_given = normalize is not None or "recipe.normalize" in experiment.overrides
+    candidates = (
+        [experiment]
+        if is_given
+        else [apply_overrides(experiment, {"recipe.normalize": name}) for name in NORMALIZATIONS]
+    )
     check_size(experiment)
     settings = resolve_device_settings(experiment)
     settings = replace(settings, precision=torch.float32, compiled=False)
@@ -83,7 +89,7 @@ def import_weights(
         "file": path.name.encode(errors="replace").decode(),
         "sha256": files.sha256(path),
         "matched": method,
-        "normalize_given": normalize is not None,
+        "normalize_given": is_given,
         "training_images": len(labels),
         "trials": [
             {
@@ -123,6 +129,8 @@ def _evaluate(
     evaluation = evaluate(
         model, *split, mean=mean, std=std, batch_size=EVALUATION_BATCH[device.type]
     )
+    if not evaluation.logits.isfinite().all():
+        raise DataError(f"the weights give {experiment.variant} outputs that are not finite")
     return replace(evaluation, classes=dataset.classes)
 
 
@@ -166,9 +174,10 @@ def describe_source(run: Run) -> dict[str, str]:
     images, best = f"{source['training_images']:,} training images", trials[0]
     losses = ", ".join(f"{trial['normalize']} {trial['loss']:.4f}" for trial in trials)
     reason = "as given" if source["normalize_given"] else f"lowest loss on {images} ({losses})"
+    low = ": low, so check variant and normalisation" if best["accuracy"] < LEAST_ACCURACY else ""
     return {
         "imported from": f"{source['file']} (SHA-256 {source['sha256'][:16]}…)",
         "tensors matched": source["matched"],
         "normalize": f"{best['normalize']}: {reason}",
-        "training accuracy": f"{best['accuracy']:.2%} of the first {images}",
+        "training accuracy": f"{best['accuracy']:.2%} of the first {images}{low}",
     }

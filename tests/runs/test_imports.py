@@ -137,7 +137,10 @@ def test_import_weights_finds_the_normalisation(digits, tmp_path):
     given = import_weights(path, experiment, normalize="dataset")
     assert given.path == run.path, "an import of the same file replaces the earlier one"
     assert given.experiment.recipe.normalize == "dataset"
-    assert describe_source(given)["normalize"] == "dataset: as given"
+    facts = describe_source(given)
+    assert facts["normalize"] == "dataset: as given"
+    assert facts["training accuracy"].endswith("low, so check variant and normalisation")
+    assert "low" not in describe_source(run)["training accuracy"]
 
 
 def in_order(checkpoint, path, change=lambda tensor: tensor):
@@ -149,9 +152,12 @@ def in_order(checkpoint, path, change=lambda tensor: tensor):
 
 
 def test_import_weights_in_order_says_so(checkpoint, tmp_path):
-    experiment = load_experiment("lite", **SETTINGS, output_root=tmp_path)
     path = in_order(checkpoint, tmp_path / "other.pth")
-    run = import_weights(path, experiment, normalize="dataset")
+    experiment = load_experiment(
+        "lite", **SETTINGS, output_root=tmp_path, normalize="per_image_std"
+    )
+    run = import_weights(path, experiment)
+    assert describe_source(run)["normalize"] == "per_image_std: as given"
     assert describe_source(run)["tensors matched"] == "in order"
     assert run.metrics["test_accuracy"] > 0.5
 
@@ -171,6 +177,14 @@ def test_import_weights_refuses_the_wrong_variant(checkpoint, root):
         import_weights("nowhere.pth", "lite")
     with pytest.raises(ConfigError, match=r"normalize"):
         import_weights(checkpoint, "lite", normalize="imagnet")
+
+
+def test_import_weights_refuses_outputs_that_are_not_finite(model, experiment, tmp_path):
+    weights = model.state_dict()
+    weights["stem.1.running_var"] = -torch.ones(16)
+    torch.save(weights, tmp_path / "ckpt.pth")
+    with pytest.raises(DataError, match="the weights give lite outputs that are not finite"):
+        import_weights(tmp_path / "ckpt.pth", experiment, normalize="none")
 
 
 def test_verify_imported_run_with_its_report(imported, tmp_path):
@@ -282,6 +296,7 @@ def test_import_command(checkpoint, tmp_path):
         (["--variant", "lit"], 2, "did you mean 'lite'"),
         (["--variant", "lite", "--normalize", "imagnet"], 2, "normalize"),
         (["--variant", "lite"], 1, "does not fit lite: "),
+        (["--variant", "lite", "-p", "normalize", "none"], 2, "as --normalize"),
         ([], 2, "--variant"),
     ],
 )
