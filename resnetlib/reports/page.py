@@ -41,7 +41,7 @@ def write_index(root: Path | None = None) -> Path:
         if not (path.parent / "run.json").is_file()
     }
     imported = [run for run in runs if run.is_imported]
-    rows = with_statistics(experiments([run for run in runs if not run.is_imported]))
+    rows = with_statistics(experiments(runs))
     rows = [
         _with_page_fields(row, best, root)
         for row, best in zip(rows, significantly_best(rows), strict=True)

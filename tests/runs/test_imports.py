@@ -23,7 +23,7 @@ from resnetlib.analysis.calibration import held_out
 from resnetlib.cli import main
 from resnetlib.data import normalization
 from resnetlib.errors import ConfigError, DataError, RunError
-from resnetlib.reports.leaderboard import results_table
+from resnetlib.reports.leaderboard import experiments, results_table
 from resnetlib.reports.page import write_index
 from resnetlib.reports.run_report import write_report
 from resnetlib.runs.find import find_run, find_runs, finished_runs
@@ -230,6 +230,8 @@ def test_leaderboard_shows_imported_weights_apart(imported, trained, root):
     assert f"{imported.path.name}/report.html" in weights
     assert "ckpt.pth" in weights
     assert "1 finished run," in table
+    (row,) = (row for row in experiments([trained, imported]) if row["folders"])
+    assert row["folders"] == (trained,)
 
 
 def test_report_of_imported_weights(imported):
