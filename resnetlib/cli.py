@@ -5,7 +5,6 @@ a signal's number.
 """
 
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -292,8 +291,14 @@ def submit_command(run: Path, file: Path, output: Path | None, tta: str) -> None
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def lab_command(options: tuple[str, ...]) -> None:
     """Open JupyterLab on the notebooks; OPTIONS are passed on to it."""
-    folder = str(notebooks_folder())
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options, folder])
+    try:
+        from jupyterlab.labapp import LabApp
+    except ImportError:
+        raise ConfigError(
+            "JupyterLab is not installed: `pip install jupyterlab`, or open the files of "
+            f"{display_path(notebooks_folder())} in another notebook program"
+        ) from None
+    LabApp.launch_instance([*options, str(notebooks_folder())])
 
 
 @main.command("verify", short_help="Recompute what runs claim: PASS, FAIL or NOT CHECKED.")

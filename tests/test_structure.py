@@ -230,8 +230,8 @@ def names_of(requirements):
 def test_pyproject_lock_and_environment_agree():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["sweep"] + extras["dev"]
-    wanted.remove("resnetlib[sweep]")
+    wanted = project["dependencies"] + extras["lab"] + extras["sweep"] + extras["dev"]
+    wanted.remove("resnetlib[lab,sweep]")
     lock = (PROJECT / "requirements.lock").read_text()
     locked = dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", lock, re.MULTILINE))
     assert names_of(wanted) <= set(locked)
