@@ -1,10 +1,12 @@
-"""The command line: run, list, report, import, predict, submit, verify, grade, lab.
+"""The command line: run, list, report, import, predict, submit, verify, grade, doctor, lab.
 
 Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 3 a verification failed, 128 plus
 a signal's number.
 """
 
 import contextlib
+import io
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -58,7 +60,13 @@ def main() -> None:
     resnetlib run lite -p dataset digits    train one, in a minute, and write its report
     resnetlib report                        put all runs on one page: outputs/index.html
     resnetlib lab                           explore in JupyterLab
+    resnetlib doctor                        what is wrong with this installation
     """
+    # The kernels of notebooks write a warning about debugging, which nobody does here.
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    for stream in (sys.stdout, sys.stderr):  # a Windows console has no `≥` and no `±`
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @main.command("run", short_help="Train a variant, or resume it, and write its report.")
@@ -397,3 +405,16 @@ def grade_command(
     format_all = grade.grades_json if as_json else grade.format_grades
     click.echo(format_all(grades, similar))
     sys.exit(3 if any(one.reason for one in grades) else 0)
+
+
+@main.command("doctor", short_help="Print versions, devices, data, and what is wrong with them.")
+def doctor_command() -> None:
+    """Print versions, devices, precision and data of this machine, and what is wrong with them.
+
+    Paste the output into a report of a problem. The exit status is 3 if there is a problem.
+    """
+    from .doctor import examine, format_examination
+
+    facts, problems = examine()
+    click.echo(format_examination(facts, problems))
+    sys.exit(3 if problems else 0)

@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import sysconfig
 import warnings
@@ -93,6 +94,8 @@ def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
     """
     execution = experiment.execution
     device = _compared_device(experiment)
+    if execution.device == "auto" and device.type == "cpu" and (reason := unused_card()):
+        warnings.warn(reason, stacklevel=2)
     native = has_native_bfloat16(device)
     if execution.precision == "bfloat16" and not native and device.type != "cpu":
         raise ConfigError(f"precision = 'bfloat16': {processor(device)} does not have it")
@@ -235,6 +238,24 @@ def _capability(device: torch.device) -> tuple[int, int]:
 def has_float16_units(device: torch.device) -> bool:
     """Whether float16 is fast where bfloat16 is not: V100, T4, RTX 20xx and GTX 16xx."""
     return device.type == "cuda" and (7, 0) <= _capability(device) < (8, 0)
+
+
+@cache
+def unused_card() -> str:
+    """Why torch cannot use the NVIDIA card of this machine, and what to do; empty without one."""
+    program = shutil.which("nvidia-smi")
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if program is None or hidden or torch.version.hip or torch.cuda.is_available():
+        return ""
+    query = [program, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):  # a driver without a card
+        return ""
+    card = asked.stdout.partition("\n")[0].strip()
+    reason = "needs a newer driver" if torch.version.cuda else "is built without CUDA"
+    mend = "uv pip install torch torchvision --torch-backend=auto --reinstall"
+    return f"the {card} is not used: torch {torch.__version__} {reason}. `{mend}`" if card else ""
 
 
 def has_native_bfloat16(device: torch.device) -> bool:
