@@ -98,7 +98,8 @@ def run_notebooks(environment: Path, folder: Path, variables: Mapping[str, str])
 
 def run_commands(environment: Path, folder: Path, variables: Mapping[str, str]) -> list[str]:
     """What went wrong in the commands of the installed project."""
-    train = "run lite -p dataset digits -p epochs 2 -p seed 1 -p output_root runs".split()
+    values = {"dataset": "digits", "epochs": "2", "seed": "1"} | OUTPUTS
+    train = ["run", "lite", *(word for pair in values.items() for word in ("-p", *pair))]
     problems = []
     for command in (train, ["doctor"]):
         done = _call(environment, folder, variables, "-m", "resnetlib", *command)
