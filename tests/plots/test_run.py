@@ -284,6 +284,8 @@ def test_live_curves_draw_every_epoch_before_a_person(tiny, few_digits, displaye
     assert len(displayed) == 4  # untrained, two epochs, and the end
     assert all(image.data.startswith(b"\x89PNG") for image in displayed)
     assert displayed[0].data != displayed[1].data
+    _, metadata = displayed[0]._repr_mimebundle_()
+    assert metadata["image/png"]["alt"] == "loss and accuracy of each epoch so far"
     assert not plt.get_fignums()  # nothing that the notebook would display again
 
 
