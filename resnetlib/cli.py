@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def main() -> None:
     """
     # The kernels of notebooks write a warning about debugging, which nobody does here.
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # without a line of source
     for stream in (sys.stdout, sys.stderr):  # a Windows console has no `≥` and no `±`
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

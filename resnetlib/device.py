@@ -95,7 +95,7 @@ def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
     execution = experiment.execution
     device = _compared_device(experiment)
     if execution.device == "auto" and device.type == "cpu" and (reason := unused_card()):
-        warnings.warn(reason, stacklevel=2)
+        warnings.warn(reason, stacklevel=1)  # once in a process, whoever asks
     native = has_native_bfloat16(device)
     if execution.precision == "bfloat16" and not native and device.type != "cpu":
         raise ConfigError(f"precision = 'bfloat16': {processor(device)} does not have it")

@@ -3,6 +3,7 @@
 import builtins
 import os
 import stat
+import subprocess
 import sys
 
 import pytest
@@ -101,6 +102,17 @@ def test_torch_without_cuda_beside_a_card_is_reported(
     device.unused_card.cache_clear()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
     assert device.unused_card() == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a card here")
+def test_run_names_the_unused_card_in_one_line(nvidia_card, tmp_path):
+    program = [sys.executable, "-m", "resnetlib", "run", "lite", "--dry-run"]
+    values = ["-p", "dataset", "digits", "-p", "output_root", str(tmp_path)]
+    done = subprocess.run([*program, *values], capture_output=True, text=True)
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("the NVIDIA GeForce RTX 4060 is not used: ")
 
 
 def test_examine_names_damaged_data(tmp_path, monkeypatch):

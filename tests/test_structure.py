@@ -253,3 +253,10 @@ def test_lock_has_hashes_and_names_no_host():
     assert packages
     assert all("--hash=sha256:" in package for package in packages)
     assert "://" not in lock
+
+
+def test_recorded_files_have_unix_line_ends():
+    """Their checksums are of the bytes, which Git on Windows would change without the attribute."""
+    assert "* -text" in (PROJECT / ".gitattributes").read_text().splitlines()
+    recorded = (PROJECT / "outputs" / "reference").rglob("*.csv")
+    assert not [path for path in recorded if b"\r\n" in path.read_bytes()]
