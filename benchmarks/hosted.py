@@ -56,11 +56,9 @@ def build(host: str, folder: Path) -> Path:
         version = re.search(r"python ([\d.]+)", packages.read_text(encoding="utf-8"))[1]
         uv = ["uv", "--quiet"]
         subprocess.run([*uv, "venv", "--clear", "--python", version, environment], check=True)
-        install = [*uv, "pip", "install", "--python", environment]
+        install = [*uv, "pip", "install", "--compile-bytecode", "--python", environment]
         subprocess.run([*install, "-r", packages], check=True)
         (environment / "complete").touch()
-    uninstall = ["uv", "--quiet", "pip", "uninstall", "--python", environment]
-    subprocess.run([*uninstall, "resnetlib"], check=True)  # of an earlier call
     return environment
 
 
@@ -152,8 +150,10 @@ def check(host: str, folder: Path) -> list[str]:
     problems = run_notebooks(environment, work, variables)
     problems += run_commands(environment, work, variables)
     after = _versions(environment)
-    new = [f"{name} {after[name]}" for name in after.keys() - before.keys()]
-    print(f"  installed: {', '.join(sorted(new))}")
+    new = sorted(after.keys() - before.keys())
+    print(f"  installed: {', '.join(f'{name} {after[name]}' for name in new)}")
+    uninstall = ["uv", "--quiet", "pip", "uninstall", "--python", environment]
+    subprocess.run([*uninstall, *new], check=True)  # the environment is used again
     changed = {name: after.get(name) for name in before if after.get(name) != before[name]}
     return problems + ([f"changed versions: {changed}"] if changed else [])
 
