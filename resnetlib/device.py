@@ -328,6 +328,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 def deterministic_cudnn() -> AbstractContextManager:
     """Where cuDNN takes only algorithms that give the same bits each time."""
     cudnn = torch.backends.cudnn
+    _pass_tf32_notice()
     return cudnn.flags(enabled=True, deterministic=True, allow_tf32=cudnn.allow_tf32)
 
 
@@ -363,7 +364,16 @@ def retain_freed_memory() -> Iterator[None]:
 
 def no_tf32() -> AbstractContextManager:
     """As `deterministic_cudnn`, without cuDNN's rounding of float32 convolutions to tf32."""
+    _pass_tf32_notice()
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+
+
+@cache
+def _pass_tf32_notice() -> None:
+    """torch 2.9 announces another interface the first time that cuDNN's tf32 setting is read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _ = torch.backends.cudnn.allow_tf32
 
 
 def processor(device: torch.device) -> str:
