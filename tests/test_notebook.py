@@ -322,7 +322,7 @@ def test_executed_notebook_is_complete_and_small(executed):
     assert len(figures) == len(names)
     text = json.dumps(notebook)
     assert "Total params" in text
-    assert "class BasicBlock(nn.Module)" in text
+    assert "class BasicBlock(ResidualBlock)" in text
     assert "ln 10 = 2.303" in text
     assert run.headline[:22] in text
 
