@@ -1,10 +1,12 @@
-"""Atomic writes, checksums, locks, and unpickling that runs no code."""
+"""Atomic writes, bounded reads, checksums, locks, and pickles that run no code."""
 
+import errno
 import hashlib
 import io
 import json
 import os
 import pickle
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,13 +52,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def remove_temporaries(path: Path) -> None:
-    """Remove the temporary files that killed calls of `write_bytes(path)` left.
+def temporaries(path: Path) -> list[Path]:
+    """The temporary files that killed calls of `write_bytes(path)` left.
 
     The name of the path may be a pattern, such as `epoch-*.pt`.
     """
-    for left in path.parent.glob(f".{path.name}.{'[a-z0-9_]' * 8}"):  # as `tempfile` names them
-        left.unlink(missing_ok=True)
+    return list(path.parent.glob(f".{path.name}.{'[a-z0-9_]' * 8}"))  # as `tempfile` names them
 
 
 def _umask() -> int:
@@ -84,8 +85,34 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+LARGEST_JSON = 2**20  # bytes; a record has some thousands
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The content of a JSON file of bounded size and depth. Raises `OSError` or `ValueError`."""
+    try:
+        return json.loads(read_bytes(path, LARGEST_JSON))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+LARGEST_FILE = 2**30  # bytes; of what this package writes, weights come nearest
+
+
+def read_bytes(path: Path, largest: int = LARGEST_FILE) -> bytes:
+    """The content of a regular file of at most this many bytes; an `OSError` says which it is not.
+
+    A pipe or a device, which may never end, is not even opened.
+    """
+    info = path.stat()
+    if stat.S_ISDIR(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    if info.st_size > largest:
+        raise OSError(errno.EFBIG, f"it is larger than {largest:,} bytes", str(path))
+    with path.open("rb") as file:
+        return file.read(largest)
 
 
 def sha256(path: Path) -> str:
@@ -130,11 +157,14 @@ def read_checksummed(path: Path, expected: str | None = None) -> bytes:
     return content
 
 
+LOCK_SECONDS = 0.5  # `is_locked` of another process holds a lock for a moment
+
+
 @contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file; while another process does, wait, or raise `RunLocked` at once."""
+    """Hold a lock file; while another process does, wait, or raise `RunLocked`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    held = filelock.FileLock(path, timeout=-1 if wait else 0)
+    held = filelock.FileLock(path, timeout=-1 if wait else LOCK_SECONDS)
     try:
         held.acquire()
     except filelock.Timeout:
@@ -179,6 +209,11 @@ class _ArrayUnpickler(pickle.Unpickler):
 def unpickle_arrays(content: bytes) -> Any:
     """Unpickle plain data and numpy arrays without ever running code from the file."""
     return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+
+
+def pickle_arrays(content: Any) -> bytes:
+    """What `unpickle_arrays` reads."""
+    return pickle.dumps(content)
 
 
 def unpickle_tensors(content: bytes) -> Any:

@@ -116,9 +116,8 @@ def test_read_checksummed_compares_with_the_recorded_checksum(tmp_path):
         files.read_checksummed(path, recorded)
 
 
-def test_remove_temporaries_leaves_other_files(tmp_path):
+def test_temporaries_are_no_other_files(tmp_path):
     kept = [".lock", "run.json", ".run.json.mine", ".run.json.abcdefgh1", ".other.json.abcdefgh"]
     for name in [*kept, ".run.json.abcd_123"]:
         (tmp_path / name).touch()
-    files.remove_temporaries(tmp_path / "run.json")
-    assert {path.name for path in tmp_path.iterdir()} == set(kept)
+    assert files.temporaries(tmp_path / "run.json") == [tmp_path / ".run.json.abcd_123"]

@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from .style import class_matrix, figure_style, variant_color
+from .style import class_matrix, drawable_names, figure_style, variant_color
 
 
 def confusion_difference(
@@ -73,7 +73,7 @@ def difference_intervals(table: pd.DataFrame, reference: str) -> Axes:
                 capsize=3,
             )
         axes.axvline(0, color="0.25", linewidth=1)
-        axes.set_yticks(range(len(table)), table.index)
+        axes.set_yticks(range(len(table)), drawable_names(table.index))
         axes.set_ylim(len(table) - 0.5, -0.5)
         axes.set_xlabel(
             f"accuracy minus that of {reference} (percentage points, each with its 95 % interval)"

@@ -20,7 +20,7 @@ from ..plots.leaderboard import accuracy_against, overlaid_curves, published_aga
 from ..plots.style import figure_svg, variant_color
 from ..progress import duration
 from ..runs.find import find_runs, split_unreadable
-from ..runs.run import Run
+from ..runs.run import PAGES, Run
 from .leaderboard import experiments, format_accuracy, own_recipes
 from .ranking import best_for_size, significantly_best, within_budget
 from .run_report import TEMPLATES
@@ -66,7 +66,7 @@ def write_index(root: Path | None = None) -> Path:
         )
     )
     path = root / "index.html"
-    files.write_text(path, content)
+    files.write_bytes(path, content.encode(errors="replace"))
     return path
 
 
@@ -124,9 +124,8 @@ def _labelled(runs: tuple[Run, ...]) -> dict[str, Run]:
 
 
 def _page_of(run: Run) -> Path:
-    """The report of a run, else its notebook, else its folder."""
-    pages = [run.path / name for name in ("report.html", "notebook.ipynb")]
-    return next((page for page in pages if page.is_file()), run.path)
+    """The report of a run, else its notebook, else its folder; no page that was changed."""
+    return next((run.path / name for name in PAGES if run.keeps(name)), run.path)
 
 
 def _figures(own: list[dict[str, Any]]) -> dict[str, dict[str, str]]:

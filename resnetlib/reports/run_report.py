@@ -17,10 +17,12 @@ from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbformat import NotebookNode, v4
 
 from .. import files, plots
-from ..errors import RunError
+from ..errors import RunError, shorten_line
 from ..paths import display_path
 from ..plots.style import figure_png, variant_color
 from ..progress import duration
+from ..runs.find import split_unreadable
+from ..runs.record import record_checksums
 from ..runs.run import Run
 from ..size import measure_size
 
@@ -37,6 +39,7 @@ DISPLAY_PRIORITY = (
     "application/javascript",
     "application/vnd.jupyter.widget-view+json",
 )
+FACT_CHARACTERS = 2000
 SOFTWARE = ("python", "torch", "resnetlib")
 UNFINISHED = {
     "running": "The run has not finished: it is still running, or it was killed.",
@@ -51,17 +54,25 @@ def write_report(run: Run, notebook: Path | None = None) -> Path:
 
     `notebook` is the executed notebook, by default the run folder's own `notebook.ipynb`. A run
     without one, such as a failed one, gets its summary and the curves of its history. Raises
-    `RunError` where the given file is missing or is not a notebook.
+    `RunError` where the given file is missing or is not a notebook, and where the run's own is not
+    the one that was recorded.
     """
     path = run.path / "report.html"
-    files.write_text(path, report_html(run, notebook))
+    page = report_html(run, notebook)
+    files.write_bytes(path, page.encode(errors="replace"))  # text may hold half a surrogate pair
+    if "notebook.ipynb" in run.record.get("artifacts", {}):  # not so for records of older versions
+        record_checksums(run.path, [path.name])
     return path
 
 
 def report_html(run: Run, notebook: Path | None = None) -> str:
     """The page that `write_report` writes."""
     path = notebook or run.path / "notebook.ipynb"
-    content = _read_notebook(path) if notebook or path.is_file() else _history_notebook(run)
+    if notebook or path.exists():
+        content = _parse_notebook(path, _read(path) if notebook else run.read(path.name))
+        _bound_size(content)
+    else:
+        content = _history_notebook(run)
     _describe_images(content, run.record["variant"])
     exporter = HTMLExporter(
         template_name="basic",
@@ -79,16 +90,57 @@ def report_html(run: Run, notebook: Path | None = None) -> str:
     return html
 
 
-def _read_notebook(path: Path) -> NotebookNode:
-    if not path.is_file():
+def _read(path: Path) -> bytes:
+    try:
+        return files.read_bytes(path)
+    except FileNotFoundError:
         raise RunError(
             f"{display_path(path)} is missing: a report needs an executed notebook, "
             "such as papermill's output"
-        )
+        ) from None
+    except OSError as error:
+        raise RunError(f"{display_path(path)} cannot be read: {error.strerror}") from None
+
+
+def _parse_notebook(path: Path, content: bytes) -> NotebookNode:
     try:
-        return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, ValueError):
+        notebook = nbformat.reads(content.decode(), as_version=4)
+        nbformat.validate(notebook)
+        return notebook
+    except Exception:  # a stranger may have written the file
         raise RunError(f"{display_path(path)} is not a readable notebook") from None
+
+
+PART_CHARACTERS = 200_000  # of one text in a report
+TEXT_CHARACTERS, IMAGE_CHARACTERS = 2_000_000, 12_000_000  # of all texts, and of all images
+CELLS = 1000
+
+
+def _bound_size(notebook: NotebookNode) -> None:
+    """Shorten long texts, and leave out texts, images and cells beyond what a page can hold."""
+    left = {"text": TEXT_CHARACTERS, "image": IMAGE_CHARACTERS}
+    del notebook.cells[CELLS:]
+    for cell in notebook.cells:
+        cell.source = _bounded(cell.source, left, "text")
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                output.text = _bounded(output.text, left, "text")
+            data = output.get("data", {})
+            for kind, content in data.items():
+                image = kind.startswith("image/") and kind != "image/svg+xml"
+                data[kind] = _bounded(content, left, "image" if image else "text")
+
+
+def _bounded(content: Any, left: dict[str, int], kind: str) -> Any:
+    """The content, shortened to what is left of its kind; an image is whole or empty."""
+    if not isinstance(content, str):
+        return content
+    most = left[kind] if kind == "image" else min(left[kind], PART_CHARACTERS)
+    if len(content) > most:
+        omitted = f"\n… {len(content) - most:,} more characters are left out"
+        content = "" if kind == "image" else content[:most] + omitted
+    left[kind] -= min(len(content), left[kind])
+    return content
 
 
 def _history_notebook(run: Run) -> NotebookNode:
@@ -111,8 +163,9 @@ def summary(run: Run) -> dict[str, Any]:
     experiment, record = run.experiment, run.record
     name = f"{experiment.variant} on {experiment.dataset}, seed {experiment.seed}"
     problem = UNFINISHED.get(run.status)
-    if not problem and not (run.path / "metrics.json").is_file():
-        problem = "metrics.json is missing."
+    if not problem:
+        _, faults = split_unreadable([run])
+        problem = next((f"The run cannot be read: {fault}." for fault in faults.values()), None)
     measured = None if problem else _measured(run)
     outcome = f"{100 * measured['accuracy']:.2f} %" if measured else run.status
     return {
@@ -121,11 +174,13 @@ def summary(run: Run) -> dict[str, Any]:
         "title": experiment.title,
         "status": run.status,
         "problem": problem,
-        "error": record.get("error"),
+        "error": shorten_line(str(record["error"]), FACT_CHARACTERS) if "error" in record else None,
         "color": to_hex(variant_color(experiment.variant)),
         "measured": measured,
         "size": _size(run),
-        "facts": dict(_facts(run)),
+        "facts": {
+            name: shorten_line(str(fact), FACT_CHARACTERS) for name, fact in _facts(run) if fact
+        },
     }
 
 

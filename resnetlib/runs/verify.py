@@ -37,8 +37,7 @@ from ..resnet import ResNet, build_model
 from ..schedule import learning_rate
 from ..size import measure_size, model_summary
 from .artifacts import run_metrics
-from .record import ARTIFACTS
-from .run import WEIGHTS
+from .run import ARTIFACTS, WEIGHTS
 
 PASS, FAIL, NOT_CHECKED = "PASS", "FAIL", "NOT CHECKED"
 STATUSES = ("running", "done", "failed", "interrupted", "diverged", "imported")
