@@ -285,7 +285,8 @@ def submit_command(run: Path, file: Path, output: Path | None, tta: str) -> None
 def lab_command(options: tuple[str, ...]) -> None:
     """Open JupyterLab on the notebooks; OPTIONS are passed on to it."""
     folder = str(notebooks_folder())
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options, folder])
+    command = [sys.executable, "-m", "jupyterlab", *options, folder]
+    os.execv(sys.executable, command)  # noqa: S606  the options are the user's own
 
 
 @main.command("verify", short_help="Recompute what runs claim: PASS, FAIL or NOT CHECKED.")

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import pickletools
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -209,6 +210,44 @@ class _ArrayUnpickler(pickle.Unpickler):
 def unpickle_arrays(content: bytes) -> Any:
     """Unpickle plain data and numpy arrays without ever running code from the file."""
     return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+
+
+_TEXT = "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8"
+_BYTES = "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"
+_NUMBERS = "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT NONE NEWTRUE NEWFALSE"
+_TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+_CONTAINERS = _TUPLES | {"EMPTY_LIST", "LIST", "EMPTY_DICT", "DICT"}
+_MEMO = "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"
+_OTHER = "PROTO FRAME STOP MARK EMPTY_TUPLE APPEND APPENDS SETITEM SETITEMS"
+_OBJECTS = "GLOBAL STACK_GLOBAL REDUCE BUILD"
+_ALLOWED = _CONTAINERS.union(
+    *(names.split() for names in (_TEXT, _BYTES, _NUMBERS, _MEMO, _OTHER, _OBJECTS))
+)
+MAX_OPCODES = 3_000_000  # a second for a hundred thousand; an id takes one to three
+MAX_TUPLES = 1000  # inside each other; Python crashes at some ten thousand
+
+
+def check_pickle(content: bytes) -> None:
+    """Refuse what a pickle of plain data and arrays does not need, before anything is built.
+
+    No container may appear twice: with that a small file makes one that would take for ever to
+    hash or to print. Raises `pickle.UnpicklingError`.
+    """
+    containers: set[int] = set()  # their numbers in the memo
+    memoized = tuples = 0
+    before = ""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        name = opcode.name
+        tuples += name in _TUPLES
+        if name not in _ALLOWED or count > MAX_OPCODES or tuples > MAX_TUPLES:
+            raise pickle.UnpicklingError("it holds more than plain data and arrays")
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            number = memoized if name == "MEMOIZE" else int(argument)
+            (containers.add if before in _CONTAINERS else containers.discard)(number)
+            memoized += 1
+        elif name in ("GET", "BINGET", "LONG_BINGET") and int(argument) in containers:
+            raise pickle.UnpicklingError("it holds a list, mapping or tuple twice")
+        before = name
 
 
 def pickle_arrays(content: Any) -> bytes:

@@ -70,7 +70,6 @@ def report_html(run: Run, notebook: Path | None = None) -> str:
     path = notebook or run.path / "notebook.ipynb"
     if notebook or path.exists():
         content = _parse_notebook(path, _read(path) if notebook else run.read(path.name))
-        _bound_size(content)
     else:
         content = _history_notebook(run)
     _describe_images(content, run.record["variant"])
@@ -86,7 +85,12 @@ def report_html(run: Run, notebook: Path | None = None) -> str:
     )
     exporter.config.NbConvertBase.display_data_priority = list(DISPLAY_PRIORITY)
     exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", True)
-    html, _ = exporter.from_notebook_node(content, {"run": summary(run)})
+    facts = summary(run)
+    try:
+        html, _ = exporter.from_notebook_node(content, {"run": facts})
+    except Exception as error:  # of a notebook that a stranger may have written
+        reason = shorten_line(str(error) or type(error).__name__)
+        raise RunError(f"{display_path(path)} cannot be made into a page: {reason}") from error
     return html
 
 
@@ -105,7 +109,7 @@ def _read(path: Path) -> bytes:
 def _parse_notebook(path: Path, content: bytes) -> NotebookNode:
     try:
         notebook = nbformat.reads(content.decode(), as_version=4)
-        nbformat.validate(notebook)
+        _bound_size(notebook)
         return notebook
     except Exception:  # a stranger may have written the file
         raise RunError(f"{display_path(path)} is not a readable notebook") from None

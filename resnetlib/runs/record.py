@@ -122,7 +122,10 @@ def _git_state() -> dict[str, Any] | None:
 
     def ask(*words: str) -> str:
         command = ["git", "-C", str(PROJECT), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(  # noqa: S603  the words below
+            command, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
 
     try:
         changed = ask("status", "--porcelain", "--untracked-files=no")

@@ -245,16 +245,16 @@ def load_run(path: str | Path) -> Run:
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Turn whatever reading or parsing a file raises into a `RunError` that names the file."""
+    name = f"{display_path(path.parent)}/{path.name}"  # of a link, not of what it leads to
     try:
         yield
     except FileNotFoundError:
-        raise RunError(f"{display_path(path)} is missing") from None
+        raise RunError(f"{name} is missing") from None
     except Exception as error:  # a stranger may have written the file
         deep = isinstance(error, MemoryError | RecursionError)
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = "it needs too much memory or is nested too deeply" if deep else reason
-        reason = shorten_line(reason)
-        raise RunError(f"{display_path(path)} is damaged: {reason}") from None
+        raise RunError(f"{name} is damaged: {shorten_line(reason)}") from None
 
 
 def _with_weights(experiment: Experiment, content: bytes) -> "nn.Module":

@@ -19,7 +19,9 @@ from .run import ARTIFACTS, CHECKPOINTS, FINISHED, PAGES, Run
 
 def leftovers(folder: Path) -> list[Path]:
     """What killed processes left of the files that they were writing to a run folder."""
-    names = ("run.json", *ARTIFACTS, *PAGES, f"checkpoints/{CHECKPOINTS}")
+    names = ["run.json", *ARTIFACTS, *PAGES]
+    if not (folder / "checkpoints").is_symlink():  # it may lead to another run's
+        names.append(f"checkpoints/{CHECKPOINTS}")
     found = [path for name in names for path in files.temporaries(folder / name)]
     return [*found, *folder.glob(".notebook-[0-9]*.ipynb")]  # hidden notebooks of older versions
 
@@ -31,6 +33,8 @@ def remove_leftovers(folder: Path) -> None:
 
 def checkpoint_files(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
+    if (folder / "checkpoints").is_symlink():
+        return []
     return sorted(path for path in (folder / "checkpoints").glob(CHECKPOINTS) if path.is_file())
 
 

@@ -6,7 +6,7 @@ import shutil
 import nbformat
 import papermill
 import pytest
-from conftest import NOTEBOOKS, TINY, recorded_lite
+from conftest import NOTEBOOKS, TINY, recorded_lite, rewrite
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from resnetlib import files, load_run, train
@@ -55,8 +55,11 @@ def cell_with_output(kind, content):
 
 def change(run, name, **values):
     """The run with these values put into one of its JSON files."""
-    path = run.path / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    content = json.dumps(json.loads((run.path / name).read_text()) | values)
+    if name == "run.json":
+        (run.path / name).write_text(content)
+    else:
+        rewrite(run.path, name, content)
     return load_run(run.path)
 
 
@@ -156,6 +159,7 @@ def test_summary_has_measured_and_published_numbers(recorded, open_page):
 
 
 def test_summary_names_the_selected_epoch(recorded, open_page):
+    (recorded.path / "predictions.npz").unlink()  # which would say another accuracy
     run = change(
         recorded,
         "metrics.json",
@@ -195,12 +199,16 @@ def test_unfinished_run_has_no_measurements(recorded, status):
     assert "reproduced</span>" not in text
 
 
-def test_summary_leaves_out_what_the_record_lacks(recorded):
-    bare = {name: recorded.record[name] for name in ("status", "variant", "dataset", "seed")}
-    (recorded.path / "run.json").write_text(json.dumps(bare))
-    (recorded.path / "metrics.json").unlink()
+@pytest.mark.parametrize("missing", ["metrics.json", "fingerprint"])
+def test_summary_leaves_out_what_the_run_lacks(recorded, missing):
+    if missing == "metrics.json":
+        (recorded.path / missing).unlink()
+    else:
+        names = ("status", "variant", "dataset", "seed", "artifacts")
+        bare = {name: recorded.record[name] for name in names}
+        (recorded.path / "run.json").write_text(json.dumps(bare))
     text = write_report(load_run(recorded.path)).read_text()
-    assert "metrics.json is missing." in text
+    assert "The run cannot be read: " in text and missing in text
     assert "78,042" in text
     assert "reproduced</span>" not in text
 
