@@ -237,22 +237,25 @@ def clean_command(folder: Path | None, leftovers: bool, checkpoints: bool, yes: 
     FOLDER may be a single run. Runs that a process works on are left alone. Without an option
     nothing is removed.
     """
+    from . import files
     from .runs.upkeep import format_size, removable
 
-    root, paths = output_folder(folder), []
+    root, removed = output_folder(folder), []
     for kind, wanted in (("leftovers", leftovers), ("checkpoints", checkpoints)):
         if wanted or not (leftovers or checkpoints):
             for run, found in removable(root, checkpoints=kind == "checkpoints"):
                 size = format_size(sum(path.lstat().st_size for path in found))
                 click.echo(f"{display_path(run)}: {len(found)} {kind}, {size}")
-                paths += found
-    if not paths:
+                removed.append((run, found))
+    if not removed:
         click.echo(f"nothing to remove under {display_path(root)}")
     elif not (leftovers or checkpoints):
         click.echo("Nothing was removed; add --leftovers or --checkpoints.")
-    elif yes or click.confirm(f"Remove these {len(paths)} files?"):
-        for path in paths:
-            path.unlink(missing_ok=True)
+    elif yes or click.confirm("Remove these files?"):
+        for run, found in removed:
+            with files.lock(run / ".lock"):  # the run may have been resumed meanwhile
+                for path in found:
+                    path.unlink(missing_ok=True)
 
 
 @main.command("submit", short_help="Write a competition's CSV from a run's weights.")

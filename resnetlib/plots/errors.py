@@ -28,7 +28,7 @@ def confusion_difference(
         classes: names of the C classes.
         names: labels of the two networks.
     """
-    difference = np.asarray(first) - np.asarray(second)
+    difference, names = np.asarray(first) - np.asarray(second), drawable_names(names)
     limit = max(int(abs(difference).max()), 1)
     with figure_style(**{"axes.grid": False}):
         _, axes = plt.subplots(figsize=(8.6, 7), layout="constrained")
@@ -236,6 +236,7 @@ def robustness(
             vmax=10 * np.ceil(accuracies.max(axis=None) / 10),
             cbar=False,
             linewidths=0.5,
+            yticklabels=drawable_names(accuracies.index),
             ax=left,
         )
         left.grid(False)

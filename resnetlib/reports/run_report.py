@@ -115,31 +115,32 @@ def _parse_notebook(path: Path, content: bytes) -> NotebookNode:
         raise RunError(f"{display_path(path)} is not a readable notebook") from None
 
 
-PART_CHARACTERS = 200_000  # of one text in a report
-TEXT_CHARACTERS, IMAGE_CHARACTERS = 2_000_000, 12_000_000  # of all texts, and of all images
+# Characters of one source, output or image in a report, and of all; sources take longest to render.
+LIMITS = {"source": 20_000, "output": 100_000, "image": 12_000_000}
+TOTALS = {"source": 200_000, "output": 1_000_000, "image": 12_000_000}
 CELLS = 1000
 
 
 def _bound_size(notebook: NotebookNode) -> None:
     """Shorten long texts, and leave out texts, images and cells beyond what a page can hold."""
-    left = {"text": TEXT_CHARACTERS, "image": IMAGE_CHARACTERS}
+    left = dict(TOTALS)
     del notebook.cells[CELLS:]
     for cell in notebook.cells:
-        cell.source = _bounded(cell.source, left, "text")
+        cell.source = _bounded(cell.source, left, "source")
         for output in cell.get("outputs", []):
             if "text" in output:
-                output.text = _bounded(output.text, left, "text")
+                output.text = _bounded(output.text, left, "output")
             data = output.get("data", {})
             for kind, content in data.items():
                 image = kind.startswith("image/") and kind != "image/svg+xml"
-                data[kind] = _bounded(content, left, "image" if image else "text")
+                data[kind] = _bounded(content, left, "image" if image else "output")
 
 
 def _bounded(content: Any, left: dict[str, int], kind: str) -> Any:
     """The content, shortened to what is left of its kind; an image is whole or empty."""
     if not isinstance(content, str):
         return content
-    most = left[kind] if kind == "image" else min(left[kind], PART_CHARACTERS)
+    most = min(left[kind], LIMITS[kind])
     if len(content) > most:
         omitted = f"\n… {len(content) - most:,} more characters are left out"
         content = "" if kind == "image" else content[:most] + omitted
@@ -292,8 +293,24 @@ _SANITIZER = SanitizeHTML(
 )
 
 
+DEEPEST = 100  # elements inside each other; the sanitizer needs the square of the depth
+_UNCLOSED = {"br", "dd", "dt", "hr", "img", "input", "li", "link", "meta", "p", "td", "th", "tr"}
+
+
+def _depth(html: str) -> int:
+    """How many elements are inside each other, at most."""
+    depth = deepest = 0
+    for closes, name in re.findall(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)", html):
+        if name.lower() not in _UNCLOSED:
+            depth += -1 if closes else 1
+            deepest = max(deepest, depth)
+    return deepest
+
+
 def clean_html(html: str) -> str:
     """HTML without scripts, styles and remote addresses; tables and text stay."""
+    if _depth(str(html)) > DEEPEST:
+        return f"<p>HTML with more than {DEEPEST} elements inside each other is left out.</p>"
     html = re.sub(r"<(script|style)\b.*?</\1\s*>", "", str(html), flags=re.DOTALL | re.IGNORECASE)
     html = html.replace('src="data:image/', f'src="{_EMBEDDED}')
     html = _SANITIZER.sanitize_html_tags(html)

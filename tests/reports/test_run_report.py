@@ -288,3 +288,44 @@ def test_hostile_notebook_is_inert(recorded, open_page):
     # The policy of the page would stop what slips through, even that.
     policy = page.locator("meta[http-equiv='Content-Security-Policy']").get_attribute("content")
     assert policy.startswith("default-src 'none'")
+
+
+LARGE = {
+    "printed text": lambda: new_code_cell(
+        "x", outputs=[new_output("stream", text="y" * 20_000_000)]
+    ),
+    "html": lambda: cell_with_output("text/html", "<b>" * 7_000_000),
+    "nested html": lambda: cell_with_output("text/html", "<div>" * 100_000),
+    "markdown": lambda: new_markdown_cell("*a*" * 2_000_000),
+    "quotes": lambda: new_markdown_cell(">" * 100_000 + "a"),
+    "code": lambda: new_code_cell("x = 1\n" * 3_000_000),
+    "image": lambda: cell_with_output("image/png", "A" * 30_000_000),
+    "half a surrogate pair": lambda: cell_with_output("text/plain", "a\ud800"),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_report_of_a_large_notebook_is_bounded(recorded, kind):
+    path = recorded.path / "large.ipynb"
+    path.write_bytes(json.dumps(new_notebook(cells=[LARGE[kind]()])).encode())
+    page = write_report(recorded, path)
+    assert page.stat().st_size < 20_000_000
+    assert "reproduced</span>" in page.read_text(encoding="utf-8")
+
+
+def test_report_bounds_the_cells(recorded):
+    cells = [new_code_cell("x", outputs=[new_output("stream", text="y" * 50_000)])] * 5000
+    path = notebook_of(recorded.path / "many.ipynb", *cells)
+    assert write_report(recorded, path).stat().st_size < 20_000_000
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", "$\\frac{$", "a\0\x1b[31m", "x" * 900_000])
+def test_report_of_a_record_with_any_text(recorded, text):
+    values = {
+        "error": text,
+        "git": {"commit": text, "modified": False},
+        "versions": {"torch": text},
+    }
+    run = change(recorded, "run.json", status="failed", **values)
+    (run.path / "notebook.ipynb").unlink()
+    assert write_report(run).stat().st_size < 2_000_000

@@ -62,7 +62,14 @@ def test_describe_runs_gives_status_epoch_time_and_size(root):
 
 def test_runs_command_lists_every_run(root, tmp_path):
     lines = invoke("runs", root).stdout.splitlines()
-    assert len(lines) == 4 and lines[0].split() == "run status epoch time left size".split()
+    assert len(lines) == 4 and lines[0].split() == [
+        "run",
+        "status",
+        "epoch",
+        "time",
+        "left",
+        "size",
+    ]
     (tmp_path / "none").mkdir()
     assert "no runs under" in invoke("runs", tmp_path / "none").stdout
 
