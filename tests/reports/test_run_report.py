@@ -314,7 +314,8 @@ def test_report_of_a_large_notebook_is_bounded(recorded, kind):
 
 
 def test_report_bounds_the_cells(recorded):
-    cells = [new_code_cell("x", outputs=[new_output("stream", text="y" * 50_000)])] * 5000
+    printed = new_output("stream", text="y" * 50_000)
+    cells = [new_code_cell("x", outputs=[printed])] * 5000
     path = notebook_of(recorded.path / "many.ipynb", *cells)
     assert write_report(recorded, path).stat().st_size < 20_000_000
 
