@@ -319,7 +319,9 @@ def test_signal_while_the_notebook_runs_keeps_the_run(finished, tmp_path, number
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number
-    assert errors.startswith("interrupted; the run is finished in ") and errors.count("\n") == 1
+    assert errors.startswith("interrupted; the run is finished in ")
+    assert "Traceback" not in errors  # the kernel may say that it ends with its parent
+    psutil.wait_procs([kernel], timeout=30)
     assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE
     folder = run_folder(root)
     assert load_run(folder).status == "done"
