@@ -313,6 +313,7 @@ def test_report_of_a_large_notebook_is_bounded(recorded, kind):
     assert "reproduced</span>" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_report_bounds_the_cells(recorded):
     printed = new_output("stream", text="y" * 5000)
     cells = [new_code_cell("x", outputs=[printed]) for _ in range(1500)]
