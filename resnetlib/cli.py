@@ -1,4 +1,4 @@
-"""The command line: run, runs, clean, list, report, submit, verify, lab.
+"""The command line: run, runs, clean, list, report, submit, verify, grade, lab.
 
 Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 3 a verification failed, 128 plus
 a signal's number.
@@ -17,6 +17,7 @@ import click
 
 from .config import parse_value
 from .errors import ConfigError, UserError, stop_now
+from .experiment import DEFAULT_BUDGET
 from .paths import display_path, notebooks_folder, output_folder
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -186,7 +187,8 @@ def list_command() -> None:
 
 @main.command("report", short_help="Write index.html: all runs on one page.")
 @click.argument("folder", required=False, type=FOLDER)
-def report_command(folder: Path | None) -> None:
+@click.option("--latex", is_flag=True, help="Print the table for a paper (LaTeX); write nothing.")
+def report_command(folder: Path | None, latex: bool) -> None:
     """Write index.html: all runs under FOLDER (default: outputs) on one page.
 
     A report is also written for each run that has an executed notebook but no report.
@@ -196,7 +198,15 @@ def report_command(folder: Path | None) -> None:
     from .runs.find import find_runs, split_unreadable
 
     folder = output_folder(folder)
-    readable, _ = split_unreadable(find_runs(folder))  # the page lists the others
+    readable, damaged = split_unreadable(find_runs(folder))
+    if latex:
+        from .reports.leaderboard import experiments, latex_table
+        from .reports.ranking import with_statistics
+
+        for path, why in damaged.items():  # the page lists them
+            click.echo(f"left out: {display_path(path)} ({why})", err=True)
+        click.echo(latex_table(with_statistics(experiments(readable))))
+        return
     for found in readable:
         if (found.path / "notebook.ipynb").is_file() and not (found.path / "report.html").is_file():
             try:
@@ -316,3 +326,75 @@ def verify_command(runs: tuple[str, ...], data_root: Path | None, as_json: bool)
     verified = dict(tqdm(verify_runs(folders, data_root), total=len(folders), disable=None))
     click.echo(results_json(verified) if as_json else format_results(verified))
     sys.exit(3 if any(overall(results) == FAIL for results in verified.values()) else 0)
+
+
+@main.command("grade", short_help="Grade submissions, or write a Gradescope autograder.")
+@click.argument("folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--zip",
+    "archive",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="Write a Gradescope autograder to OUT; grade nothing.",
+)
+@click.option(
+    "--dataset",
+    type=click.Choice(["cifar10", "digits"]),
+    default="cifar10",
+    show_default=True,
+    help="The data set of the assignment.",
+)
+@click.option(
+    "--budget",
+    type=click.IntRange(min=1),
+    default=DEFAULT_BUDGET,
+    show_default=True,
+    help="Most trainable parameters, whatever a submission says.",
+)
+@click.option("--data-root", type=click.Path(path_type=Path), help="The folder with CIFAR-10.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def grade_command(
+    folders: Sequence[Path],
+    archive: Path | None,
+    dataset: str,
+    budget: int,
+    data_root: Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluate submissions on the test set, or write a Gradescope autograder that does.
+
+    A submission is a folder with model.safetensors and experiment.yaml, such as a run folder.
+    Nothing is trained, and no code of a submission is run. A FOLDER with neither file holds
+    submissions, one in each subfolder. Pairs with near-identical weights or predictions are
+    listed. Exit status 3 if a submission gets a zero, 2 for a mistake in the command, else 0.
+
+    \b
+    resnetlib grade --zip autograder.zip
+    resnetlib grade downloaded/*
+    """
+    if bool(folders) == bool(archive):
+        raise ConfigError("give either the folders of submissions or --zip OUT")
+    if archive and as_json:
+        raise ConfigError("--json is for folders of submissions; omit it beside --zip")
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{display_path(folder)} is not a folder")
+    if archive and (archive.exists() or archive.is_symlink()):
+        raise ConfigError(f"{display_path(archive)} exists; give a new name, or remove it")
+
+    from .data import load_dataset
+    from .reports import grade
+
+    assignment, data = grade.Assignment(dataset, budget), load_dataset(dataset, data_root)
+    if archive:
+        grade.write_autograder(archive, grade.GradingData.of(data), assignment)
+        click.echo(display_path(archive))
+        return
+    from tqdm import tqdm
+
+    found = [path for folder in folders for path in grade.find_submissions(folder)]
+    grades = [grade.grade_submission(path, data, assignment) for path in tqdm(found, disable=None)]
+    similar = grade.near_identical(grades)
+    format_all = grade.grades_json if as_json else grade.format_grades
+    click.echo(format_all(grades, similar))
+    sys.exit(3 if any(one.reason for one in grades) else 0)

@@ -84,6 +84,9 @@ class Variant(Model):
     recipe: Recipe  # everything about training
     assumed: tuple[str, ...] = ()  # keys of the recipe that the source leaves open
     published: Published = Published()  # what the source reports
+    # Whether a choice in the recipe was made knowing a test accuracy; its results are then
+    # optimistically biased, which is stated beside them
+    recipe_selected_on_test: bool = False
 
     @model_validator(mode="after")
     def _assumed_exists(self) -> Self:

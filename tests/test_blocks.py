@@ -161,6 +161,22 @@ def test_attention_after_the_addition_in_chosen_blocks(bias):
     assert count_parameters(model) - without == hidden
 
 
+@pytest.mark.parametrize("block", ["basic", "bottleneck", "dropout", "preact", "pyramid"])
+def test_attention_after_the_addition_sees_the_sum(block):
+    block = block_of(1, block=block, squeeze_excitation={"placement": "addition"})
+    seen = {}
+    for name in ("tail", "shortcut", "attention"):
+
+        def keep(_, inputs, output, name=name):
+            seen[name] = inputs[0], output
+
+        getattr(block, name).register_forward_hook(keep)
+    out = block(torch.randn(2, 8, 8, 8))
+    added, attended = seen["attention"]
+    assert torch.equal(added, seen["tail"][1] + seen["shortcut"][1])
+    assert torch.equal(out, attended) or torch.equal(out, attended.relu())
+
+
 @pytest.mark.parametrize(("stem", "kernel"), [("conv1x1", 1), ("conv5x5", 5), ("conv7x7", 7)])
 def test_stem_kernel_padding_and_pool_equal_plain_torch(stem, kernel):
     pool = {"kernel": 3, "stride": 2, "padding": 1}
@@ -169,8 +185,10 @@ def test_stem_kernel_padding_and_pool_equal_plain_torch(stem, kernel):
     out = F.conv2d(IMAGES, model.stem[0].weight, stride=2, padding=3)
     assert model.stem[0].weight.shape == (6, 3, kernel, kernel)
     out = F.max_pool2d(batch_norm(model.stem[1], out).relu(), 3, 2, 1)
-    computed = model.stem_pool(model.stem_activation(model.stem(IMAGES)))
-    torch.testing.assert_close(computed, out)
+    seen = []
+    model.stages.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(IMAGES)
+    torch.testing.assert_close(seen[0], out)
     assert model.architecture.outputs[0] == (6, out.shape[2])
 
 

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "attribution": ["embeddings", "grad_cam", "tsne"],
         "calibration": ["Calibrated", "calibrated", "fit_temperature", "held_out"],
-        "comparison": ["RunPair", "compare_runs"],
+        "comparison": ["RunPair", "compare_runs", "seed_statistics"],
         "corruptions": [
             "Corruption",
             "accuracy_drops",
@@ -27,13 +27,17 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "significance": [
             "Comparison",
             "SeedComparison",
+            "SeedStatistics",
+            "compare_networks",
             "compare_predictions",
+            "compare_recipes",
             "compare_seeds",
             "compare_to_reference",
             "format_p_value",
             "format_points",
             "format_seeds",
             "holm",
+            "sampling_sd",
         ],
     },
 )

@@ -1,11 +1,12 @@
-"""Compare two finished runs: whether they differ, and on which images."""
+"""Compare finished runs: whether two differ, and on which images; recipes over their seeds."""
 
-import re
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,10 @@ from ..data import load_dataset
 from ..errors import RunError
 from ..evaluation import Evaluation
 from ..paths import display_path
-from ..runs.find import find_run, finished_runs
-from ..runs.run import Run
+from ..runs.find import find_run, finished_runs, keeps
+from ..runs.run import RECIPE_CAVEAT, Run
 from . import significance
-from .significance import format_p_value, format_points
+from .significance import SeedStatistics, format_p_value, format_points
 
 GRID_IMAGES = 16  # two rows of `image_grid`
 LABEL_LENGTH = 60  # characters; a longer one is replaced by the folder's name
@@ -64,7 +65,7 @@ class RunPair:
             for name, run in zip(self.names, self.selected, strict=True)
             if run.experiment.recipe.select == "best_test"
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._recipe_caveats])
 
     @property
     def counts(self) -> pd.DataFrame:
@@ -120,11 +121,41 @@ class RunPair:
     @property
     def recipes(self) -> str:
         """Whether one recipe is better than the other, over the seeds that were run."""
-        names = [re.sub(r" seed \d+", "", name) for name in self.names]
-        first, second = (self._seeds(run) for run in self.selected)
+        names = list(self._recipes)[: 1 if self._one_recipe else 2]
+        seeds = [seed_statistics(self._recipes[name]) for name in names]
         if self._one_recipe:
-            return f"Both have the same recipe. {names[0]}: {significance.format_seeds(first)}"
-        return significance.compare_seeds(first, second, tuple(names)).verdict
+            accuracies = significance.format_seeds(seeds[0].accuracies)
+            verdict = f"Both have the same recipe. {names[0]}: {accuracies}"
+        else:
+            accuracies = (recipe.accuracies for recipe in seeds)
+            verdict = significance.compare_seeds(*accuracies, tuple(names)).verdict
+        spreads = [f"{name}: {s.spread}" for name, s in zip(names, seeds, strict=True) if s.spread]
+        return "\n".join([verdict, *spreads, *self._recipe_caveats])
+
+    @property
+    def recipe_table(self) -> pd.DataFrame:
+        """Every recipe over its seeds, and its difference from that of the first run.
+
+        Recipes of the same network by Dunnett's test, other networks by Welch's with Holm's
+        correction. `sampling sd` is the part of `sd` that chance in single predictions causes.
+        """
+        seeds = {name: seed_statistics(runs) for name, runs in self._recipes.items()}
+        first, *others = self._recipes
+        examples = {name: runs[0] for name, runs in self._recipes.items()}
+        network = {name: run.experiment.architecture for name, run in examples.items()}
+        baseline = seeds[first].accuracies
+        accuracies = {name: seeds[name].accuracies for name in others}
+        same = {name: a for name, a in accuracies.items() if network[name] == network[first]}
+        different = {name: a for name, a in accuracies.items() if name not in same}
+        tests = {
+            "Dunnett": significance.compare_recipes(baseline, same),
+            "Welch": significance.compare_networks(baseline, different),
+        }
+        rows = {name: _recipe_row(recipe) for name, recipe in seeds.items()}
+        for test, table in tests.items():
+            for row in table.itertuples():
+                rows[row.Index] |= _difference_row(row, test)
+        return _with_notes(pd.DataFrame.from_dict(rows, orient="index"), examples)
 
     @cached_property
     def differences(self) -> pd.DataFrame:
@@ -142,7 +173,10 @@ class RunPair:
 
     @property
     def table(self) -> pd.DataFrame:
-        """Every run on these test images: accuracy in per cent, size, difference from the first."""
+        """Every run on these test images: accuracy in per cent, size, difference from the first.
+
+        By McNemar's exact test with Holm's correction.
+        """
         rows = pd.DataFrame.from_dict(
             {
                 label: {
@@ -155,32 +189,97 @@ class RunPair:
             orient="index",
         ).sort_values("accuracy (%)", ascending=False)
         rows = rows.astype({"parameters": int, "MACs": int})
-        differences = self.differences
-        cells = [
-            (
-                format_points(row.difference),
-                f"{format_points(row.low)} to {format_points(row.high)}",
-                format_p_value(row.p),
-            )
-            for row in differences.itertuples()
-        ]
-        columns = ["minus the first (points)", "95 % interval", "p (Holm)"]
-        cells = pd.DataFrame(cells, index=differences.index, columns=columns, dtype=object)
-        return rows.join(cells).fillna(dict.fromkeys(columns, "–"))
+        cells = {
+            row.Index: _difference_row(row, "McNemar") for row in self.differences.itertuples()
+        }
+        rows = rows.join(pd.DataFrame.from_dict(cells, orient="index", dtype=object))
+        return _with_notes(rows, self.runs)
 
     @property
     def _one_recipe(self) -> bool:
         first, second = self.selected
         return _recipe(first) == _recipe(second)
 
-    def _seeds(self, run: Run) -> list[float]:
-        """The test accuracy after the last epoch, of each seed of the recipe of a run."""
-        seeds = {
-            other.record["seed"]: other.metrics["test_accuracy"]
-            for other in self.runs.values()
-            if _recipe(other) == _recipe(run)
-        }
-        return [seeds[seed] for seed in sorted(seeds)]
+    @cached_property
+    def _recipes(self) -> dict[str, list[Run]]:
+        """The runs of each recipe by its label, those of the two selected runs first."""
+        groups: dict[str, list[Run]] = {}
+        for run in self.runs.values():
+            groups.setdefault(_recipe(run), []).append(run)
+        labels = _labelled([group[0] for group in groups.values()], seeds=False)
+        return dict(zip(labels, groups.values(), strict=True))
+
+    @property
+    def _recipe_caveats(self) -> list[str]:
+        return [
+            f"{name}: {RECIPE_CAVEAT}"
+            for name, run in zip(self.names, self.selected, strict=True)
+            if run.recipe_selected_on_test
+        ]
+
+
+def seed_statistics(runs: Sequence[Run]) -> SeedStatistics:
+    """The accuracies of finished runs of one recipe after the last epoch, by seed.
+
+    Runs that repeat a seed are averaged. The sampling noise is that of the kept predictions,
+    where they are of the last epoch too.
+    """
+    by_seed: dict[int, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.record["seed"]):
+        by_seed.setdefault(run.record["seed"], []).append(run)
+    accuracies = tuple(
+        statistics.fmean(run.metrics["test_accuracy"] for run in group)
+        for group in by_seed.values()
+    )
+    correct = [
+        rows[0]
+        for group in by_seed.values()
+        if (rows := [row for run in group if (row := _correct_last_epoch(run)) is not None])
+    ]
+    same_images = len({len(row) for row in correct}) == 1
+    noise = significance.sampling_sd(np.stack(correct)) if same_images else None
+    return SeedStatistics(accuracies, noise)
+
+
+def _correct_last_epoch(run: Run) -> np.ndarray | None:
+    """(N,) which test images the last epoch gets right; None where its predictions are not kept."""
+    is_last = run.metrics.get("selected_epoch") == run.metrics.get("epochs")
+    try:
+        return run.evaluation.correct.numpy() if is_last and keeps(run, "predictions") else None
+    except Exception:  # of any parser: one unreadable file does not disturb the other runs
+        return None
+
+
+def _recipe_row(seeds: SeedStatistics) -> dict[str, Any]:
+    """n, mean, standard deviations and interval; accuracies in per cent."""
+    interval = seeds.interval
+    return {
+        "n": len(seeds.accuracies),
+        "mean (%)": 100 * seeds.mean,
+        "sd": np.nan if seeds.sd is None else 100 * seeds.sd,
+        "sampling sd": np.nan if seeds.sampling_sd is None else 100 * seeds.sampling_sd,
+        "95 % interval": f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}" if interval else "–",
+    }
+
+
+def _difference_row(row: Any, test: str) -> dict[str, str]:
+    """A row of `significance.COLUMNS` for a reader, in percentage points."""
+    return {
+        "minus the first (points)": format_points(row.difference),
+        "its 95 % interval": f"{format_points(row.low)} to {format_points(row.high)}",
+        "p": format_p_value(row.p),
+        "test": test,
+        "result": "distinguishable" if row.significant else "not distinguishable",
+    }
+
+
+def _with_notes(table: pd.DataFrame, runs: Mapping[str, Run]) -> pd.DataFrame:
+    """The table, – for no text, and a column of caveats where there is one."""
+    notes = {name: RECIPE_CAVEAT for name, run in runs.items() if run.recipe_selected_on_test}
+    if notes:
+        table = table.assign(note=pd.Series(notes))
+    texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    return table.fillna(dict.fromkeys(texts, "–"))
 
 
 def _prediction(evaluation: Evaluation, image: Tensor) -> str:
@@ -258,18 +357,13 @@ def _same_folder(run: Run, other: Run) -> bool:
 
 
 def _recipe(run: Run) -> str:
-    """What two runs share that differ in nothing but their seed."""
-    return run.experiment.model_copy(update={"seed": 0}).digest
-
-
-def _recipe(run: Run) -> str:
     """What runs that differ only in their seed have in common."""
     return run.experiment.model_copy(update={"seed": 0}).digest
 
 
-def _labelled(runs: list[Run]) -> dict[str, Run]:
+def _labelled(runs: list[Run], *, seeds: bool = True) -> dict[str, Run]:
     """Each run under the shortest of its candidate labels that no other shares."""
-    candidates = [_label_candidates(run, runs) for run in runs]
+    candidates = [_label_candidates(run, runs, seeds) for run in runs]
     shares = [Counter(column) for column in zip(*candidates, strict=True)]
     return {
         next(name for name, share in zip(names, shares, strict=True) if share[name] == 1): run
@@ -277,7 +371,7 @@ def _labelled(runs: list[Run]) -> dict[str, Run]:
     }
 
 
-def _label_candidates(run: Run, runs: list[Run]) -> list[str]:
+def _label_candidates(run: Run, runs: list[Run], seeds: bool) -> list[str]:
     """Labels of a run, shortest first: variant and seed, with its changes, folder, whole path.
 
     Changes that all runs of its variant have in common are left out.
@@ -287,7 +381,7 @@ def _label_candidates(run: Run, runs: list[Run]) -> list[str]:
     own = [
         change for change in _changes(run) if not all(change in changes for changes in same_variant)
     ]
-    short = f"{variant} seed {run.record['seed']}"
+    short = f"{variant} seed {run.record['seed']}" if seeds else variant
     long, folder = ", ".join([short, *own]), f"{variant} {run.path.name}"
     return [short, long if len(long) <= LABEL_LENGTH else folder, folder, display_path(run.path)]
 

@@ -1,7 +1,8 @@
 """Statistical tests and intervals: is one network, or one recipe, better than another?
 
 `compare_predictions` compares two trained networks on one set of test images. It does not compare
-recipes: the same recipe trained with another seed gives another network. `compare_seeds` does.
+recipes: the same recipe trained with another seed gives another network. `compare_seeds` does, and
+`compare_recipes` and `compare_networks` compare many with one baseline.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ import torch
 from ..evaluation import Evaluation, wilson_interval
 
 ALPHA = 0.05  # a p value below it is significant; intervals are 95 % intervals
+POWER = 0.8  # probability of finding a true difference, as is usual (Cohen 1988)
+MOST_SEEDS = 1000  # that `seeds_to_settle` considers
+COLUMNS = ["difference", "low", "high", "p", "significant"]  # of every table of comparisons
 
 
 @dataclass(frozen=True)
@@ -146,13 +150,81 @@ def compare_to_reference(first: Evaluation, others: Mapping[str, Evaluation]) ->
         for name, other in others.items()
         if not torch.equal(other.logits, first.logits)
     }
-    table = pd.DataFrame(
-        [(row.difference, *row.interval) for row in rows.values()],
-        index=list(rows),
-        columns=["difference", "low", "high"],
-    )
+    return _corrected_table(rows)
+
+
+def _corrected_table(rows: "Mapping[str, Comparison | SeedComparison]") -> pd.DataFrame:
+    """Difference, its interval, and p corrected by Holm's method, of each comparison."""
     p_values = holm([row.p_value for row in rows.values()])
-    return table.assign(p=p_values, significant=p_values < ALPHA)
+    values = [
+        (row.difference, *row.interval, p, p < ALPHA)
+        for row, p in zip(rows.values(), p_values, strict=True)
+    ]
+    return pd.DataFrame(values, index=list(rows), columns=COLUMNS)
+
+
+@dataclass(frozen=True)
+class SeedStatistics:
+    """Test accuracies of one recipe, one per seed, fractions of 1; and what their spread is.
+
+    `sampling_sd` is the standard deviation that single predictions alone would cause, as from
+    the function of that name; None where it is not known.
+    """
+
+    accuracies: tuple[float, ...]
+    sampling_sd: float | None = None
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.accuracies))
+
+    @property
+    def sd(self) -> float | None:
+        """Sample standard deviation over seeds; None for a single seed."""
+        return float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Student's 95 % interval of the mean over seeds; None for a single seed."""
+        from scipy.stats import t  # slow to import
+
+        if self.sd is None:
+            return None
+        n = len(self.accuracies)
+        half = t.ppf(1 - ALPHA / 2, n - 1) * self.sd / sqrt(n)
+        return self.mean - float(half), self.mean + float(half)
+
+    @property
+    def excess_sd(self) -> float | None:
+        """The part of the spread that is not sampling noise: some seeds give better networks."""
+        if self.sd is None or self.sampling_sd is None:
+            return None
+        return sqrt(max(self.sd**2 - self.sampling_sd**2, 0))
+
+    @property
+    def spread(self) -> str:
+        """What the spread over seeds consists of, in a sentence; empty where it is not known."""
+        if self.excess_sd is None:
+            return ""
+        start = f"standard deviation over seeds {100 * self.sd:.2f} points"
+        noise = f"sampling noise of single predictions {100 * self.sampling_sd:.2f}"
+        if not self.excess_sd:
+            return f"{start}, no more than the {noise}."
+        return f"{start}: {noise}, real differences {100 * self.excess_sd:.2f} (squares add)."
+
+
+def sampling_sd(correct: np.ndarray) -> float | None:
+    """Standard deviation of the accuracy if the predictions of a seed were independent.
+
+    `correct` (n, N) says which of n seeds is right on which of N images. Image i is right with the
+    share pᵢ of the seeds, and its variance is estimated without bias by pᵢ(1 − pᵢ)·n/(n − 1).
+    None for a single seed.
+    """
+    seeds, images = correct.shape
+    if seeds < 2:
+        return None
+    shares = correct.mean(0)
+    return sqrt((shares * (1 - shares)).sum() * seeds / (seeds - 1)) / images
 
 
 @dataclass(frozen=True)
@@ -179,6 +251,10 @@ class SeedComparison:
         return float(self._welch.pvalue) if self._welch else None
 
     @property
+    def distinguishable(self) -> bool:
+        return self.p_value is not None and self.p_value < ALPHA
+
+    @property
     def _welch(self):
         from scipy.stats import ttest_ind  # slow to import
 
@@ -187,6 +263,37 @@ class SeedComparison:
         if np.ptp(self.first) == np.ptp(self.second) == 0:
             return None
         return ttest_ind(self.first, self.second, equal_var=False)
+
+    @property
+    def seeds_to_settle(self) -> int | None:
+        """Seeds of each recipe with which Welch's test finds a difference as large as this one.
+
+        With a probability of 80 %, if difference and standard deviations are the true ones
+        (noncentral t). None where this takes more than 1,000, or where there is no spread.
+        """
+        from scipy.stats import nct, t  # slow to import
+
+        if self._welch is None:
+            return None
+        variances = np.var(self.first, ddof=1), np.var(self.second, ddof=1)
+        seeds = np.arange(2, MOST_SEEDS + 1)
+        freedom = (seeds - 1) * sum(variances) ** 2 / sum(value**2 for value in variances)
+        shift = abs(self.difference) / np.sqrt(sum(variances) / seeds)
+        limit = t.ppf(1 - ALPHA / 2, freedom)
+        power = nct.sf(limit, freedom, shift) + nct.cdf(-limit, freedom, shift)
+        enough = seeds[power >= POWER]
+        return int(enough[0]) if len(enough) else None
+
+    @property
+    def more_seeds(self) -> str:
+        """How many more seeds would settle the difference, for a reader; empty if it is settled."""
+        if self._welch is None or self.distinguishable:
+            return ""
+        needed = self.seeds_to_settle
+        if needed is None:
+            return f"more than {MOST_SEEDS:,} seeds of each"
+        more = [max(needed - len(values), 0) for values in (self.first, self.second)]
+        return " and ".join(f"{count} of {n}" for count, n in zip(more, self.names, strict=True))
 
     @property
     def verdict(self) -> str:
@@ -206,8 +313,11 @@ class SeedComparison:
             f"(95 % interval {format_points(low)} to {format_points(high)}; "
             f"Welch {_p(self.p_value)})."
         )
-        if self.p_value >= ALPHA:
-            return f"The recipes are not distinguishable over these seeds: {numbers}"
+        if not self.distinguishable:
+            return (
+                f"The recipes are not distinguishable over these seeds: {numbers} More seeds that "
+                f"would settle a difference of this size: {self.more_seeds}."
+            )
         better = self.names[0] if self.difference > 0 else self.names[1]
         return f"The recipe {better} is better over these seeds: {numbers}"
 
@@ -221,6 +331,67 @@ def compare_seeds(
     if not len(first) or not len(second):
         raise ValueError("give the accuracy of at least one seed of each recipe")
     return SeedComparison(tuple(first), tuple(second), names)
+
+
+def compare_recipes(
+    baseline: Sequence[float], others: Mapping[str, Sequence[float]]
+) -> pd.DataFrame:
+    """Several recipes of one network against a baseline by Dunnett's test, each minus the baseline.
+
+    Columns as in `compare_to_reference`; the intervals are simultaneous ones. The test takes the
+    spread over seeds to be the same for all, so recipes of other networks do not belong here. A
+    recipe with a single seed is left out, and all are where there is no spread.
+    """
+    from scipy.stats import dunnett  # slow to import
+
+    groups = {name: values for name, values in others.items() if len(values) > 1}
+    if not groups or len(baseline) < 2 or not any(map(np.ptp, (baseline, *groups.values()))):
+        return pd.DataFrame(columns=COLUMNS)
+    # The p values come from an integral by random points: the same ones every time.
+    result = dunnett(*groups.values(), control=baseline, random_state=0)
+    difference = np.array([np.mean(values) - np.mean(baseline) for values in groups.values()])
+    sizes = np.array([len(values) for values in groups.values()])
+    variance = np.var(baseline) * len(baseline) + sum(np.var(v) * len(v) for v in groups.values())
+    freedom = len(baseline) + sizes.sum() - len(sizes) - 1
+    error = np.sqrt(variance / freedom * (1 / sizes + 1 / len(baseline)))
+    half = _dunnett_limit(sizes, len(baseline), freedom) * error
+    columns = (difference, difference - half, difference + half, result.pvalue)
+    table = pd.DataFrame(dict(zip(COLUMNS, columns, strict=False)), index=list(groups))
+    return table.assign(significant=table["p"] < ALPHA)
+
+
+def _dunnett_limit(sizes: np.ndarray, baseline_size: int, freedom: int) -> float:
+    """The limit that all of Dunnett's statistics keep with 95 % where nothing differs.
+
+    scipy's own search for it may fail: its integrand is random (scipy issue 18150). With the same
+    random points for every limit a root can be found.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import multivariate_t
+
+    shares = np.sqrt(sizes / (sizes + baseline_size))
+    correlations = np.outer(shares, shares)
+    np.fill_diagonal(correlations, 1)
+    family = multivariate_t(shape=correlations, df=freedom)
+
+    def excess(limit: float) -> float:
+        bounds = np.full(len(sizes), limit)
+        return family.cdf(bounds, lower_limit=-bounds, random_state=0) - (1 - ALPHA)
+
+    return brentq(excess, 1, 100)
+
+
+def compare_networks(
+    baseline: Sequence[float], others: Mapping[str, Sequence[float]]
+) -> pd.DataFrame:
+    """Other networks against a baseline by Welch's test over seeds, each minus the baseline.
+
+    Columns as in `compare_to_reference`, p corrected by Holm's method. The spreads may differ, and
+    a seed of one network has nothing in common with the same seed of another. A network that
+    cannot be compared, such as one with a single seed, is left out.
+    """
+    rows = {name: compare_seeds(values, baseline) for name, values in others.items()}
+    return _corrected_table({name: row for name, row in rows.items() if row.interval})
 
 
 def format_seeds(accuracies: Sequence[float]) -> str:

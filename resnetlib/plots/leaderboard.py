@@ -1,9 +1,10 @@
 """Figures of several variants or runs.
 
 A table has one row per variant, as from `reports.leaderboard.results_table`: `variant`,
-`parameters`, `macs`, and in per cent `published`, `reproduced` (mean over seeds) and `spread`
-(standard deviation over seeds); a missing number is NaN or None. Published accuracies are drawn
-hollow, reproduced ones filled.
+`parameters`, `macs`, `recipe_selected_on_test`, and in per cent `published`, `reproduced` (mean
+over seeds) and `spread` (standard deviation over seeds); a missing number is NaN or None. Published
+accuracies are drawn hollow, reproduced ones filled. The name of a variant whose recipe was chosen
+knowing a test accuracy has a †.
 """
 
 import itertools
@@ -58,41 +59,18 @@ def sizes(
             axes.xaxis.set_major_formatter(EngFormatter())
             axes.yaxis.set_major_formatter(EngFormatter())
             axes.set(xlabel="parameters", ylabel="multiply-accumulates of one image")
-        left.margins(0.15)
+        left.margins(x=0.3, y=0.15)  # room for names
         left.legend(frameon=False, loc="upper left")
         highest = published["macs"][near].max() if near.any() else published["macs"].max()
         right.set(xlim=(0.9 * budget, 1.02 * budget), ylim=(0, 1.2 * highest))
         figure.suptitle("Networks of like size differ in what they compute", fontweight="bold")
         figure.draw_without_rendering()  # places the Axes, which the labels go by
-        _label_sizes(left, published[~near], budget)
-        _label_sizes(right, published[near], budget)
+        columns = {"parameters": "x", "macs": "y"}
+        points = published.rename(columns=columns).assign(name=published.index, bold=False)
+        for axes, labelled in ((left, ~near), (right, near)):
+            marks = points[["x", "y"]].to_numpy(dtype=float)
+            _label_points(axes, points[labelled], marks=marks, budget=budget)
     return [left, right]
-
-
-def _label_sizes(axes: Axes, published: pd.DataFrame, budget: int) -> None:
-    """Write names beside the points, over the budget to the right; close points share a label."""
-    published = published.sort_values("macs", ascending=False)  # lines in the order of the points
-    places = axes.transData.transform(published[["parameters", "macs"]].to_numpy(dtype=float))
-    groups: list[list[int]] = []
-    for number, place in enumerate(places):
-        touched = [g for g in groups if (np.abs(places[g[0]] - place) < (40, 12)).all()]
-        if touched:
-            touched[0].append(number)
-        else:
-            groups.append([number])
-    for group in groups:
-        outer = published.iloc[min(group, key=lambda number: places[number][0])]
-        over = outer["parameters"] > budget
-        axes.annotate(
-            "\n".join(published.index[group]),
-            (outer["parameters"], outer["macs"]),
-            (9 if over else -9, 0),
-            textcoords="offset points",
-            ha="left" if over else "right",
-            va="center",
-            fontsize=9,
-            bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 1},
-        )
 
 
 SIZES = {"parameters": "trainable parameters", "macs": "multiply-accumulates of one image (MACs)"}
@@ -158,7 +136,11 @@ def accuracy_against(table: pd.DataFrame, size: Literal["parameters", "macs"]) -
         axes.yaxis.set(major_formatter=PER_CENT, major_locator=MaxNLocator(integer=True))
         _legend(figure, table)
         figure.canvas.draw()  # fixes the positions that labels are placed by
-        _label_points(axes, table, size, best)
+        values = table["reproduced"].fillna(table["published"])
+        points = table.assign(x=table[size], y=values, bold=best)
+        kinds = [table[[size, kind]].to_numpy() for kind in ("published", "reproduced")]
+        budget = DEFAULT_BUDGET if size == "parameters" else None
+        _label_points(axes, points, marks=np.concatenate(kinds), budget=budget)
     return axes
 
 
@@ -222,7 +204,7 @@ def published_against_reproduced(table: pd.DataFrame) -> Axes:
         axes.text(
             1.02, 1.01, "points", transform=axes.transAxes, va="bottom", fontsize=9, color="0.35"
         )
-        axes.set_yticks(range(len(table)), drawable_names(table["variant"]))
+        axes.set_yticks(range(len(table)), drawable_names(table["name"]))
         axes.set(xlabel="test accuracy (CIFAR-10)", ylim=(-0.6, max(len(table), 1) - 0.4))
         axes.margins(x=0.08)
         axes.grid(axis="y", alpha=0)
@@ -234,7 +216,9 @@ def published_against_reproduced(table: pd.DataFrame) -> Axes:
 
 def _numbers(table: pd.DataFrame, *sizes: str) -> pd.DataFrame:
     columns = ["published", "reproduced", "spread", *sizes]
-    return table[["variant", *columns]].astype(dict.fromkeys(columns, float))
+    marked = np.where(table["recipe_selected_on_test"], " †", "")
+    numbers = table[["variant", *columns]].astype(dict.fromkeys(columns, float))
+    return numbers.assign(name=table["variant"] + marked)
 
 
 def _published(axes: Axes, x: float, y: float, color: tuple[float, ...]) -> None:
@@ -266,33 +250,40 @@ def _legend(figure: plt.Figure, table: pd.DataFrame, *, fronts: bool = True) -> 
         )
 
 
-def _label_points(axes: Axes, table: pd.DataFrame, size: str, best: np.ndarray) -> None:
-    """Write each variant's name beside its point, away from other names, points and the budget."""
-    values = table["reproduced"].fillna(table["published"])
-    at = {
-        kind: axes.transData.transform(np.column_stack([table[size], table[kind]]))
-        for kind in ("published", "reproduced")
-    }
-    at["named"] = axes.transData.transform(np.column_stack([table[size], values]))
-    marks = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for where in at.values() for x, y in where]
-    taken = [mark for mark in marks if not np.isnan(mark.bounds).any()]
+def _label_points(
+    axes: Axes,
+    points: pd.DataFrame,
+    *,
+    marks: np.ndarray,
+    budget: float | None = None,
+) -> None:
+    """Write names beside their points, away from other names, from marks and from the budget.
+
+    Args:
+        axes: placed on its figure, with its final limits.
+        points: `name`, `x`, `y` and `bold` of each name, in data coordinates.
+        marks: (N, 2) data coordinates of what no name may cover.
+        budget: x of a vertical line that no name may cover.
+    """
+    pixels = axes.transData.transform(marks)
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in pixels[np.isfinite(pixels).all(1)]]
     frame = axes.get_window_extent()
-    if size == "parameters":
-        line = axes.transData.transform((DEFAULT_BUDGET, frame.y0))[0]
+    if budget is not None:
+        line = axes.transData.transform((budget, axes.get_ylim()[0]))[0]
         taken.append(Bbox.from_bounds(line - 1, frame.y0, 2, frame.height))
     heights = (0, 11, -11, 22, -22, 33, -33, 44, -44)  # points up or down
     places = [(side, up) for up in heights for side in (-1, 1)]
-    for name, x, y, bold in zip(table["variant"], table[size], values, best, strict=True):
+    for point in points.itertuples():
         for side, up in places:
             text = axes.annotate(
-                name,
-                (x, y),
+                point.name,
+                (point.x, point.y),
                 xytext=(side * (9 if up == 0 else 18), up),
                 textcoords="offset points",
                 ha="right" if side < 0 else "left",
                 va="center",
                 fontsize=9.5,
-                fontweight="bold" if bold else "normal",
+                fontweight="bold" if point.bold else "normal",
                 path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.7} if up else None,
             )

@@ -9,6 +9,7 @@ from pandas.io.formats.style import Styler
 from ..experiment import Experiment
 from ..resnet import NUM_CLASSES
 from ..runs.find import reference_runs
+from ..runs.run import RECIPE_CAVEAT
 from ..schema import Recipe
 
 _LEFT = [{"selector": "th, td", "props": "text-align: left"}]
@@ -48,20 +49,20 @@ def expectations(experiment: Experiment) -> dict[str, str]:
 
 def _recorded(experiment: Experiment) -> str:
     """The mean of the recorded runs of the variant's own recipe, with its spread over seeds."""
-    accuracies = pd.Series(
-        [
-            run.metrics["test_accuracy"]
-            for run in reference_runs()
-            if run.record["variant"] == experiment.variant
-            and run.record["dataset"] == experiment.dataset
-            and not run.record["overrides"].keys() - {"seed"}
-        ]
-    )
+    runs = [
+        run
+        for run in reference_runs()
+        if run.record["variant"] == experiment.variant
+        and run.record["dataset"] == experiment.dataset
+        and not run.record["overrides"].keys() - {"seed"}
+    ]
+    accuracies = pd.Series([run.metrics["test_accuracy"] for run in runs])
     if accuracies.empty:
         return "none"
     seeds = f"{len(accuracies)} seed{'s' if len(accuracies) > 1 else ''}"
     spread = f" ± {100 * accuracies.std():.2f}" if len(accuracies) > 1 else ""
-    return f"{100 * accuracies.mean():.2f}{spread} % ({seeds})"
+    caveat = f". {RECIPE_CAVEAT}" if runs[0].recipe_selected_on_test else ""
+    return f"{100 * accuracies.mean():.2f}{spread} % ({seeds}){caveat}"
 
 
 def explain_losses(recipe: Recipe) -> str:

@@ -13,16 +13,15 @@ from matplotlib.colors import to_hex
 from .. import files
 from ..analysis.significance import ALPHA, format_p_value, format_points
 from ..errors import RunError
-from ..evaluation import wilson_interval
 from ..experiment import DEFAULT_BUDGET
 from ..paths import display_path, output_folder
 from ..plots.leaderboard import accuracy_against, overlaid_curves, published_against_reproduced
 from ..plots.style import figure_svg, variant_color
 from ..progress import duration
 from ..runs.find import find_runs, split_unreadable
-from ..runs.run import PAGES, Run
+from ..runs.run import PAGES, RECIPE_CAVEAT, Run
 from .leaderboard import experiments, format_accuracy, own_recipes
-from .ranking import best_for_size, significantly_best, within_budget
+from .ranking import best_for_size, significantly_best, with_statistics, within_budget
 from .run_report import TEMPLATES
 
 
@@ -41,7 +40,7 @@ def write_index(root: Path | None = None) -> Path:
         for path in root.rglob("experiment.yaml")
         if not (path.parent / "run.json").is_file()
     }
-    rows = experiments(runs)
+    rows = with_statistics(experiments(runs))
     rows = [
         _with_page_fields(row, best, root)
         for row, best in zip(rows, significantly_best(rows), strict=True)
@@ -63,6 +62,7 @@ def write_index(root: Path | None = None) -> Path:
             damaged={path.relative_to(root).as_posix(): why for path, why in damaged.items()},
             budget=DEFAULT_BUDGET,
             alpha=ALPHA,
+            caveat=RECIPE_CAVEAT,
         )
     )
     path = root / "index.html"
@@ -91,7 +91,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _with_page_fields(row: dict[str, Any], best: bool, root: Path) -> dict[str, Any]:
-    """A row with what only the page needs: colour, interval, difference, links to its runs."""
+    """A row with what only the page needs: colour, difference, links to its runs."""
     links = [
         {
             "label": label,
@@ -100,12 +100,10 @@ def _with_page_fields(row: dict[str, Any], best: bool, root: Path) -> dict[str, 
         }
         for label, run in _labelled(row["folders"]).items()
     ]
-    single = row["seeds"] == 1
     known = row["reproduced"] is not None and row["published"] is not None
     return row | {
         "best": best,
         "color": to_hex(variant_color(row["variant"])),
-        "interval": wilson_interval(row["accuracies"][0], row["test_images"]) if single else None,
         "difference": (row["reproduced"] - row["published"]) / 100 if known else None,
         "links": links,
     }
@@ -137,7 +135,7 @@ def _figures(own: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
         "reproduced": published_against_reproduced(table),
     }
     histories = [
-        (row["variant"], row["variant"], run.history)
+        (row["variant"], row["variant"] + " †" * row["recipe_selected_on_test"], run.history)
         for row in own
         for run in row["folders"]
         if run.status == "done"

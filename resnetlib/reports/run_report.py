@@ -23,7 +23,7 @@ from ..plots.style import figure_png, variant_color
 from ..progress import duration
 from ..runs.find import split_unreadable
 from ..runs.record import record_checksums
-from ..runs.run import Run
+from ..runs.run import RECIPE_CAVEAT, Run
 from ..size import measure_size
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -212,6 +212,7 @@ def _measured(run: Run) -> dict[str, Any]:
         },
         "time": duration(metrics["train_seconds"]),
         "images_per_second": metrics["images_per_second"],
+        "caveat": RECIPE_CAVEAT if run.recipe_selected_on_test else None,
         "kept": run.headline.splitlines()[-1]
         if metrics["selected_epoch"] != metrics["epochs"]
         else None,

@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "find_run",
             "find_runs",
             "finished_runs",
+            "keeps",
             "load_pretrained",
             "machine_of",
             "reference_runs",
@@ -61,6 +62,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "verify": [
             "Evidence",
             "Result",
+            "clean_line",
+            "describe_error",
             "format_results",
             "overall",
             "results_json",

@@ -80,7 +80,7 @@ def _require_usable(run: Run, output_root: str | Path | None, needs: str | None)
         reason = f"is not finished: its status is {run.status!r}"
     elif needs is not None and not (run.path / NEEDS[needs]).is_file():
         reason = f"has no {needs}"
-    elif needs is not None and not run.keeps(NEEDS[needs]):
+    elif not keeps(run, needs):
         reason = f"cannot be used: {NEEDS[needs]} is damaged"
     else:
         return run
@@ -138,15 +138,18 @@ def finished_runs(
     runs = [
         run
         for run in readable
-        if run.status == "done"
-        and dataset in (None, run.record["dataset"])
-        and (needs is None or run.keeps(NEEDS[needs]))
+        if run.status == "done" and dataset in (None, run.record["dataset"]) and keeps(run, needs)
     ]
     own = [run for run in runs if not _is_recorded(run)]
     recorded = [run for run in runs if _is_recorded(run)]
     own.sort(key=lambda run: run.record.get("finished") or "", reverse=True)
     recorded.sort(key=lambda run: (run.record["variant"] != "lite", run.record["seed"]))
     return [*own, *recorded]
+
+
+def keeps(run: Run, needs: str | None) -> bool:
+    """Whether the run has an undamaged file of what is needed."""
+    return needs is None or run.keeps(NEEDS[needs])
 
 
 def _known_runs(output_root: str | Path | None) -> list[Run]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
-from ..config import load_experiment
+from ..config import list_variants, load_experiment
 from ..errors import RunError, shorten_line
 from ..experiment import Experiment
 from ..paths import display_path
@@ -45,6 +45,8 @@ COMPARED = (  # label, name in `published` and in metrics.json, scale
     ("test accuracy, last epoch", "test_accuracy", 100),
     ("test accuracy, best test epoch", "best_test_accuracy", 100),
 )
+
+RECIPE_CAVEAT = "The recipe was chosen knowing a test accuracy, which biases its results upwards."
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,25 @@ class Run:
         """The test accuracy with its 95 % interval, in a sentence."""
         metrics = self.metrics
         low, high = metrics["test_accuracy_interval_95"]
+        caveat = f"\n{RECIPE_CAVEAT}" if self.recipe_selected_on_test else ""
         return (
             f"Test accuracy {metrics['test_accuracy']:.2%} after epoch {metrics['epochs']} "
             f"(95 % interval {low:.2%} to {high:.2%} over {metrics['test_images']:,} images; "
-            f"seed {self.record['seed']}), cross-entropy {metrics['test_loss']:.4f}."
+            f"seed {self.record['seed']}), cross-entropy {metrics['test_loss']:.4f}.{caveat}"
             f"\n{self._selection}, calibration error {metrics['ece']:.2%}."
         )
+
+    @property
+    def recipe_selected_on_test(self) -> bool:
+        """Whether a choice in the recipe was made knowing a test accuracy.
+
+        The variant's file also answers for runs that were recorded before it said so.
+        """
+        experiment = self.experiment
+        if experiment.variant not in list_variants():
+            return experiment.recipe_selected_on_test
+        own = load_experiment(experiment.variant)
+        return own.recipe_selected_on_test or experiment.recipe_selected_on_test
 
     @property
     def _selection(self) -> str:

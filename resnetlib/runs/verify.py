@@ -83,7 +83,8 @@ class Evidence:
             except Unavailable as error:
                 self.contents[name] = error
             except Exception as error:  # of any parser, on a file that a stranger may have written
-                self.contents[name] = Damaged(f"{name} is damaged: {_message(error)}")
+                reason = describe_error(error).removeprefix(f"{self.folder / name}: ")
+                self.contents[name] = Damaged(f"{name} is damaged: {reason}")
         if isinstance(self.contents[name], Unavailable):
             raise self.contents[name]
         return self.contents[name]
@@ -292,7 +293,7 @@ PARSERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def _message(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """The error in one printable line."""
     if isinstance(error, MemoryError | RecursionError):
         return "it needs too much memory or is nested too deeply"
@@ -301,7 +302,7 @@ def _message(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _clean(detail: str) -> str:
+def clean_line(detail: str) -> str:
     """One line of bounded length without control characters: file contents may be hostile."""
     line = "".join(c if c.isprintable() else "?" for c in " ".join(detail.split()))
     return line if len(line) <= DETAIL_CHARACTERS else f"{line[: DETAIL_CHARACTERS - 4]} ..."
@@ -689,8 +690,8 @@ def _result(claim: Callable[[Evidence], Result], run: Evidence) -> Result:
         reason = f" (the run is not finished: {run.status})" if unfinished else ""
         result = Result(NOT_CHECKED, f"{error}{reason}")
     except Exception as error:  # a value in a file that no one foresaw; never a traceback
-        result = Result(FAIL, f"the files cannot be compared: {_message(error)}")
-    return Result(result.status, _clean(result.detail.replace(f"{run.folder}/", "")))
+        result = Result(FAIL, f"the files cannot be compared: {describe_error(error)}")
+    return Result(result.status, clean_line(result.detail.replace(f"{run.folder}/", "")))
 
 
 def _genuine_data(name: str, root: str | Path | None) -> Dataset | Unavailable:
@@ -714,10 +715,10 @@ def format_results(verified: Mapping[Path, Mapping[str, Result]]) -> str:
     if len(verified) == 1:
         ((folder, results),) = verified.items()
         lines = [f"{r.status:11}  {name:16}  {r.detail}" for name, r in results.items()]
-        return "\n".join([_clean(display_path(folder)), *lines])
+        return "\n".join([clean_line(display_path(folder)), *lines])
     table = pd.DataFrame(
         {
-            _clean(display_path(folder)): {name: r.status for name, r in results.items()}
+            clean_line(display_path(folder)): {name: r.status for name, r in results.items()}
             for folder, results in verified.items()
         }
     ).T.replace(NOT_CHECKED, "-")
@@ -725,7 +726,9 @@ def format_results(verified: Mapping[Path, Mapping[str, Result]]) -> str:
     for folder, results in verified.items():
         for name, (status, detail) in results.items():
             if status != PASS:
-                reasons.setdefault((status, name, detail), []).append(_clean(display_path(folder)))
+                reasons.setdefault((status, name, detail), []).append(
+                    clean_line(display_path(folder))
+                )
     lines = [
         f"{status:11}  {name}: {detail} "
         f"({', '.join(runs) if status == FAIL or len(runs) == 1 else f'{len(runs)} runs'})"

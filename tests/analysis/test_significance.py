@@ -5,14 +5,22 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from scipy.stats import t as student
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestIndPower
+from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from resnetlib.analysis.significance import (
     Comparison,
+    SeedStatistics,
+    compare_networks,
     compare_predictions,
+    compare_recipes,
     compare_seeds,
     compare_to_reference,
     holm,
+    sampling_sd,
 )
 from resnetlib.evaluation import Evaluation
 
@@ -37,6 +45,13 @@ def test_mcnemar_and_newcombe_match_the_textbook():
 
 def test_mcnemar_matches_another_known_table():
     assert Comparison(101, 121, 59, 33).p_value == pytest.approx(4.434e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize("table", [(101, 121, 59, 33), (59, 6, 16, 80), (700, 30, 31, 239)])
+def test_p_value_is_that_of_statsmodels(table):
+    both, first, second, neither = table
+    result = mcnemar([[both, first], [second, neither]], exact=True)
+    assert Comparison(*table).p_value == pytest.approx(result.pvalue)
 
 
 def test_comparison_is_symmetric():
@@ -116,6 +131,8 @@ def test_holm_matches_a_known_example():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]).tolist() == [1, 1]
     assert holm([]).tolist() == []
+    p_values = np.random.default_rng(0).random(20) ** 3
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
 
 
 def test_compare_to_reference_corrects_p_values():
@@ -158,7 +175,7 @@ def test_compare_seeds_allows_unequal_spreads():
         [np.var([0.80, 0.82, 0.84, 0.86], ddof=1) / 4, np.var([0.9, 0.901], ddof=1) / 2]
     )
     freedom = parts.sum() ** 2 / (parts**2 / [3, 1]).sum()
-    half = student.ppf(0.975, freedom) * parts.sum() ** 0.5
+    half = stats.t.ppf(0.975, freedom) * parts.sum() ** 0.5
     assert result.interval == pytest.approx((-0.0705 - half, -0.0705 + half))
 
 
@@ -184,3 +201,137 @@ def test_compare_seeds_without_a_spread(first, second, reason):
 def test_interval_narrows_with_more_seeds():
     widths = [np.ptp(compare_seeds([0.80, 0.82] * n, [0.81, 0.83] * n).interval) for n in (1, 2, 8)]
     assert all(wide > narrow for wide, narrow in pairwise(widths))
+
+
+def test_compare_seeds_is_that_of_statsmodels():
+    first, second = [0.80, 0.82, 0.84, 0.86], [0.90, 0.901, 0.93]
+    result = compare_seeds(first, second)
+    means = CompareMeans(DescrStatsW(first), DescrStatsW(second))
+    assert result.p_value == pytest.approx(means.ttest_ind(usevar="unequal")[1])
+    assert result.interval == pytest.approx(means.tconfint_diff(usevar="unequal"))
+
+
+@pytest.mark.parametrize("shift", [0.002, 0.005, 0.01, 0.03])
+def test_seeds_to_settle_have_80_per_cent_power(shift):
+    first = np.array([0.80, 0.81, 0.82])
+    expected = TTestIndPower().solve_power(shift / 0.01, alpha=0.05, power=0.8)
+    result = compare_seeds(first, first + shift, ("A", "B"))
+    assert result.seeds_to_settle == np.ceil(expected)
+    if not result.distinguishable:
+        more = int(np.ceil(expected)) - 3
+        assert f"a difference of this size: {more} of A and {more} of B." in result.verdict
+
+
+def test_seeds_to_settle_of_unequal_spreads():
+    """In simulated comparisons with that many seeds the test finds the difference in 80 %."""
+    first, second = np.array([0.80, 0.81, 0.82]), np.array([0.815, 0.817])
+    seeds = compare_seeds(first, second).seeds_to_settle
+    rng = np.random.default_rng(0)
+    samples = [
+        rng.normal(values.mean(), values.std(ddof=1), (4000, seeds)) for values in (first, second)
+    ]
+    found = stats.ttest_ind(*samples, axis=1, equal_var=False).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.04)
+
+
+def test_seeds_to_settle_of_equal_means_are_too_many():
+    result = compare_seeds([0.80, 0.82], [0.80, 0.82])
+    assert result.seeds_to_settle is None
+    assert "more than 1,000 seeds of each" in result.verdict
+    assert compare_seeds([0.80], [0.80, 0.82]).seeds_to_settle is None
+    assert compare_seeds([0.80, 0.81], [0.90, 0.91]).more_seeds == ""
+
+
+# One recipe, many seeds --------------------------------------------------------------------------
+
+
+def test_seed_statistics_have_students_interval():
+    accuracies = (0.80, 0.82, 0.84, 0.87)
+    seeds = SeedStatistics(accuracies)
+    assert seeds.interval == pytest.approx(DescrStatsW(accuracies).tconfint_mean())
+    assert (seeds.mean, seeds.sd) == pytest.approx((np.mean(accuracies), stats.tstd(accuracies)))
+    single = SeedStatistics((0.8,))
+    assert (single.mean, single.sd, single.interval, single.spread) == (0.8, None, None, "")
+
+
+def test_sampling_sd_is_the_spread_of_independent_predictions():
+    """Images differ in difficulty; the standard deviation over many seeds is estimated from 5."""
+    rng = np.random.default_rng(0)
+    shares = rng.beta(4, 1, size=2000)
+    true = np.sqrt((shares * (1 - shares)).sum()) / 2000
+    accuracies = (rng.random((2000, 2000)) < shares).mean(1)
+    assert accuracies.std() == pytest.approx(true, rel=0.05)
+    assert sampling_sd(rng.random((5, 2000)) < shares) == pytest.approx(true, rel=0.05)
+    assert sampling_sd(rng.random((1, 2000)) < shares) is None
+    assert sampling_sd(np.ones((3, 10))) == 0
+
+
+def test_sampling_sd_follows_the_formula():
+    correct = np.array([[1, 1, 0, 0], [1, 0, 0, 1], [1, 0, 0, 1]], dtype=bool)
+    # pᵢ are 1, 1/3, 0, 2/3; n/(n - 1) is 3/2
+    assert sampling_sd(correct) == pytest.approx((2 * (2 / 9) * 1.5) ** 0.5 / 4)
+
+
+def test_spread_is_split_into_noise_and_real_differences():
+    seeds = SeedStatistics((0.80, 0.81, 0.82), sampling_sd=0.006)
+    assert seeds.excess_sd == pytest.approx(0.008)
+    assert "over seeds 1.00 points: sampling noise of single predictions 0.60, real" in seeds.spread
+    assert "0.80 (squares add)" in seeds.spread
+    noisy = SeedStatistics((0.80, 0.81, 0.82), sampling_sd=0.02)
+    assert noisy.excess_sd == 0
+    assert "no more than the sampling noise" in noisy.spread
+
+
+# Many recipes against one ------------------------------------------------------------------------
+
+
+def test_compare_recipes_is_dunnetts_test():
+    """Dunnett 1955, breaking strength of cloth: three chemical treatments and a control."""
+    control, others = [55, 47, 48], {"a": [55, 64, 64], "b": [55, 49, 52], "c": [50, 44, 41]}
+    table = compare_recipes(control, others)
+    assert table["difference"].tolist() == pytest.approx([11, 2, -5])
+    # His table has 2.88 for three treatments and 8 degrees of freedom; the variance is 152/8.
+    half = 2.88 * (19 * 2 / 3) ** 0.5
+    for side in (table["high"] - table["difference"], table["difference"] - table["low"]):
+        assert side.tolist() == pytest.approx([half] * 3, rel=0.002)
+    assert table["significant"].tolist() == [True, False, False]
+    result = stats.dunnett(*others.values(), control=control, random_state=1)
+    assert table["p"].to_numpy() == pytest.approx(result.pvalue, abs=0.002)
+    assert compare_recipes(control, others).equals(table)
+
+
+def test_compare_recipes_of_one_recipe_is_students_test():
+    first, second = [0.80, 0.82, 0.84], [0.84, 0.85, 0.87, 0.86]
+    table = compare_recipes(first, {"other": second})
+    expected = stats.ttest_ind(second, first)
+    assert table.loc["other", "p"] == pytest.approx(expected.pvalue, abs=1e-3)
+    interval = tuple(expected.confidence_interval())
+    assert tuple(table.loc["other", ["low", "high"]]) == pytest.approx(interval, abs=5e-4)
+
+
+def test_compare_networks_is_welchs_test_with_holms_correction():
+    baseline = [0.80, 0.81, 0.82]
+    others = {"a": [0.83, 0.86], "b": [0.90, 0.901, 0.902], "c": [0.80, 0.82], "single": [0.9]}
+    table = compare_networks(baseline, others)
+    assert list(table.index) == ["a", "b", "c"]
+    tests = [stats.ttest_ind(others[name], baseline, equal_var=False) for name in table.index]
+    assert table["p"].tolist() == pytest.approx(
+        multipletests([test.pvalue for test in tests], method="holm")[1]
+    )
+    interval = tuple(tests[0].confidence_interval())
+    assert tuple(table.loc["a", ["low", "high"]]) == pytest.approx(interval)
+    assert table["significant"].tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("compare", [compare_recipes, compare_networks])
+def test_comparison_with_a_baseline_needs_a_spread(compare):
+    columns = ["difference", "low", "high", "p", "significant"]
+    for baseline, others in (
+        ([0.8], {"a": [0.8, 0.9]}),
+        ([0.8, 0.9], {"a": [0.8]}),
+        ([0.8, 0.8], {"a": [0.9, 0.9]}),
+        ([0.8, 0.9], {}),
+    ):
+        table = compare(baseline, others)
+        assert list(table.columns) == columns
+        assert table.empty

@@ -9,11 +9,17 @@ import papermill
 import pytest
 from conftest import NOTEBOOKS, run_papermill
 
-from resnetlib import analysis, load_experiment, train
-from resnetlib.analysis.significance import format_points
+from resnetlib import analysis, files, load_experiment, load_run, train
+from resnetlib.analysis.significance import (
+    SeedStatistics,
+    compare_recipes,
+    format_p_value,
+    format_points,
+)
 from resnetlib.errors import ConfigError, RunError
 from resnetlib.plots.leaderboard import overlaid_curves
 from resnetlib.runs.find import reference_runs
+from resnetlib.runs.run import RECIPE_CAVEAT
 
 pytestmark = pytest.mark.slow
 
@@ -203,11 +209,76 @@ def test_table_compares_every_run_with_the_first(outputs):
     table = pair.table
     assert set(table.index) == {"se seed 0", "lite seed 0", "lite seed 1"}
     assert table.loc["se seed 0", "parameters"] == pair.runs["se seed 0"].metrics["parameters"]
-    assert table.loc["se seed 0", "p (Holm)"] == "–"
+    assert table.loc["se seed 0", "p"] == "–"
+    significant = pair.differences.loc["lite seed 0", "significant"]
+    result = "distinguishable" if significant else "not distinguishable"
+    assert table.loc["lite seed 0", "result"] == result
+    assert "note" not in table  # no caveat
     difference = pair.differences.loc["lite seed 0", "difference"]
     accuracies = [pair.runs[name].evaluation.accuracy for name in ("lite seed 0", "se seed 0")]
     assert difference == pytest.approx(accuracies[0] - accuracies[1])
     assert table.loc["lite seed 0", "minus the first (points)"] == format_points(difference)
+
+
+def with_accuracy(folder, target, seed, accuracy, **overrides):
+    """A copy of a run on the digits as if it had another seed, recipe and test accuracy."""
+    shutil.copytree(folder, target)
+    variant = load_run(folder).record["variant"]
+    experiment = load_experiment(variant, seed=seed, epochs=2, **SMALL | overrides)
+    files.write_text(target / "experiment.yaml", experiment.to_yaml())
+    metrics = files.read_json(target / "metrics.json") | {"test_accuracy": accuracy}
+    files.write_json(target / "metrics.json", metrics)
+    record = files.read_json(target / "run.json")
+    for name in ("experiment.yaml", "metrics.json"):
+        record["artifacts"][name] = files.sha256(target / name)
+    own = {"seed": seed, "experiment": experiment.digest, "overrides": experiment.overrides}
+    files.write_json(target / "run.json", record | own | {"started": target.name})
+
+
+def test_recipe_table_compares_recipes_over_their_seeds(outputs, tmp_path):
+    (se,), (lite, _) = (outputs / "se").iterdir(), (outputs / "lite").iterdir()
+    accuracies = {"lr 0.2": (0.90, 0.91, 0.92), "lr 0.3": (0.81, 0.82, 0.84)}
+    for seed, accuracy in enumerate((0.80, 0.81, 0.83)):
+        with_accuracy(lite, tmp_path / f"lite{seed}", seed, accuracy)
+        with_accuracy(se, tmp_path / f"se{seed}", seed, accuracy + 0.08)
+        for name, values in accuracies.items():
+            target = tmp_path / f"{name[-1]}-{seed}"
+            with_accuracy(lite, target, seed, values[seed], lr=float(name[3:]))
+    pair = compare(tmp_path, str(tmp_path / "lite0"), str(tmp_path / "se0"))
+    table = pair.recipe_table
+    assert list(table.index[:2]) == ["lite", "se"]
+    table = table.sort_index()
+    assert list(table.index) == ["lite", "lite, lr 0.2", "lite, lr 0.3", "se"]
+    assert table["test"].tolist() == ["–", "Dunnett", "Dunnett", "Welch"]
+    expected = compare_recipes((0.80, 0.81, 0.83), {f"lite, {k}": v for k, v in accuracies.items()})
+    assert table.loc[expected.index, "p"].tolist() == list(map(format_p_value, expected["p"]))
+    significant = ["–", "distinguishable", "not distinguishable", "distinguishable"]
+    assert table["result"].tolist() == significant
+    assert table.loc["lite", "n"] == 3
+    assert table.loc["lite", "mean (%)"] == pytest.approx(100 * 2.44 / 3)
+    assert table.loc["lite", "sampling sd"] == 0  # the copies have the same predictions
+    assert "lite: standard deviation over seeds 1.53 points: sampling noise" in pair.recipes
+    low, high = SeedStatistics((0.80, 0.81, 0.83)).interval
+    assert table.loc["lite", "95 % interval"] == f"{100 * low:.2f} to {100 * high:.2f}"
+
+
+def test_recipe_table_without_a_second_seed_has_no_result(outputs):
+    table = compare(outputs, "lite", "se").recipe_table
+    assert table.loc["se", ["n", "95 % interval"]].tolist() == [1, "–"]
+    assert table["sd"].isna().tolist() == [False, True]
+    assert "result" not in table
+
+
+def test_recipe_chosen_on_the_test_set_is_named():
+    pair = analysis.compare_runs("lite", "laptop94")
+    for text in (pair.verdict, pair.recipes):
+        assert f"laptop94 seed 0: {RECIPE_CAVEAT}" in text
+        assert text.count(RECIPE_CAVEAT) == 1
+    for table in (pair.table, pair.recipe_table):
+        noted = set(table.index[table["note"] == RECIPE_CAVEAT])
+        assert noted == {name for name in table.index if name.startswith("laptop94")}
+    assert RECIPE_CAVEAT in pair.selected[1].headline
+    assert RECIPE_CAVEAT not in pair.selected[0].headline
 
 
 # The notebook ------------------------------------------------------------------------------------

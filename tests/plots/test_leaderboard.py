@@ -31,6 +31,7 @@ def table():
             "published": [79.87, 85.39, 94.16, 88.56, None],
             "reproduced": [82.64, None, 94.5, None, None],
             "spread": [0.7, None, None, None, None],
+            "recipe_selected_on_test": False,
         }
     )
 
@@ -100,6 +101,7 @@ def test_names_cover_neither_each_other_nor_a_point_and_stay_inside(table):
             "published": np.nan,
             "reproduced": [94.0, 94.1, 94.2, 93.9, 92, 90],
             "spread": np.nan,
+            "recipe_selected_on_test": False,
         }
     )
     axes = accuracy_against(pd.concat([table, crowd]), "parameters")
@@ -112,6 +114,13 @@ def test_names_cover_neither_each_other_nor_a_point_and_stay_inside(table):
         assert not any(box.overlaps(other) for other in boxes[:i])
         for point in filled(axes):
             assert not box.contains(*axes.transData.transform(point))
+
+
+def test_recipe_chosen_on_the_test_set_has_a_mark(table):
+    table["recipe_selected_on_test"] = table["variant"] == "wide66"
+    assert {"wide66 †", "lite"} < names_on(accuracy_against(table, "macs"))
+    rows = published_against_reproduced(table).get_yticklabels()
+    assert [label.get_text() for label in rows] == ["se", "resnet18", "lite", "wide66 †"]
 
 
 def history(*accuracies):

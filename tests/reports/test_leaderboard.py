@@ -9,9 +9,12 @@ import sys
 from urllib.parse import unquote
 
 import pytest
+from click.testing import CliRunner
 from conftest import PROJECT, TINY, history_with, recorded_lite
 
 from resnetlib import files, list_variants, load_experiment, train
+from resnetlib.analysis.significance import SeedStatistics, compare_recipes, compare_seeds
+from resnetlib.cli import main
 from resnetlib.errors import RunError
 from resnetlib.evaluation import wilson_interval
 from resnetlib.progress import duration
@@ -19,17 +22,19 @@ from resnetlib.reports.leaderboard import (
     BEGIN,
     END,
     experiments,
+    latex_table,
     markdown_table,
     results_table,
     text_table,
     with_table,
 )
 from resnetlib.reports.page import write_index
-from resnetlib.reports.ranking import best_for_size, significantly_best
+from resnetlib.reports.ranking import best_for_size, significantly_best, with_statistics
 from resnetlib.runs.find import find_runs, reference_runs, split_unreadable
-from resnetlib.runs.run import load_run
+from resnetlib.runs.run import RECIPE_CAVEAT, load_run
 
 LITE = PROJECT / "outputs" / "reference" / "lite"
+LITE_RUNS = [load_run(path.parent) for path in sorted(LITE.glob("*/run.json"))]
 LITE_METRICS = [json.loads(path.read_text()) for path in LITE.glob("*/metrics.json")]
 LITE_ACCURACIES = [100 * metrics["test_accuracy"] for metrics in LITE_METRICS]
 LITE_MEAN = statistics.mean(LITE_ACCURACIES)
@@ -131,7 +136,7 @@ def test_results_equal_the_rows_of_the_page(runs_of):
     runs += runs_of("se", 0.9, epochs=3)
     own = [row for row in experiments(runs) if row["dataset"] == "cifar10" and not row["changes"]]
     for row in own:
-        del row["changes"], row["folders"]
+        del row["changes"], row["changed"], row["folders"]
     assert results_table(runs) == own
 
 
@@ -315,13 +320,13 @@ def test_front_is_compared_with_the_next_best_up_to_its_size(runs_of):
     assert [row["variant"] for row in front] == ["lite", "se", "wide66"]
     assert [row["rival"] for row in front] == [None, "dropout", "se"]
     assert [row["lead"] for row in front[1:]] == pytest.approx([2, 5])
-    assert front[0]["lead"] is None and front[0]["p"] is None
-    assert front[2]["p"] == pytest.approx(0.02, abs=0.001)
+    assert front[0]["lead"] is None and front[0]["comparison"] is None
+    assert front[2]["comparison"].p_value == pytest.approx(0.02, abs=0.001)
 
 
 def test_front_of_single_seeds_has_no_p_value(runs_of):
     front = best_for_size(experiments(runs_of("lite", 0.8) + runs_of("se", 0.9, 0.91)))
-    assert [row["p"] for row in front] == [None, None]
+    assert front[1]["comparison"].p_value is None
     assert front[1]["lead"] == pytest.approx(10.5)
 
 
@@ -329,6 +334,110 @@ def test_front_keeps_the_budget(runs_of):
     runs = runs_of("lite", 0.8, 0.81)
     over_budget = runs_of("resnet18", 0.99, 0.99)
     assert best_for_size(experiments(runs + over_budget)) == best_for_size(experiments(runs))
+
+
+# Statistics -------------------------------------------------------------------------------------
+
+
+def test_statistics_of_recorded_runs():
+    rows = with_statistics(experiments(reference_runs()))
+    lite = row_of(rows, "lite")
+    assert lite["statistics"].accuracies == lite["accuracies"]
+    assert lite["interval"] == SeedStatistics(lite["accuracies"]).interval
+    assert 0 < lite["statistics"].sampling_sd < lite["statistics"].sd
+    assert row_of(rows, "dropout")["statistics"] is None
+    assert all(row["against"] is None for row in rows)  # there is one recipe of each
+
+
+def test_statistics_of_a_single_seed(runs_of):
+    row = row_of(with_statistics(experiments(runs_of("lite", 0.8))), "lite")
+    assert row["interval"] == wilson_interval(0.8, 10_000)
+    assert row["statistics"].sampling_sd is None
+
+
+def test_sampling_noise_needs_undamaged_predictions_of_the_last_epoch(tmp_path):
+    folders = [shutil.copytree(run.path, tmp_path / run.path.name) for run in LITE_RUNS[:3]]
+    noise = row_of(with_statistics(experiments(find_runs(tmp_path))), "lite")["statistics"]
+    (folders[0] / "predictions.npz").write_bytes(b"damaged")
+    two = row_of(with_statistics(experiments(find_runs(tmp_path))), "lite")["statistics"]
+    assert two.accuracies == noise.accuracies
+    assert 0 < two.sampling_sd != noise.sampling_sd
+    record = files.read_json(folders[0] / "run.json")  # the same with a checksum that agrees
+    record["artifacts"]["predictions.npz"] = files.sha256(folders[0] / "predictions.npz")
+    files.write_json(folders[0] / "run.json", record)
+    assert row_of(with_statistics(experiments(find_runs(tmp_path))), "lite")["statistics"] == two
+    metrics = files.read_json(folders[1] / "metrics.json") | {"selected_epoch": 3}
+    files.write_json(folders[1] / "metrics.json", metrics)
+    record = files.read_json(folders[1] / "run.json")
+    record["artifacts"]["metrics.json"] = files.sha256(folders[1] / "metrics.json")
+    files.write_json(folders[1] / "run.json", record)
+    one = row_of(with_statistics(experiments(find_runs(tmp_path))), "lite")["statistics"]
+    assert len(one.accuracies) == 3 and one.sampling_sd is None
+
+
+def test_recipes_are_compared_with_the_least_changed_one(runs_of):
+    runs = runs_of("lite", 0.80, 0.81, 0.82, epochs=20)
+    runs += runs_of("lite", 0.90, 0.91, 0.92, epochs=20, lr=0.2)
+    runs += runs_of("lite", 0.81, 0.82, 0.83, epochs=20, lr=0.3)
+    runs += runs_of("lite", 0.70, 0.71, 0.72, widths=[8, 8, 8])  # another network
+    runs += runs_of("lite", 0.99, 0.98, dataset="digits") + runs_of("lite", 0.5, lr=0.4)
+    rows = rows_of(with_statistics(experiments(runs)), "lite", "changes")
+    better, same = "epochs = 20, optimizer.lr = 0.2", "epochs = 20, optimizer.lr = 0.3"
+    recipes = {better: (0.90, 0.91, 0.92), same: (0.81, 0.82, 0.83)}
+    expected = compare_recipes((0.80, 0.81, 0.82), recipes)
+    assert rows["epochs = 20"]["against"] == "baseline"
+    for name in recipes:
+        assert rows[name]["against"].p == expected.loc[name, "p"]
+    assert rows[better]["against"].significant and not rows[same]["against"].significant
+    others = [row["against"] for name, row in rows.items() if "epochs" not in name]
+    assert others and set(others) == {None}
+
+
+def test_recipe_chosen_on_the_test_set_is_marked_in_every_table():
+    runs = reference_runs()
+    rows = with_statistics(experiments(runs))
+    assert [row["variant"] for row in rows if row["recipe_selected_on_test"]] == ["laptop94"]
+    listed, readme = text_table(results_table(runs)), markdown_table(results_table(runs))
+    assert "\nlaptop94 * " in listed and listed.endswith(f"\n* {RECIPE_CAVEAT}")
+    assert "| `laptop94` † |" in readme and readme.endswith(f"\n† {RECIPE_CAVEAT}")
+    latex = latex_table(rows)
+    assert r"laptop94 $\dagger$ &" in latex
+    assert rf"{{\footnotesize $\dagger$ {RECIPE_CAVEAT}}} \\" in latex
+    others = [run for run in runs if run.record["variant"] != "laptop94"]
+    table = latex_table(with_statistics(experiments(others)))
+    assert RECIPE_CAVEAT not in table + markdown_table(results_table(others))
+
+
+def test_recipe_derived_from_one_chosen_on_the_test_set_is_marked(runs_of):
+    (row,) = rows_of(experiments(runs_of("laptop94", 0.9, epochs=3)), "laptop94")[1:]
+    assert row["changes"] == "epochs = 3" and row["recipe_selected_on_test"]
+
+
+def test_latex_table_has_n_mean_spread_and_interval(runs_of):
+    runs = runs_of("improved_sgd", 0.80, 0.81, 0.82, augment="crop,flip")
+    low, high = SeedStatistics((0.80, 0.81, 0.82)).interval
+    table = latex_table(with_statistics(experiments(runs)))
+    assert (
+        r"improved\_sgd (augment = [crop, flip]) & cifar10 & 4,903,242 & 253.4 & 40 & -- & 3 & "
+        f"81.00 & 1.00 & -- & {100 * low:.2f}--{100 * high:.2f} \\\\\n"
+    ) in table
+    body = [line for line in table.splitlines() if not line.startswith("%")]
+    assert body[0].startswith(r"\begin{tabular}") and body[-1] == r"\end{tabular}"
+    assert table.isascii()
+
+
+def test_report_command_prints_latex(runs_of, tmp_path):
+    runs_of("lite", 0.80, 0.82)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    done = CliRunner().invoke(main, ["report", str(tmp_path), "--latex"])
+    assert done.exit_code == 0
+    assert "lite & cifar10 & 78,042" in done.stdout
+    assert "left out: " in done.stderr and "broken" in done.stderr
+    assert not (tmp_path / "index.html").exists()
+    empty = CliRunner().invoke(main, ["report", str(tmp_path / "broken"), "--latex"])
+    assert empty.exit_code == 1
+    assert "Error: a table needs a finished run\n" in empty.stderr
 
 
 # The page ---------------------------------------------------------------------------------------
@@ -347,9 +456,27 @@ def test_page_names_the_best_network_its_lead_and_p(runs_of, tmp_path, open_page
     assert front[0][0] == "lite" and front[0][4:] == ["–", "–", "–", "–"]
     assert front[1] == [
         *["se", "4,697,742", "91.00 ± 1.00", "3"],
-        *["10.00", "lite", "< 0.001", "yes"],
+        *["10.00", "lite", "< 0.001", "distinguishable"],
     ]
-    assert front[2][4:6] == ["0.67", "se"] and front[2][7] == "no"
+    assert front[2][4:6] == ["0.67", "se"]
+    comparison = compare_seeds((0.905, 0.915, 0.93), (0.90, 0.91, 0.92), ("wide66", "se"))
+    more = f"to settle it: {comparison.more_seeds} more"
+    assert front[2][7].split("\n") == ["not distinguishable", more]
+
+
+def test_page_marks_a_recipe_chosen_on_the_test_set(runs_of, tmp_path, open_page):
+    runs_of("lite", 0.80, 0.81)
+    runs_of("laptop94", 0.93, 0.94)
+    runs_of("laptop94", 0.94, 0.95, lr=0.2)
+    page = open_page(write_index(tmp_path))
+    assert RECIPE_CAVEAT in page.locator("p.answer").inner_text()
+    assert page.locator("table.front tbody td").first.inner_text() == "lite"
+    assert "laptop94 †" in page.locator("table.front").inner_text()
+    assert f"† {RECIPE_CAVEAT}" in page.locator("ul.notes").inner_text()
+    changed = page.locator("#experiments tr", has_text="optimizer.lr = 0.2").inner_text()
+    p_value = compare_recipes((0.93, 0.94), {"": (0.94, 0.95)}).loc["", "p"]
+    assert f"+1.00\np = {p_value:.3f}, not distinguishable" in changed
+    assert "laptop94 †" in changed
 
 
 def test_page_without_measured_networks_says_so(runs_of, tmp_path, open_page):
@@ -438,8 +565,8 @@ def test_click_sorts_by_number_and_missing_last(page):
     assert head(page, "parameters").get_attribute("aria-sort") == "descending"
     for _ in range(2):
         head(page, "published").get_by_role("button").click()
-        assert column(page, 8)[-1] == "–"
-    published = [float(text) for text in column(page, 8) if text != "–"]
+        assert column(page, 9)[-1] == "–"
+    published = [float(text) for text in column(page, 9) if text != "–"]
     assert published == sorted(published, reverse=True)
     assert head(page, "parameters").get_attribute("aria-sort") is None
 

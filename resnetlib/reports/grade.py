@@ -1,0 +1,444 @@
+"""Grade submissions: weights and experiment.yaml, evaluated on the genuine test set, never trained.
+
+`resnetlib grade --zip OUT` writes a Gradescope autograder, which runs
+`python -m resnetlib.reports.grade ROOT` for each submission. No code of a submission is run.
+"""
+
+import io
+import json
+import math
+import os
+import stat
+import sys
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import files
+from ..data import Dataset, Split
+from ..experiment import DEFAULT_BUDGET
+from ..paths import PACKAGE, display_path, params_folder
+from ..runs.run import WEIGHTS
+from ..runs.verify import (
+    FAIL,
+    NOT_CHECKED,
+    PASS,
+    Damaged,
+    Evidence,
+    Result,
+    Unavailable,
+    clean_line,
+    describe_error,
+)
+from ..schema import Architecture
+from ..size import measure_size
+
+SUBMITTED = ("experiment.yaml", WEIGHTS)
+# Weights in float64 and as many buffers; more does not fit a network within the budget.
+BYTES_PER_PARAMETER, OTHER_BYTES = 16, 2**20
+# Limits of what is evaluated, a few times what networks of the budget need: `champion` has 0.8
+# billion multiply-accumulates, `wide66` layers of at most 135,168 values.
+MOST_MACS, LARGEST_OUTPUT = 2_000_000_000, 2**19
+# Independent seeds of the recorded variants agree on 82 to 95 % of the test images, on 27 to 42 %
+# of those that at least one of them gets wrong, and their weights do not correlate.
+SAME_MISTAKES, SAME_WEIGHTS = 0.75, 0.9
+NEAR_IDENTICAL = (
+    "Near-identical: independent seeds agree on 82 to 95 % of the test images, on 27 to 42 %\n"
+    "where one of them is wrong. Equal seeds of one recipe are near-identical too."
+)
+FEWEST_MISTAKES = 20  # images; the share of fewer means nothing
+SAMPLED_WEIGHTS = 2**16  # of a network, for the correlation
+# What grading needs of the packages that are installed here, at the same versions.
+PACKAGES = (
+    *("filelock", "lazy-loader", "numpy", "pandas", "platformdirs", "pydantic", "pyyaml"),
+    *("safetensors", "torch", "tqdm"),
+)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a submission is measured by."""
+
+    dataset: str = "cifar10"
+    budget: int = DEFAULT_BUDGET  # most trainable parameters, whatever the experiment says
+
+
+@dataclass(frozen=True)
+class GradingData:
+    """The test images of a data set, and the statistics of its training images.
+
+    It stands for a `Dataset` in an evaluation, and is all of it that an autograder has.
+    """
+
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    per_image_std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "GradingData":
+        statistics = (dataset.mean, dataset.std, dataset.per_image_std)
+        return cls(dataset.test, dataset.classes, *statistics)
+
+    def to_bytes(self) -> bytes:
+        """An .npz file."""
+        images, labels = self.test
+        buffer = io.BytesIO()
+        statistics = {name: getattr(self, name) for name in ("mean", "std", "per_image_std")}
+        np.savez(buffer, images=images, labels=labels, classes=self.classes, **statistics)
+        return buffer.getvalue()
+
+    @classmethod
+    def read(cls, path: Path) -> "GradingData":
+        with np.load(path, allow_pickle=False) as kept:
+            test = torch.from_numpy(kept["images"]), torch.from_numpy(kept["labels"])
+            names = ("classes", "mean", "std", "per_image_std")
+            return cls(test, *(tuple(kept[name].tolist()) for name in names))
+
+
+@dataclass
+class Submission(Evidence):
+    """The two files of a submission: regular ones, and no larger than the budget allows."""
+
+    assignment: Assignment = Assignment()
+
+    def path(self, name: str) -> Path:
+        if self.folder.is_symlink() or (self.folder / name).is_symlink():
+            raise Damaged(f"{name} is a link, or is in a folder that is one")
+        if not (self.folder / name).exists():
+            raise Unavailable(f"{name} is missing")
+        path = super().path(name)
+        largest = BYTES_PER_PARAMETER * self.assignment.budget + OTHER_BYTES
+        if path.stat().st_size > largest:
+            raise Damaged(f"{name} is too large: {path.stat().st_size:,} bytes of {largest:,}")
+        return path
+
+
+# Checks: each needs those before it -------------------------------------------------------------
+
+
+def _check_files(submission: Submission) -> Result:
+    sizes = {name: submission.path(name).stat().st_size for name in SUBMITTED}
+    return Result(PASS, ", ".join(f"{name} {size:,} bytes" for name, size in sizes.items()))
+
+
+def _check_experiment(submission: Submission) -> Result:
+    experiment, expected = submission.experiment, submission.assignment.dataset
+    if experiment.dataset != expected:
+        return Result(FAIL, f"the experiment is on {experiment.dataset}, not on {expected}")
+    return Result(PASS, f"{experiment.variant} on {experiment.dataset}")
+
+
+def _check_parameters(submission: Submission) -> Result:
+    architecture, budget = submission.experiment.architecture, submission.assignment.budget
+    size = measure_size(architecture)
+    output = _largest_output(architecture)
+    if size.parameters > budget:
+        return Result(FAIL, f"{size.parameters:,} parameters exceed the budget of {budget:,}")
+    if size.macs > MOST_MACS or output > LARGEST_OUTPUT:
+        return Result(
+            FAIL,
+            f"{size.macs:,} multiply-accumulates and layers of {output:,} values an image are "
+            f"too many to evaluate: at most {MOST_MACS:,} and {LARGEST_OUTPUT:,}",
+        )
+    return Result(PASS, f"{size.parameters:,} of {budget:,}")
+
+
+def _largest_output(architecture: Architecture) -> int:
+    """A limit of the values that a layer computes of one image."""
+    stem = architecture.outputs[0][0] * max(architecture.stem_sides) ** 2
+    blocks = [block for stage in architecture.blocks for block in stage]
+    return max(stem, *(block.out_channels * block.in_side**2 for block in blocks))
+
+
+def _check_weights(submission: Submission) -> Result:
+    model = submission.model
+    tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        return Result(FAIL, f"{WEIGHTS} holds a value that is not finite")
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    fixed = [norm.weight for norm in norms if not norm.weight.requires_grad]
+    if not all(bool((weight == 1).all()) for weight in fixed):
+        return Result(FAIL, f"{WEIGHTS} holds trained BatchNorm scales, which are not counted")
+    return Result(PASS, "they fit the experiment")
+
+
+def _check_accuracy(submission: Submission) -> Result:
+    evaluation = submission.recomputed
+    if not evaluation.logits.isfinite().all():
+        return Result(FAIL, "the outputs of the network are not finite")
+    return Result(PASS, f"{evaluation.accuracy:.2%} of {len(evaluation.labels):,} test images")
+
+
+CHECKS: dict[str, Callable[[Submission], Result]] = {
+    "files": _check_files,
+    "experiment": _check_experiment,
+    "parameters": _check_parameters,
+    "weights": _check_weights,
+    "accuracy": _check_accuracy,
+}
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What became of a submission; `accuracy` is None, and its score 0, unless all checks pass."""
+
+    name: str
+    checks: Mapping[str, Result]
+    parameters: int | None = None
+    accuracy: float | None = None  # fraction of 1
+    predictions: Tensor | None = None  # (N,) int64
+    correct: Tensor | None = None  # (N,) bool
+    architecture: str = ""
+    weights: Tensor | None = None  # a sample of them
+
+    @property
+    def score(self) -> float:
+        """The accuracy in per cent."""
+        return round(100 * (self.accuracy or 0), 4)
+
+    @property
+    def reason(self) -> str:
+        """Why the score is zero; empty where it is not."""
+        failed = [f"{name}: {r.detail}" for name, r in self.checks.items() if r.status == FAIL]
+        return "; ".join(failed)
+
+
+def grade_submission(folder: Path, data: Dataset | GradingData, assignment: Assignment) -> Grade:
+    """Check and evaluate the submission in a folder. A mistake of the submission never raises."""
+    submission = Submission(folder, lambda name: data, assignment=assignment)
+    checks: dict[str, Result] = {}
+    for name, check in CHECKS.items():
+        if any(result.status == FAIL for result in checks.values()):
+            checks[name] = Result(NOT_CHECKED, "an earlier check failed")
+            continue
+        try:
+            result = check(submission)
+        except Unavailable as error:
+            result = Result(FAIL, str(error))
+        except Exception as error:  # of any parser, on a file that a stranger has written
+            result = Result(FAIL, f"it cannot be evaluated: {describe_error(error)}")
+        checks[name] = Result(result.status, clean_line(result.detail.replace(f"{folder}/", "")))
+    name = clean_line(display_path(folder))
+    if any(result.status == FAIL for result in checks.values()):
+        return Grade(name, checks)
+    evaluation, architecture = submission.recomputed, submission.experiment.architecture
+    return Grade(
+        name,
+        checks,
+        measure_size(architecture).parameters,
+        evaluation.accuracy,
+        evaluation.predictions,
+        evaluation.correct,
+        architecture.model_dump_json(),
+        _sample_weights(submission.model),
+    )
+
+
+def _sample_weights(model: nn.Module) -> Tensor:
+    """Evenly spaced trained weights of convolutions and linear layers, each layer to one scale."""
+    layers = [p.detach() for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    step = math.ceil(sum(layer.numel() for layer in layers) / SAMPLED_WEIGHTS)
+    scaled = [layer.flatten() / (layer.square().mean().sqrt() + 1e-12) for layer in layers]
+    return torch.cat(scaled)[::step].clone()
+
+
+# Downloaded submissions --------------------------------------------------------------------------
+
+
+def find_submissions(folder: Path) -> list[Path]:
+    """The folder itself if it has a submitted file, otherwise its subfolders, each a submission.
+
+    A submission whose files are in its only subfolder is that subfolder.
+    """
+    if _has_files(folder):
+        return [folder]
+    inside = _subfolders(folder)
+    return [_only_subfolder(path) for path in inside] if inside else [folder]
+
+
+def _has_files(folder: Path) -> bool:
+    return any(os.path.lexists(folder / name) for name in SUBMITTED)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    hidden = (".", "__MACOSX")  # what archives bring along
+    _, names, _ = next(os.walk(folder), ("", [], []))  # none where the folder cannot be read
+    return [folder / name for name in sorted(names) if not name.startswith(hidden)]
+
+
+def _only_subfolder(folder: Path) -> Path:
+    inside = _subfolders(folder)
+    return inside[0] if not _has_files(folder) and len(inside) == 1 else folder
+
+
+class Similarity(NamedTuple):
+    """How alike two submissions are; shares of 1."""
+
+    names: tuple[str, str]
+    agreement: float  # equal predictions, of all test images
+    mistakes: float  # equal predictions, of the images that at least one gets wrong
+    mistaken: int  # the number of these images
+    weights: float | None  # correlation; None for different architectures
+
+    @property
+    def is_near_identical(self) -> bool:
+        """Whether predictions or weights are too alike to be independent."""
+        predictions = self.mistaken >= FEWEST_MISTAKES and self.mistakes >= SAME_MISTAKES
+        return predictions or (self.weights or 0) >= SAME_WEIGHTS
+
+    def __str__(self) -> str:
+        weights = "" if self.weights is None else f"; correlation of weights {self.weights:.3f}"
+        return (
+            f"{' and '.join(self.names)}: {self.agreement:.1%} equal predictions, "
+            f"{self.mistakes:.1%} where one of them is wrong{weights}"
+        )
+
+
+def compare_grades(one: Grade, other: Grade) -> Similarity:
+    """How alike two submissions are that both have an accuracy."""
+    same = one.predictions == other.predictions
+    wrong = ~(one.correct & other.correct)
+    mistakes = same[wrong].double().mean().item() if wrong.any() else 1.0
+    weights = None
+    if one.architecture == other.architecture:
+        weights = torch.cosine_similarity(one.weights, other.weights, dim=0).item()
+    agreement = same.double().mean().item()
+    return Similarity((one.name, other.name), agreement, mistakes, int(wrong.sum()), weights)
+
+
+def near_identical(grades: Sequence[Grade]) -> list[Similarity]:
+    """The pairs of submissions that are too alike to be independent."""
+    evaluated = [grade for grade in grades if grade.accuracy is not None]
+    pairs = (compare_grades(*pair) for pair in combinations(evaluated, 2))
+    return [pair for pair in pairs if pair.is_near_identical]
+
+
+def format_grades(grades: Sequence[Grade], similar: Sequence[Similarity]) -> str:
+    """A line for each submission, the best first, then the pairs that are near-identical."""
+    width = max(len(grade.name) for grade in grades)
+    lines = [f"{'submission':{width}}  accuracy  parameters"]
+    for grade in sorted(grades, key=lambda grade: (-grade.score, grade.name)):
+        parameters = "–" if grade.parameters is None else f"{grade.parameters:,}"
+        reason = f"  {grade.reason}" if grade.reason else ""
+        lines.append(f"{grade.name:{width}}  {grade.score:6.2f} %  {parameters:>10}{reason}")
+    if similar:
+        lines += ["", NEAR_IDENTICAL, *map(str, similar)]
+    return "\n".join(lines)
+
+
+def grades_json(grades: Sequence[Grade], similar: Sequence[Similarity]) -> str:
+    """An object with `submissions` and `near_identical`."""
+    submissions = [
+        {
+            "submission": grade.name,
+            "score": grade.score,
+            "parameters": grade.parameters,
+            "reason": grade.reason or None,
+            "checks": {name: result._asdict() for name, result in grade.checks.items()},
+        }
+        for grade in grades
+    ]
+    pairs = [pair._asdict() for pair in similar]
+    return json.dumps({"submissions": submissions, "near_identical": pairs}, indent=2)
+
+
+# Gradescope --------------------------------------------------------------------------------------
+
+SETUP = """\
+#!/usr/bin/env bash
+# Gradescope runs this once, when it builds the image of the autograder.
+set -euo pipefail
+root="${AUTOGRADER_ROOT:-/autograder}"
+apt-get update
+apt-get install -y python3-pip
+python3 -m pip install uv || python3 -m pip install --break-system-packages uv
+python3 -m uv venv --python '>=3.11' "$root/venv"
+python3 -m uv pip install --python "$root/venv" --torch-backend cpu \\
+    -r "$root/source/requirements.txt"
+"""
+RUN = """\
+#!/usr/bin/env bash
+# Gradescope runs this for each submission and reads results/results.json.
+root="${AUTOGRADER_ROOT:-/autograder}"
+python="${AUTOGRADER_PYTHON:-$root/venv/bin/python}"
+export PYTHONPATH="$root/source${PYTHONPATH:+:$PYTHONPATH}"
+cd "$root/source"  # no module is imported from the submission
+mkdir -p "$root/results"
+cp "$root/source/unfinished.json" "$root/results/results.json"
+timeout 35m "$python" -P -m resnetlib.reports.grade "$root"
+exit 0
+"""
+UNFINISHED = {
+    "score": 0,
+    "output": "The submission could not be evaluated in the time and memory of the autograder.",
+}
+
+
+def write_autograder(path: Path, data: GradingData, assignment: Assignment) -> None:
+    """Write the zip file that Gradescope takes."""
+    packages = [f"{name}=={version(name).partition('+')[0]}\n" for name in PACKAGES]
+    content: dict[str, bytes] = {
+        "setup.sh": SETUP.encode(),
+        "run_autograder": RUN.encode(),
+        "requirements.txt": "".join(packages).encode(),
+        "assignment.json": json.dumps(asdict(assignment)).encode(),
+        "unfinished.json": json.dumps(UNFINISHED).encode(),
+        "test.npz": data.to_bytes(),
+    }
+    for source in sorted(PACKAGE.rglob("*.py")):
+        content[f"resnetlib/{source.relative_to(PACKAGE).as_posix()}"] = source.read_bytes()
+    for source in sorted(params_folder().glob("*.yaml")):
+        content[f"params/{source.name}"] = source.read_bytes()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, part in content.items():
+            entry = zipfile.ZipInfo(name)  # dated 1980: the same content gives the same file
+            entry.external_attr = (stat.S_IFREG | (0o644 if "." in name else 0o755)) << 16
+            entry.external_attr |= (0o111 << 16) if name == "setup.sh" else 0
+            archive.writestr(entry, part, zipfile.ZIP_DEFLATED)
+    files.write_bytes(path, buffer.getvalue())
+
+
+def results_of(grade: Grade) -> dict[str, Any]:
+    """The content of Gradescope's results.json."""
+    tests = [
+        {"name": name, "status": "passed" if r.status == PASS else "failed", "output": r.detail}
+        for name, r in grade.checks.items()
+        if r.status != NOT_CHECKED
+    ]
+    results = {
+        "score": grade.score,
+        "output": grade.reason or f"Test accuracy {grade.score:.2f} %.",
+        "tests": tests,
+    }
+    if grade.accuracy is not None:
+        results["leaderboard"] = [
+            {"name": "test accuracy (%)", "value": grade.score, "order": "desc"},
+            {"name": "parameters", "value": grade.parameters, "order": "asc"},
+        ]
+    return results
+
+
+def autograde(root: Path) -> None:
+    """Grade `root/submission` as Gradescope asks; write `root/results/results.json`."""
+    assignment = Assignment(**files.read_json(root / "source" / "assignment.json"))
+    data = GradingData.read(root / "source" / "test.npz")
+    submission = _only_subfolder(root / "submission")
+    files.write_json(
+        root / "results" / "results.json",
+        results_of(grade_submission(submission, data, assignment)),
+    )
+
+
+if __name__ == "__main__":
+    autograde(Path(sys.argv[1]))
