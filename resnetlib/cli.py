@@ -1,4 +1,4 @@
-"""The command line: run, runs, clean, list, report, submit, verify, grade, lab.
+"""The command line: run, runs, clean, list, report, import, predict, submit, verify, grade, lab.
 
 Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 3 a verification failed, 128 plus
 a signal's number.
@@ -191,7 +191,8 @@ def list_command() -> None:
 def report_command(folder: Path | None, latex: bool) -> None:
     """Write index.html: all runs under FOLDER (default: outputs) on one page.
 
-    A report is also written for each run that has an executed notebook but no report.
+    A report is also written for each run that has an executed notebook, or was imported, but has no
+    report.
     """
     from .reports.page import write_index
     from .reports.run_report import write_report
@@ -208,7 +209,8 @@ def report_command(folder: Path | None, latex: bool) -> None:
         click.echo(latex_table(with_statistics(experiments(readable))))
         return
     for found in readable:
-        if (found.path / "notebook.ipynb").is_file() and not (found.path / "report.html").is_file():
+        is_reported = found.is_imported or (found.path / "notebook.ipynb").is_file()
+        if is_reported and not (found.path / "report.html").is_file():
             try:
                 write_report(found)
             except UserError as error:  # the notebook of one run must not keep others from the page
@@ -266,6 +268,81 @@ def clean_command(folder: Path | None, leftovers: bool, checkpoints: bool, yes: 
             with files.lock(run / ".lock"):  # the run may have been resumed meanwhile
                 for path in found:
                     path.unlink(missing_ok=True)
+
+
+@main.command("import", short_help="Evaluate weights that were trained elsewhere.")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--variant", required=True, help="The variant whose network the weights are of.")
+@click.option(
+    "--normalize",
+    help="How images are normalised: a value of `recipe.normalize`; found by itself unless given.",
+)
+@click.option(
+    "-p",
+    "--parameter",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="A setting, as for `resnetlib run`; may be repeated.",
+)
+def import_command(
+    file: Path, variant: str, normalize: str | None, parameters: Sequence[tuple[str, str]]
+) -> None:
+    """Evaluate the weights in FILE on the test set, and keep them as a run with a report.
+
+    FILE is safetensors or what `torch.save` wrote: a state dict, or one under `state_dict`, `net`
+    or `model`. Code in it never runs. All tensors must fit the network of the variant. The run has
+    the status `imported`; name it by its folder.
+
+    \b
+    resnetlib import ckpt.pth --variant resnet18
+    resnetlib import ckpt.pth --variant resnet18 --normalize per_image_std
+    """
+    from .config import load_experiment
+    from .size import check_size
+
+    values = dict(_values(parameters))
+    if values.keys() & {"normalize", "recipe.normalize"}:
+        raise ConfigError("give the normalisation as --normalize")
+    experiment = load_experiment(variant, **values)
+    check_size(experiment)  # like every refusal so far without torch
+
+    from .reports.run_report import write_report
+    from .runs.imports import describe_source, import_weights
+
+    run = import_weights(
+        file, experiment, normalize=None if normalize is None else parse(normalize)
+    )
+    for name, value in describe_source(run).items():
+        click.echo(f"{name + ':':19}{value}")
+    click.echo(run.headline)
+    click.echo(f"report: {display_path(write_report(run))}")
+
+
+@main.command("predict", short_help="What a network sees in pictures.")
+@click.argument("run")
+@click.argument(
+    "images",
+    metavar="IMAGE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+)
+@click.option("--data-root", type=click.Path(path_type=Path), help="The folder with CIFAR-10.")
+def predict_command(run: str, images: tuple[Path, ...], data_root: Path | None) -> None:
+    """Print the three most likely classes of each IMAGE, which is resized to 32×32.
+
+    RUN is a run folder, or the name of a variant with kept weights.
+    """
+    from .runs.find import find_run
+    from .runs.prediction import predict_pictures
+
+    for path, classes in zip(
+        images, predict_pictures(find_run(run), images, data_root), strict=True
+    ):
+        listed = ", ".join(f"{name} {share:.1%}" for name, share in classes)
+        click.echo(f"{display_path(path)}: {listed}")
 
 
 @main.command("submit", short_help="Write a competition's CSV from a run's weights.")

@@ -13,6 +13,7 @@ import platform
 import shutil
 import sys
 import sysconfig
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -20,10 +21,17 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from .augment import compose
 from .data import TRAINING_IMAGES
 from .errors import ConfigError
 from .experiment import Experiment
+from .optim import build_optimizer
+from .resnet import build_model
+from .rng import generator
+from .schema import IMAGE_SHAPE, NUM_CLASSES
 from .size import measure_size
 
 # Multiply-accumulates of a run's forward passes above which compiling pays for itself on a CPU:
@@ -32,6 +40,8 @@ from .size import measure_size
 COMPILE_ABOVE_MACS = 1e13
 # On a GPU small networks wait for the launching of kernels, which the captured step does at once.
 COMPILE_ABOVE_STEPS = 5_000  # not measured yet
+COMPARED_IMAGES = 64  # in the step that a device must do as the CPU does
+STEP_TOLERANCE = 0.01  # of the norm; rounding alone makes about a thousandth of that in float32
 COMPILED_NETWORKS = 64  # of different shapes in one process; torch stops at 8 by itself
 # In channels-last layout the convolutions of fewer channels are slower on a CPU: twice, at 8 to 15
 # in bfloat16 on two cores with AMX.
@@ -59,7 +69,8 @@ class DeviceSettings:
         """The context in which the network runs in this precision."""
         # Each weight is cast once per step: a cache would not help, and CUDA graphs cannot use it.
         reduced = self.precision != torch.float32
-        return torch.autocast(self.device.type, torch.bfloat16, reduced, cache_enabled=False)
+        dtype = self.precision if reduced else torch.bfloat16  # without effect
+        return torch.autocast(self.device.type, dtype, reduced, cache_enabled=False)
 
     def describe(self) -> dict[str, str | int | bool]:
         """Everything here that decides the bits of a result, as recorded in the fingerprint."""
@@ -81,11 +92,11 @@ def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
     Raises `ConfigError` for what this machine cannot do.
     """
     execution = experiment.execution
-    device = choose_device(execution.device)
+    device = _compared_device(experiment)
     native = has_native_bfloat16(device)
     if execution.precision == "bfloat16" and not native and device.type != "cpu":
         raise ConfigError(f"precision = 'bfloat16': {processor(device)} does not have it")
-    best = "bfloat16" if native else "float32"
+    best = "bfloat16" if native else "float16" if has_float16_units(device) else "float32"
     precision = best if execution.precision == "auto" else execution.precision
     narrowest = min(channels for channels, _ in experiment.architecture.outputs)
     layout = execution.memory_format
@@ -114,24 +125,122 @@ def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device by its name; "auto" is CUDA, then MPS, then the CPU. Raises `ConfigError`."""
+    """The device by its name; "auto" is CUDA, else the CPU. Raises `ConfigError`.
+
+    "auto" passes over a card that this torch has no kernels for, and says so.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next((kind for kind, there in available.items() if there), "cpu"))
-    device = torch.device(name)
+    best = "cuda" if available["cuda"] else "cpu"
+    device = torch.device(best if name == "auto" else name)
     there = available.get(device.type, True)
     if there and device.type == "cuda":
         there = (device.index or 0) < torch.cuda.device_count()
     if not there:
         usable = ["cpu", *(kind for kind, has in available.items() if has)]
         raise ConfigError(f"device = {name!r}: this machine has none; it has {', '.join(usable)}")
+    if device.type == "cuda" and not has_kernels(device):
+        reason = f"torch {torch.__version__} has no kernels for the {processor(device)}"
+        if name != "auto":
+            raise ConfigError(f"device = {name!r}: {reason}; an older torch may, or `device: cpu`")
+        warnings.warn(f"{reason}: computing on the CPU; an older torch may have them", stacklevel=2)
+        return torch.device("cpu")
     return device
+
+
+def _compared_device(experiment: Experiment) -> torch.device:
+    """The experiment's device; MPS, where "auto" comes to it, only if it computes what a CPU does.
+
+    torch's kernels for MPS are younger than those for CUDA, and some were wrong without an error.
+    """
+    automatic = experiment.execution.device == "auto"
+    device = choose_device(experiment.execution.device)
+    if automatic and device.type == "cpu" and torch.backends.mps.is_available():
+        device = torch.device("mps")
+    if device.type != "mps" or not (difference := compare_with_cpu(experiment, device)):
+        return device
+    consequence = "computing on the CPU" if automatic else "the results may be wrong"
+    warnings.warn(
+        f"a training step on MPS differs from the CPU's, {difference}: {consequence}", stacklevel=2
+    )
+    return torch.device("cpu") if automatic else device
+
+
+_differences: dict[tuple[str, torch.device], str] = {}  # by experiment: found once a process
+
+
+def compare_with_cpu(experiment: Experiment, device: torch.device) -> str:
+    """Where a step on the device differs from the CPU's by over one per cent; empty if nowhere."""
+    key = (experiment.digest, device)
+    if key not in _differences:
+        expected, found = (_step_outcome(experiment, place) for place in ("cpu", device))
+        gaps = {
+            name: float((found[name] - value).norm() / value.norm().clamp(min=1e-12))
+            for name, value in expected.items()
+        }
+        _differences[key] = ", ".join(
+            f"{name} by {100 * gap:.3g} %" for name, gap in gaps.items() if not gap < STEP_TOLERANCE
+        )
+    return _differences[key]
+
+
+def _step_outcome(experiment: Experiment, device: str | torch.device) -> dict[str, Tensor]:
+    """What one step of the experiment on random images gives, in float32, without dropout."""
+    recipe = experiment.recipe
+    draws = generator(experiment.seed, "augment")
+    shape = (min(recipe.batch_size, COMPARED_IMAGES), *IMAGE_SHAPE)
+    images = torch.randint(256, shape, generator=draws, dtype=torch.uint8).to(device)
+    labels = (torch.arange(len(images)) % NUM_CLASSES).to(device)
+    model = build_model(experiment.architecture, seed=experiment.seed).to(device).eval()
+    for module in model.modules():  # only dropout, whose draws differ between devices, is left out
+        module.training = isinstance(module, nn.BatchNorm2d)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = build_optimizer(parameters, recipe)
+    with torch.enable_grad():
+        images, targets = compose(recipe.augment)(images, labels, draws)
+        loss = F.cross_entropy(model(images / 127.5 - 1), targets)
+        loss.backward()
+    gradients = torch.cat([p.grad.flatten().cpu() for p in parameters])
+    for p in parameters:  # the same ones everywhere: Adam makes much of a gradient near 0
+        p.grad = p.detach().clone()
+    optimizer.step()
+    return {
+        "images": images.cpu().float(),
+        "loss": loss.detach().cpu(),
+        "gradients": gradients,
+        "weights": torch.cat([p.detach().flatten().cpu() for p in parameters]),
+    }
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether this torch was built for the CUDA card; torch itself fails at the first kernel."""
+    names = torch.cuda.get_arch_list()  # sm_75, sm_90a, compute_120, …; none: not known
+    if torch.version.hip or not names:
+        return True
+    capability = _capability(device)
+    for name in names:
+        kind, number = name.split("_")
+        built = divmod(int(number.rstrip("af")), 10)
+        # Machine code runs on later cards of its generation, PTX on all later ones.
+        if built <= capability and (kind == "compute" or built[0] == capability[0]):
+            return True
+    return False
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    with warnings.catch_warnings():  # torch describes an unsupported card in nine lines
+        warnings.simplefilter("ignore")
+        return torch.cuda.get_device_capability(device)
+
+
+def has_float16_units(device: torch.device) -> bool:
+    """Whether float16 is fast where bfloat16 is not: V100, T4, RTX 20xx and GTX 16xx."""
+    return device.type == "cuda" and (7, 0) <= _capability(device) < (8, 0)
 
 
 def has_native_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products have instructions of their own; emulated, they are slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.version.hip) or _capability(device) >= (8, 0)
     # Apple's processors and ARM servers have such instructions too; not measured, so not chosen.
     return device.type == "cpu" and bool(
         {"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split())

@@ -16,9 +16,15 @@ if TYPE_CHECKING:
 CALIBRATION_BINS = 15  # Guo et al. 2017
 
 
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (N, C, H, W) -> float32 of the same shape: (pixel / 255 - mean) / std."""
-    mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
+def normalize(
+    images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
+) -> Tensor:
+    """uint8 (N, C, H, W) -> float32 of the same shape: (pixel / 255 - mean) / std.
+
+    Where it is called often, mean and std are tensors on the device of the images: numbers are
+    copied there at each call.
+    """
+    mean, std = (torch.as_tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
     return images * (1 / (255 * std)) - mean / std
 
 
@@ -123,8 +129,8 @@ def evaluate(
     images: Tensor,
     labels: Tensor,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | Tensor,
+    std: Sequence[float] | Tensor,
     batch_size: int = 1000,
     device: str | torch.device = "auto",
 ) -> Evaluation:
@@ -138,6 +144,7 @@ def evaluate(
     home = next(model.parameters()).device
     place = home if device == "auto" else torch.device(device)
     training = {module: module.training for module in model.modules()}
+    mean, std = (torch.as_tensor(values, device=place) for values in (mean, std))
     model.eval().to(place)
     try:
         logits = [

@@ -47,7 +47,8 @@ class Execution(Model):
 
     # Where to compute; auto takes the fastest device of the machine
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic in the network
+    # Of the arithmetic in the network; float16 with a scaled loss
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     # Layout of images and weights
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     compile: bool | Literal["auto"] = "auto"  # with torch.compile; auto: where it saves time

@@ -256,7 +256,18 @@ def pickle_arrays(content: Any) -> bytes:
 
 
 def unpickle_tensors(content: bytes) -> Any:
-    """Read what `torch.save` wrote: tensors on the CPU and plain data; never runs code."""
+    """Read what `torch.save` wrote: tensors on the CPU and plain data; never runs code.
+
+    Scalars of numpy and `argparse.Namespace`, which scripts save beside weights, are plain data.
+    """
+    import _codecs
+    import argparse
+
+    import numpy as np
     import torch  # slow to import
 
-    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [np.dtype, *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?"))]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    with torch.serialization.safe_globals([argparse.Namespace, _codecs.encode, *kinds, *names]):
+        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")

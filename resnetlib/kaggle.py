@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from . import files
-from .data import Dataset, load_dataset, normalization
-from .device import EVALUATION_BATCH, no_tf32, resolve_device_settings
+from .data import Dataset, load_dataset
 from .errors import ConfigError, DataError, closest_match, shorten, shorten_line
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation
 from .paths import display_path, expand_home, output_folder
 from .resnet import NUM_CLASSES
 from .runs.find import find_run
+from .runs.prediction import predict_logits
 from .runs.run import Run
 
 HEADER = ["ID", "Labels"]
@@ -173,23 +173,7 @@ def predict(run: Run, images: Tensor, dataset: Dataset, *, tta: str = "none") ->
             image; accuracies with and without are not comparable.
     """
     check_tta(tta)
-    settings = resolve_device_settings(run.experiment)
-    model = run.model().to(settings.device, memory_format=settings.memory_format)
-    mean, std = normalization(run.experiment.recipe, dataset)
-    unlabelled = torch.full((len(images),), -1)
-    with no_tf32():
-        return sum(
-            weight
-            * evaluate(
-                model,
-                view,
-                unlabelled,
-                mean=mean,
-                std=std,
-                batch_size=EVALUATION_BATCH[settings.device.type],
-            ).logits
-            for weight, view in _views(images, tta)
-        )
+    return sum(weight * predict_logits(run, view, dataset) for weight, view in _views(images, tta))
 
 
 def check_tta(tta: str) -> None:
@@ -358,7 +342,7 @@ def check_submission(path: str | Path, ids: Sequence[str]) -> pd.DataFrame:
 def upload_command(path: Path, run: Run, tta: str) -> str:
     """The command that uploads a submission; COMPETITION is to be filled in."""
     views = "" if tta == "none" else f", tta {tta}"
-    message = f"{run.record['variant']}, seed {run.record['seed']}{views}"
+    message = f"{run.record['variant']}, {run.origin}{views}"
     return f'kaggle competitions submit -c COMPETITION -f "{display_path(path)}" -m "{message}"'
 
 

@@ -1,4 +1,4 @@
-"""Optimizers, Lookahead, sharpness-aware minimisation and averages of the weights."""
+"""Optimizers, Lookahead, loss scaling, sharpness-aware minimisation, averages of the weights."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -104,6 +104,93 @@ def _groups(parameters: Iterable[nn.Parameter], optimizer: Optimizer) -> list[di
     if optimizer.decay_on == "weights":
         others["weight_decay"] = 0.0
     return [weights, others]
+
+
+MAX_SKIPPED_STEPS = 20  # in a row; by then the scale of the loss has fallen from 65,536 to 1 / 16
+
+
+class GradientScaler(torch.amp.GradScaler):
+    """torch's scaling of the loss for float16 (Micikevicius et al. 2018), without a wait per step.
+
+    Where a gradient is not finite, the device skips the update: weights and optimizer stay as they
+    are. The step still counts for the schedule, for Lookahead and for the average of the weights.
+    Without `enabled` nothing is scaled or skipped, and the state is empty.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        optimizer: torch.optim.Optimizer | Lookahead,
+        *,
+        enabled: bool,
+    ):
+        super().__init__(device.type, enabled=enabled)
+        self.inner = optimizer.optimizer if isinstance(optimizer, Lookahead) else optimizer
+        self.fused = getattr(self.inner, "_step_supports_amp_scaling", False)
+        self.skip = torch.zeros((), device=device)  # whether the step is skipped, 0 or 1
+        # Skipped steps in a row; from MAX_SKIPPED_STEPS on it only rises.
+        self.skipped = torch.zeros((), device=device)
+        if enabled and isinstance(self.inner, torch.optim.SGD):
+            _start_momentum_at_zero(self.inner)
+        if enabled and not self.fused:
+            _take_back_steps(self.inner, lambda: self.skip)
+
+    def step(self, optimizer: torch.optim.Optimizer | Lookahead, norm: Tensor) -> Tensor:
+        """Update the weights with unscaled gradients of this norm; the norm, 0 where skipped."""
+        if not self.is_enabled():
+            optimizer.step()
+            return norm
+        (self.skip,) = self._found_inf_per_device(optimizer).values()
+        if self.fused:
+            self.inner.found_inf = self.skip  # where fused kernels look
+        optimizer.step()
+        stays = torch.maximum(self.skip, (self.skipped >= MAX_SKIPPED_STEPS).float())
+        self.skipped.add_(1).mul_(stays)
+        return torch.where(self.skip > 0, 0.0, norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | ({"skipped": self.skipped} if self.is_enabled() else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state and self.is_enabled():  # the run may have begun on a card of another precision
+            super().load_state_dict(state)
+            self.skipped.copy_(state["skipped"])
+
+
+def _start_momentum_at_zero(optimizer: torch.optim.SGD) -> None:
+    """Make the momentum that SGD makes of its first gradient, the same unless that is skipped.
+
+    torch's fused kernel would then leave uninitialised memory there.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _take_back_steps(optimizer: torch.optim.Optimizer, skip: Callable[[], Tensor]) -> None:
+    """Let an optimizer without fused kernels take back a step that is to be skipped.
+
+    Its counters of steps, which may be on the CPU, keep counting.
+    """
+    before: dict[Tensor, Tensor] = {}
+
+    def tensors() -> list[Tensor]:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        return parameters + [value for value in states if torch.is_tensor(value) and value.ndim]
+
+    @torch.no_grad()
+    def keep(*_: Any) -> None:
+        before.update({tensor: tensor.clone() for tensor in tensors()})
+
+    @torch.no_grad()
+    def take_back(*_: Any) -> None:
+        for tensor in tensors():  # what the first step made begins with zeros
+            tensor.copy_(torch.where(skip() > 0, before.get(tensor, 0.0), tensor))
+        before.clear()
+
+    optimizer.register_step_pre_hook(keep)
+    optimizer.register_step_post_hook(take_back)
 
 
 def sharpness_aware(

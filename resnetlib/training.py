@@ -28,7 +28,13 @@ from .device import (
 from .errors import Diverged
 from .evaluation import Evaluation, evaluate, normalize
 from .experiment import Experiment
-from .optim import Average, build_optimizer, sharpness_aware
+from .optim import (
+    MAX_SKIPPED_STEPS,
+    Average,
+    GradientScaler,
+    build_optimizer,
+    sharpness_aware,
+)
 from .progress import EpochProgress
 from .resnet import build_model
 from .rng import derive_seed, generator, seeding
@@ -129,7 +135,8 @@ class Trainer:
             backward        `_backward`, inside `sharpness_aware` with `sam`
                 compiled_loss   `_loss`, compiled where the device settings say so
             clip_gradients  of `gradient_clipping`
-            optimizer.step  of optim, inside `Lookahead` where asked for
+            scaler.step     `optimizer.step`, unless float16 gradients are not finite
+                optimizer.step  of optim, inside `Lookahead` where asked for
             update_average  of `Average` with `ema`, else nothing
     """
 
@@ -147,16 +154,20 @@ class Trainer:
             self.eval_splits = {
                 "holdout": _to_device(device, dataset.train, held_out)
             } | self.eval_splits
-        self.mean, self.std = normalization(recipe, dataset)
+        mean, std = normalization(recipe, dataset)
+        # On the device once: made within a step, they would be copied to it each time.
+        self.mean, self.std = (torch.tensor(values, device=device) for values in (mean, std))
         self.steps_per_epoch = math.ceil(len(self.train_split[1]) / recipe.batch_size)
 
         self.model = build_model(experiment.architecture, seed=experiment.seed)
         if experiment.architecture.stem == "whitening":
             images = self.train_split[0][:WHITENING_IMAGES].cpu()
-            self.model.stem[0].fit(normalize(images, self.mean, self.std))
+            self.model.stem[0].fit(normalize(images, mean, std))
         self.model.to(device, memory_format=self.device_settings.memory_format)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.parameters, recipe)
+        float16 = self.device_settings.precision == torch.float16
+        self.scaler = GradientScaler(device, self.optimizer, enabled=float16)
         self.average = Average(self.model, recipe.ema.decay) if recipe.ema else None
         self.augment = compose(recipe.augment)
         self.clip_gradients = gradient_clipping(recipe.clip)
@@ -199,6 +210,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else {},
+            "scaler": self.scaler.state_dict(),
             "history": self.history,
             "best": vars(self.best),
             "progress": vars(self.progress),
@@ -211,6 +223,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
+        self.scaler.load_state_dict(state.get("scaler", {}))  # older checkpoints have none
         self.history = state["history"]
         self.best = BestWeights(**state["best"])
         self.progress = EpochPosition(**state["progress"])
@@ -242,7 +255,7 @@ class Trainer:
         whole = len(images) == self.recipe.batch_size
         loss, correct = (self.compiled_loss if whole else self._loss)(images, targets)
         self.optimizer.zero_grad()
-        loss.backward()
+        self.scaler.scale(loss).backward()
         return torch.stack((loss.detach() * len(images), correct))
 
     def train_step(
@@ -260,8 +273,10 @@ class Trainer:
         draws = generator(self.seed, "augment", epoch, step)
         images, targets = self.augment(images, labels, draws, flip_mask)
         totals = self.backward(images, targets, derive_seed(self.seed, "dropout", epoch, step))
-        self.gradient_norms += self.clip_gradients(self.parameters)
-        self.optimizer.step()
+        self.scaler.unscale_(self.optimizer)
+        norm = self.clip_gradients(self.parameters)
+        self.gradient_norms += self.scaler.step(self.optimizer, norm)
+        self.scaler.update()
         self.update_average(self.model)
         return totals
 
@@ -307,13 +322,23 @@ class Trainer:
         return row
 
     def check_divergence(self) -> None:
-        """Raise `Diverged` where a loss or a gradient was not finite; looks every few steps."""
-        if self.progress.steps % FINITE_CHECK_STEPS[self.device_settings.device.type]:
+        """Raise `Diverged` where a loss or a gradient was not finite; looks every few steps.
+
+        In float16 single steps with such gradients are skipped; many in a row are divergence.
+        """
+        steps = self.progress.steps
+        every = FINITE_CHECK_STEPS[self.device_settings.device.type]
+        if steps % every and steps < self.steps_per_epoch:
             return
-        watched = torch.stack((self.running_totals[0], self.gradient_norms))
-        for name, value in zip(("loss", "gradient"), watched.tolist(), strict=True):
+        watched = torch.stack((self.running_totals[0], self.gradient_norms, self.scaler.skipped))
+        loss, gradient, skipped = watched.tolist()
+        for name, value in (("loss", loss), ("gradient", gradient)):
             if not math.isfinite(value):
                 raise self.diverged(f"the training {name} became {value}")
+        if skipped >= MAX_SKIPPED_STEPS:
+            raise self.diverged(
+                f"{MAX_SKIPPED_STEPS} steps in a row had float16 gradients that are not finite"
+            )
 
     def diverged(self, what: str) -> Diverged:
         """The error for a value that is not finite, with epoch, step and learning rate."""
@@ -321,10 +346,11 @@ class Trainer:
         if not step:  # between two epochs
             epoch, step = self.epochs_done, self.steps_per_epoch
         rate = self.optimizer.param_groups[0]["lr"]
+        wider = ", `precision: float32`" if self.scaler.is_enabled() else ""
         return Diverged(
             f"{what} in epoch {epoch}, step {step} of {self.steps_per_epoch}, "
             f"at a learning rate of {rate:.3g}; "
-            "a lower `lr`, a warm-up or `clip` may help"
+            f"a lower `lr`, a warm-up{wider} or `clip` may help"
         )
 
     def set_lr(self, rate: float) -> None:

@@ -123,7 +123,7 @@ MISTAKES = [
         ["all four strengths are 0"],
     ),
     ("lite", {"ema": {"decay": 1}}, ["recipe.ema.decay = 1", "less than 1"]),
-    ("lite", {"precision": "float16"}, ["execution.precision = 'float16'", "'bfloat16'"]),
+    ("lite", {"precision": "float64"}, ["execution.precision = 'float64'", "'bfloat16'"]),
     ("lite", {"device": "gpu"}, ["execution.device = 'gpu'"]),
     ("lite", {"optimizer": {"name": "adma", "lr": 1}}, ["'adma'", "'adam'"]),
     ("lite", {"schedule": {"name": "step"}}, ["recipe.schedule.milestones", "missing"]),

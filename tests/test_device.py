@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from resnetlib import (
     training,
 )
 from resnetlib.data import TRAINING_IMAGES
-from resnetlib.device import has_native_bfloat16, resolve_device_settings
+from resnetlib.device import has_kernels, has_native_bfloat16, resolve_device_settings
 from resnetlib.errors import ConfigError, RunError
 from resnetlib.runs import checkpoint
 
@@ -42,6 +43,82 @@ def test_precision_is_bfloat16_where_native(tiny):
 def test_native_bfloat16_is_read_from_the_flags(monkeypatch, flags, native):
     monkeypatch.setattr(device, "_cpuinfo", {"flags": flags}.get)
     assert has_native_bfloat16(CPU) == native
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Pretends a CUDA card of a capability, and a torch built for these architectures."""
+
+    def pretend(capability, *built):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla P100-PCIE-16GB")
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built))
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [
+        ((6, 1), torch.float32),  # GTX 10xx: float16 is slower
+        ((7, 0), torch.float16),  # V100
+        ((7, 5), torch.float16),  # T4, RTX 20xx
+        ((8, 0), torch.bfloat16),
+        ((8, 6), torch.bfloat16),
+        ((12, 0), torch.bfloat16),
+    ],
+)
+def test_precision_of_a_card_is_the_fast_one(tiny, card, capability, precision):
+    card(capability, "sm_61", "sm_70", "sm_80", "compute_90")
+    settings = resolve_device_settings(tiny(device="auto", compile=False))
+    assert (settings.device.type, settings.precision) == ("cuda", precision)
+    if precision != torch.bfloat16:  # which torch itself would emulate
+        with pytest.raises(ConfigError, match=r"precision = 'bfloat16': .* does not have it"):
+            resolve_device_settings(tiny(device="cuda", precision="bfloat16"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_autocast_is_of_device_and_precision(precision):
+    for kind in ("cpu", "cuda"):
+        settings = device.DeviceSettings(
+            torch.device(kind), getattr(torch, precision), torch.contiguous_format, False, threads=1
+        )
+        with warnings.catch_warnings():  # without CUDA torch switches its autocast off
+            warnings.simplefilter("ignore")
+            context = settings.autocast()
+        assert context.device == kind
+        if precision != "float32":
+            assert context.fast_dtype == settings.precision
+        if kind == "cpu":
+            assert context._enabled == (precision != "float32")
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((6, 0), ["sm_75", "sm_80", "sm_90", "compute_90"], False),
+        ((7, 5), ["sm_70"], True),
+        ((7, 0), ["sm_75", "sm_80"], False),
+        ((8, 9), ["sm_80", "sm_90a"], True),
+        ((9, 0), ["sm_80", "sm_86"], False),
+        ((9, 0), ["sm_80", "compute_80"], True),
+        ((12, 0), ["sm_75", "sm_100", "sm_120"], True),
+        ((6, 0), [], True),  # not known
+    ],
+)
+def test_has_kernels_for_the_card(card, capability, built, runs):
+    card(capability, *built)
+    assert has_kernels(torch.device("cuda")) == runs
+
+
+def test_a_card_without_kernels_is_one_line(tiny, card):
+    card((6, 0), "sm_75", "sm_80")
+    with pytest.raises(ConfigError, match=r"^device = 'cuda': torch .* has no kernels for the Tes"):
+        resolve_device_settings(tiny(device="cuda"))
+    with pytest.warns(UserWarning, match=r"no kernels for the Tesla P100.*: computing on the CPU"):
+        assert resolve_device_settings(tiny(device="auto")).device == CPU
 
 
 def test_channels_last_from_sixteen_channels(tiny):

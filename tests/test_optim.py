@@ -1,13 +1,21 @@
 """Optimizers, Lookahead, SAM and averages of the weights against their definitions."""
 
 import copy
+import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from resnetlib import files, load_experiment
-from resnetlib.optim import Average, Lookahead, build_optimizer, sharpness_aware
+from resnetlib.optim import (
+    Average,
+    GradientScaler,
+    Lookahead,
+    build_optimizer,
+    sharpness_aware,
+)
 from resnetlib.runs.checkpoint import to_bytes
 from resnetlib.schedule import learning_rate
 from resnetlib.schema import DEFAULT_LR
@@ -114,6 +122,87 @@ def test_loaded_state_takes_the_memory_format():
     for optimizer in optimizers:
         optimizer.step()
     torch.testing.assert_close(after.weight, before.weight)
+
+
+KINDS = [
+    partial(torch.optim.SGD, momentum=0.9, fused=True),
+    partial(torch.optim.SGD, fused=True),
+    partial(torch.optim.Adam, fused=True),
+    partial(torch.optim.AdamW, fused=True),
+    torch.optim.RAdam,
+    torch.optim.NAdam,
+    torch.optim.Adamax,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.RMSprop,
+]
+FUSED = KINDS[:4]
+GRADIENTS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+
+
+def scaled_steps(kind, skipped, k=None):
+    """Weight, optimizer and scaler after each of six steps, of which some are skipped."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = kind([weight], lr=0.1, weight_decay=0.01)
+    optimizer = Lookahead(optimizer, k, 0.5) if k else optimizer
+    scaler = GradientScaler(torch.device("cpu"), optimizer, enabled=True)
+    for step, gradient in enumerate(GRADIENTS):
+        weight.grad = scaler.scale(gradient * (math.inf if step in skipped else 1))
+        scaler.unscale_(optimizer)
+        norm = scaler.step(optimizer, weight.grad.norm())
+        scaler.update()
+        assert (norm == 0) == (step in skipped)
+        yield weight, optimizer, scaler
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: getattr(kind, "func", kind).__name__)
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_a_skipped_step_leaves_weights_and_moments(kind, skipped):
+    before = torch.ones(3), {}
+    for step, (weight, optimizer, _) in enumerate(scaled_steps(kind, [skipped])):
+        moments = {
+            name: value.clone()
+            for name, value in optimizer.state[weight].items()
+            if torch.is_tensor(value) and value.ndim
+        }
+        if step == skipped:
+            assert torch.equal(weight, before[0])
+            for name, value in moments.items():
+                assert torch.equal(value, before[1].get(name, torch.zeros(3)))
+        else:
+            assert not torch.equal(weight, before[0])
+            assert weight.isfinite().all()
+        before = weight.detach().clone(), moments
+
+
+@pytest.mark.parametrize("kind", FUSED, ids=lambda kind: kind.func.__name__)
+def test_a_skipped_step_is_as_if_it_had_not_been(kind, monkeypatch):
+    *_, (weight, _, _) = scaled_steps(kind, [0, 3])
+    kept = nn.Parameter(torch.ones(3))
+    optimizer = kind([kept], lr=0.1, weight_decay=0.01)
+    for gradient in GRADIENTS[[1, 2, 4, 5]]:
+        kept.grad = gradient.clone()
+        optimizer.step()
+    assert torch.equal(weight, kept)
+
+
+def test_lookahead_counts_a_skipped_step():
+    """The first slow weights are those that the skipped step left."""
+    steps = scaled_steps(FUSED[0], [0], k=2)
+    _, optimizer, _ = next(steps)
+    assert torch.equal(optimizer.slow[0], torch.ones(3))
+    *_, (weight, optimizer, _) = steps
+    assert optimizer.steps == 6
+    assert weight.isfinite().all()
+
+
+def test_gradient_scaler_follows_the_skips():
+    states = [
+        (scaler.get_scale(), int(scaler.skipped))
+        for *_, scaler in scaled_steps(FUSED[0], [0, 1, 4])
+    ]
+    assert [scale / 2**16 for scale, _ in states] == [0.5, 0.25, 0.25, 0.25, 0.125, 0.125]
+    assert [skipped for _, skipped in states] == [1, 2, 0, 0, 1, 0]
 
 
 def test_average_follows_its_formula():

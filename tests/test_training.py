@@ -1,5 +1,6 @@
 """Trainer and runs: every key acts, the test set stays out, and resuming is bit-exact."""
 
+import contextlib
 import dataclasses
 import errno
 import io
@@ -30,6 +31,7 @@ from resnetlib import (
 )
 from resnetlib import training as training_module
 from resnetlib.config import apply_overrides, override_paths
+from resnetlib.device import DeviceSettings
 from resnetlib.errors import ConfigError, Diverged, RunError
 from resnetlib.rng import generator
 from resnetlib.runs import artifacts, checkpoint, lifecycle
@@ -902,6 +904,116 @@ def test_divergence_in_the_last_step_is_not_saved(tiny):
         train(experiment)
     assert load_run(experiment.folder).status == "diverged"
     assert not list((experiment.folder / "checkpoints").glob("*"))
+
+
+# Float16 -----------------------------------------------------------------------------------------
+
+EVERYTHING = {
+    "batch_size": 64,
+    "lookahead": {"k": 2},
+    "sam": {"rho": 0.05},
+    "ema": {"decay": 0.9},
+    "clip": {"by": "norm", "limit": 0.1},
+}
+
+
+@pytest.fixture
+def exact_float16(monkeypatch):
+    """Float16 that computes in float32, so that only the scaling of the loss is left of it."""
+    monkeypatch.setattr(DeviceSettings, "autocast", lambda settings: contextlib.nullcontext())
+
+
+def float16_training(tiny, dataset, overflows=(), **overrides):
+    """A Trainer in which the gradients of these steps, counted over all epochs, overflow."""
+    training = Trainer(tiny(precision="float16", epochs=9, **overrides), dataset)
+    scale = training.scaler.scale
+
+    def scale_loss(loss):
+        step = max(training.epochs_done, 0) * training.steps_per_epoch + training.progress.steps
+        return scale(loss) * (math.inf if step in overflows else 1)
+
+    training.scaler.scale = scale_loss
+    return training
+
+
+def continued(training, epochs=1):
+    training.history or training.record_epoch(training.evaluate_untrained())
+    for _ in range(epochs):
+        training.record_epoch(training.train_epoch(lambda: None))
+    return training
+
+
+def weights_and_history(training):
+    weights = [value.detach() for value in training.evaluated_model.state_dict().values()]
+    return [value.tolist() for value in weights], training.table().drop(columns="seconds").to_csv()
+
+
+def test_scaling_of_the_loss_does_not_change_the_result(tiny, few_digits, exact_float16):
+    """Clipping and SAM see the gradients themselves: a scale is a power of two, hence exact."""
+    plain = Trainer(tiny(precision="float32", epochs=9, **EVERYTHING), few_digits)
+    scaled = float16_training(tiny, few_digits, **EVERYTHING)
+    assert weights_and_history(continued(scaled)) == weights_and_history(continued(plain))
+
+
+def test_skipped_steps_change_the_scale_and_resume_exactly(tiny, few_digits, exact_float16):
+    """The last step of the first epoch and the first of the second are skipped, too."""
+    settings = EVERYTHING | {"optimizer": ADAM}
+    overflows = {0, 4, 5}
+    whole = continued(float16_training(tiny, few_digits, overflows, **settings), 2)
+    first = continued(float16_training(tiny, few_digits, overflows, **settings), 1)
+    state = files.unpickle_tensors(checkpoint.to_bytes(first.state()))
+    assert state["scaler"]["scale"] == 2**14  # five steps an epoch, two of them skipped
+    assert state["scaler"]["skipped"] == 1
+    second = float16_training(tiny, few_digits, overflows, **settings)
+    second.load_state(state)
+    assert weights_and_history(continued(second)) == weights_and_history(whole)
+    assert second.scaler.state_dict() == whole.scaler.state_dict()
+    assert whole.scaler.get_scale() == 2**13
+
+
+def test_divergence_is_twenty_skipped_steps_in_a_row(tiny, few_digits, exact_float16):
+    close = float16_training(tiny, few_digits, set(range(1, 20)), batch_size=64)
+    continued(close, 5)  # 19 are not
+    diverging = float16_training(tiny, few_digits, set(range(3, 99)), batch_size=64)
+    message = (
+        r"20 steps in a row had float16 gradients that are not finite in epoch 5, step 3 of 5, "
+        r".*`precision: float32`"
+    )
+    with pytest.raises(Diverged, match=message):
+        continued(diverging, 9)
+
+
+def test_divergence_between_two_looks_is_noticed(tiny, few_digits, exact_float16, monkeypatch):
+    """On a GPU twenty skipped steps may be over when the next look is taken."""
+    monkeypatch.setitem(training_module.FINITE_CHECK_STEPS, "cpu", 48)
+    training = float16_training(tiny, few_digits, set(range(20)), batch_size=10)
+    with pytest.raises(Diverged, match="step 32 of 32"):
+        continued(training)
+
+
+def test_float16_computes_the_network_in_float16(tiny, few_digits):
+    """On four images: a CPU has no fast float16."""
+    few = dataclasses.replace(few_digits, train=tuple(part[:4] for part in few_digits.train))
+    training = float16_training(tiny, few, batch_size=4)
+    kinds = []
+    training.model.stem[0].register_forward_hook(lambda *given: kinds.append(given[2].dtype))
+    images, labels = training.train_split
+    before = training.parameters[0].detach().clone()
+    totals = training.train_step(images, labels, labels > 4, 1, 0)
+    assert kinds == [torch.float16]
+    assert totals.isfinite().all()
+    assert not torch.equal(training.parameters[0], before)
+    assert training.device_settings.describe()["precision"] == "float16"
+
+
+def test_resume_in_another_precision_starts_the_scale_anew(tiny, few_digits, exact_float16):
+    """`allow_inexact_resume` on a T4 of a run that began where bfloat16 or float32 was chosen."""
+    began = continued(Trainer(tiny(precision="float32", epochs=9), few_digits))
+    for scaler in ({"scaler": {}}, {}):  # an older checkpoint has none
+        state = {name: value for name, value in began.state().items() if name != "scaler"}
+        training = float16_training(tiny, few_digits)
+        training.load_state(state | scaler)
+        assert math.isfinite(continued(training).history[-1]["train_loss"])
 
 
 def test_fresh_keeps_the_run_until_data_are_read(tiny, monkeypatch):

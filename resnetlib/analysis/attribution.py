@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..evaluation import evaluate, normalize
@@ -26,8 +25,8 @@ def grad_cam(
     """Where a layer's features support a class: float32 (N, h, w), 0 where they do not.
 
     ReLU of the sum over channels of activation times the mean gradient of the class's logit
-    (Selvaraju et al. 2017, eq. 1 and 2). h × w is the layer's resolution. Works on a copy of the
-    model.
+    (Selvaraju et al. 2017, eq. 1 and 2; captum's `LayerGradCam`). h × w is the layer's resolution.
+    Works on a copy of the model.
 
     Args:
         model: the network.
@@ -37,22 +36,15 @@ def grad_cam(
         std: per channel, for normalisation.
         layer: name of the submodule; by default the last feature map.
     """
+    from captum.attr import LayerGradCam  # slow to import
+
     replica = copy.deepcopy(model).eval()
-    outputs = []
-
-    def keep_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        outputs.append(output.detach().requires_grad_())
-        return outputs[0]
-
-    replica.get_submodule(layer).register_forward_hook(keep_output)
     device = next(replica.parameters()).device
-    with torch.enable_grad():
-        logits = replica(normalize(images.to(device), mean, std))  # (N, classes)
-        class_logits = logits.gather(1, classes.to(device)[:, None])
-        (features,) = outputs  # (N, C, h, w)
-        (gradient,) = torch.autograd.grad(class_logits.sum(), features)
-    weights = gradient.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
-    return F.relu((weights * features.detach()).sum(1)).cpu()
+    inputs = normalize(images.to(device), mean, std).requires_grad_()
+    maps = LayerGradCam(replica, replica.get_submodule(layer)).attribute(
+        inputs, classes.to(device), relu_attributions=True
+    )  # (N, 1, h, w)
+    return maps[:, 0].detach().cpu()
 
 
 def embeddings(

@@ -16,9 +16,12 @@ from ..runs.run import Run
 
 
 def held_out(run: Run, model: nn.Module, data: Dataset, **settings: Any) -> Evaluation | None:
-    """Evaluate the network on the images that the run held out of training; None without any."""
+    """Evaluate the network on the images that the run held out of training; None without any.
+
+    Of imported weights it is not known which images they were trained on.
+    """
     experiment = run.experiment
-    if not experiment.recipe.holdout:
+    if not experiment.recipe.holdout or run.is_imported:
         return None
     images, labels = data.train
     _, indices = split_holdout(labels, experiment.recipe.holdout, experiment.seed)

@@ -61,9 +61,14 @@ class RunPair:
                 "the seed, not to a better design."
             )
         lines += [
+            f"{name} was trained elsewhere: how its weights were selected is not known."
+            for name, run in zip(self.names, self.selected, strict=True)
+            if run.is_imported
+        ]
+        lines += [
             f"{name} was selected on the test set; its accuracy is optimistically biased."
             for name, run in zip(self.names, self.selected, strict=True)
-            if run.experiment.recipe.select == "best_test"
+            if run.experiment.recipe.select == "best_test" and not run.is_imported
         ]
         return "\n".join([*lines, *self._recipe_caveats])
 
@@ -82,10 +87,14 @@ class RunPair:
 
     @property
     def histories(self) -> list[tuple[str, str, pd.DataFrame]]:
-        """Variant, label and history of each: the argument of `plots.overlaid_curves`."""
+        """Variant, label and history of each: the argument of `plots.overlaid_curves`.
+
+        Imported weights have none.
+        """
         return [
             (run.record["variant"], name, run.history)
             for name, run in zip(self.names, self.selected, strict=True)
+            if not run.is_imported
         ]
 
     @property
@@ -309,7 +318,7 @@ def compare_runs(
     Raises `RunError` for runs that cannot be compared and `ConfigError` when no run fits.
     """
     places = {"output_root": output_root, "needs": "predictions"}
-    known = finished_runs(dataset=dataset, **places)
+    known = finished_runs(dataset=dataset, imported=True, **places)
     one = None if first is None else find_run(first, dataset=dataset, **places)
     other = None
     if second is not None:
@@ -337,7 +346,9 @@ def _partner(run: Run, known: Sequence[Run]) -> Run:
     others = [
         other
         for other in known
-        if _same_test_set(other, run) and other.record["experiment"] != run.record["experiment"]
+        if _same_test_set(other, run)
+        and not other.is_imported
+        and (run.is_imported or other.record["experiment"] != run.record["experiment"])
     ]
     others.sort(key=lambda other: _recipe(other) == _recipe(run))
     if others:
@@ -357,7 +368,9 @@ def _same_folder(run: Run, other: Run) -> bool:
 
 
 def _recipe(run: Run) -> str:
-    """What runs that differ only in their seed have in common."""
+    """What runs that differ only in their seed have in common; imported weights have their own."""
+    if run.is_imported:
+        return run.origin
     return run.experiment.model_copy(update={"seed": 0}).digest
 
 
@@ -381,7 +394,7 @@ def _label_candidates(run: Run, runs: list[Run], seeds: bool) -> list[str]:
     own = [
         change for change in _changes(run) if not all(change in changes for changes in same_variant)
     ]
-    short = f"{variant} seed {run.record['seed']}" if seeds else variant
+    short = f"{variant} {run.origin}" if seeds or run.is_imported else variant
     long, folder = ", ".join([short, *own]), f"{variant} {run.path.name}"
     return [short, long if len(long) <= LABEL_LENGTH else folder, folder, display_path(run.path)]
 

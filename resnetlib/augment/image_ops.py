@@ -10,6 +10,8 @@ Speed decides some forms: on the CPU, comparisons, `where` and direct conversion
 uint8 take several times as long as arithmetic.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -295,8 +297,7 @@ def erase(
     color: tuple[int, int, int],
 ) -> Tensor:
     """A rectangle in one colour; the part outside the image is cut off."""
-    fill = torch.tensor(color, dtype=torch.uint8)[:, None, None]
-    fill = to_device(fill, images.device).expand(images.shape[1:]).contiguous()
+    fill = _color(color, images.device).expand(images.shape[1:]).contiguous()
     return _chosen(images, fill, _rectangle(images, top, left, height, width))
 
 
@@ -366,6 +367,12 @@ def _mask(where: Tensor) -> Tensor:
 def _chosen(images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
     """The others where the mask has all bits, the images elsewhere."""
     return (images ^ others).bitwise_and_(mask).bitwise_xor_(images)
+
+
+@cache
+def _color(color: tuple[int, int, int], device: torch.device) -> Tensor:
+    """uint8 (3, 1, 1), copied to the device once."""
+    return to_device(torch.tensor(color, dtype=torch.uint8)[:, None, None], device)
 
 
 def _rectangle(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:

@@ -31,8 +31,9 @@ def experiments(runs: Sequence[Run]) -> list[dict[str, Any]]:
     seed are averaged. `reproduced` is their mean and `spread` their sample standard deviation, in
     per cent. `changes` names the settings, `changed` of them, that differ from the variant's file;
     `published` is set only where none does. What is not known is None. The runs must be readable
-    (`split_unreadable`).
+    (`split_unreadable`); imported weights are left out.
     """
+    runs = [run for run in runs if not run.is_imported]
     own = {variant: load_experiment(variant) for variant in list_variants()}
     groups: dict[str, tuple[Experiment, list[Run]]] = {}
     for experiment in (*own.values(), *(run.experiment for run in runs)):

@@ -40,6 +40,7 @@ def write_index(root: Path | None = None) -> Path:
         for path in root.rglob("experiment.yaml")
         if not (path.parent / "run.json").is_file()
     }
+    imported = [run for run in runs if run.is_imported]
     rows = with_statistics(experiments(runs))
     rows = [
         _with_page_fields(row, best, root)
@@ -47,6 +48,7 @@ def write_index(root: Path | None = None) -> Path:
     ]
     # CIFAR-10 first; then by reproduced accuracy, then by published accuracy.
     rows.sort(key=lambda row: (row["dataset"], -(row["reproduced"] or 0), -(row["published"] or 0)))
+    imported.sort(key=lambda run: (run.experiment.dataset, -run.metrics["test_accuracy"]))
     dates = [run.record.get("finished", "")[:10] for run in runs]
     content = (
         _environment()
@@ -55,6 +57,7 @@ def write_index(root: Path | None = None) -> Path:
             measured=len(within_budget(rows)),
             front=best_for_size(rows),
             rows=rows,
+            imported=[_imported_row(run, root) for run in imported],
             datasets=sorted({row["dataset"] for row in rows}),
             figures=_figures(own_recipes(rows)),
             finished=sum(run.status == "done" for run in runs),
@@ -96,7 +99,7 @@ def _with_page_fields(row: dict[str, Any], best: bool, root: Path) -> dict[str, 
         {
             "label": label,
             "status": run.status,
-            "href": "./" + quote(_page_of(run).relative_to(root).as_posix()),
+            "href": _link(run, root),
         }
         for label, run in _labelled(row["folders"]).items()
     ]
@@ -119,6 +122,28 @@ def _labelled(runs: tuple[Run, ...]) -> dict[str, Run]:
             label = f"seed {run.experiment.seed}, run {count}"
         labelled[label] = run
     return labelled
+
+
+def _imported_row(run: Run, root: Path) -> dict[str, Any]:
+    """What the page says of weights that were trained elsewhere, with a link to their report."""
+    experiment, metrics = run.experiment, run.metrics
+    return {
+        "variant": experiment.variant,
+        "dataset": experiment.dataset,
+        "origin": run.origin,
+        "file": run.record["source"]["file"],
+        "parameters": metrics["parameters"],
+        "accuracy": 100 * metrics["test_accuracy"],
+        "interval": metrics["test_accuracy_interval_95"],
+        "ece": 100 * metrics["ece"],
+        "normalize": experiment.model_dump(mode="json")["recipe"]["normalize"],
+        "href": _link(run, root),
+        "color": to_hex(variant_color(experiment.variant)),
+    }
+
+
+def _link(run: Run, root: Path) -> str:
+    return "./" + quote(_page_of(run).relative_to(root).as_posix())
 
 
 def _page_of(run: Run) -> Path:

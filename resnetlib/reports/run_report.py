@@ -22,6 +22,7 @@ from ..paths import display_path
 from ..plots.style import figure_png, variant_color
 from ..progress import duration
 from ..runs.find import split_unreadable
+from ..runs.imports import describe_source
 from ..runs.record import record_checksums
 from ..runs.run import RECIPE_CAVEAT, Run
 from ..size import measure_size
@@ -48,14 +49,20 @@ UNFINISHED = {
     "failed": "The run failed.",
 }
 
+IMPORTED_FIGURES = {
+    "confusion_matrix": "## Confusion matrix\n\nRows are true classes, columns predicted ones.",
+    "reliability": "## Calibration\n\nAccuracy by confidence, on the test set.",
+    "mistakes": "## Errors\n\nThe most confident errors on the test set.",
+}
+
 
 def write_report(run: Run, notebook: Path | None = None) -> Path:
     """Write `report.html` into the run folder, atomically, and return its path.
 
     `notebook` is the executed notebook, by default the run folder's own `notebook.ipynb`. A run
-    without one, such as a failed one, gets its summary and the curves of its history. Raises
-    `RunError` where the given file is missing or is not a notebook, and where the run's own is not
-    the one that was recorded.
+    without one, such as a failed one, gets its summary and the curves of its history; imported
+    weights get their figures. Raises `RunError` where the given file is missing or is not a
+    notebook, and where the run's own is not the one that was recorded.
     """
     path = run.path / "report.html"
     page = report_html(run, notebook)
@@ -71,7 +78,7 @@ def report_html(run: Run, notebook: Path | None = None) -> str:
     if notebook or path.exists():
         content = _parse_notebook(path, _read(path) if notebook else run.read(path.name))
     else:
-        content = _history_notebook(run)
+        content = _figures_notebook(run) if run.is_imported else _history_notebook(run)
     _describe_images(content, run.record["variant"])
     exporter = HTMLExporter(
         template_name="basic",
@@ -160,13 +167,25 @@ def _history_notebook(run: Run) -> NotebookNode:
     return notebook
 
 
+def _figures_notebook(run: Run) -> NotebookNode:
+    """In place of an executed notebook: the figures of imported weights, as they were recorded."""
+    notebook = v4.new_notebook()
+    for name, text in IMPORTED_FIGURES.items():
+        path = run.path / "figures" / f"{name}.png"
+        if path.is_file():
+            data = {"image/png": base64.b64encode(path.read_bytes()).decode()}
+            image = v4.new_output("display_data", data)
+            notebook.cells += [v4.new_markdown_cell(text), v4.new_code_cell(outputs=[image])]
+    return notebook
+
+
 def summary(run: Run) -> dict[str, Any]:
     """The content of the summary box: title, status, measurements, size, facts.
 
     A run that is not done has no measurements: `measured` is None, and `problem` says why.
     """
     experiment, record = run.experiment, run.record
-    name = f"{experiment.variant} on {experiment.dataset}, seed {experiment.seed}"
+    name = f"{experiment.variant} on {experiment.dataset}, {run.origin}"
     problem = UNFINISHED.get(run.status)
     if not problem:
         _, faults = split_unreadable([run])
@@ -201,7 +220,7 @@ def _measured(run: Run) -> dict[str, Any]:
         "accuracy": accuracy,
         "interval": (low, high),
         "images": metrics["test_images"],
-        "epochs": metrics["epochs"],
+        "epochs": metrics.get("epochs"),  # None: trained elsewhere
         "published": before,
         "published_best": published.best_test_accuracy,
         "difference": None if before is None else 100 * (accuracy - before),
@@ -210,12 +229,19 @@ def _measured(run: Run) -> dict[str, Any]:
             for name, value in places.items()
             if value is not None
         },
+        **({} if run.is_imported else _training(run)),
+    }
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """What only a run that was trained here has."""
+    metrics = run.metrics
+    selected = metrics["selected_epoch"] != metrics["epochs"]
+    return {
         "time": duration(metrics["train_seconds"]),
         "images_per_second": metrics["images_per_second"],
         "caveat": RECIPE_CAVEAT if run.recipe_selected_on_test else None,
-        "kept": run.headline.splitlines()[-1]
-        if metrics["selected_epoch"] != metrics["epochs"]
-        else None,
+        "kept": run.headline.splitlines()[-1] if selected else None,
     }
 
 
@@ -232,9 +258,13 @@ def _size(run: Run) -> dict[str, Any]:
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
     experiment, record = run.experiment, run.record
     yield "Data set", experiment.dataset
-    planned = "" if run.status == "done" else " planned"
-    yield "Epochs", f"{experiment.recipe.epochs}{planned}"
-    yield "Seed", f"{experiment.seed}"
+    if run.is_imported:
+        for name, value in describe_source(run).items():
+            yield name.capitalize(), value
+    else:
+        planned = "" if run.status == "done" else " planned"
+        yield "Epochs", f"{experiment.recipe.epochs}{planned}"
+        yield "Seed", f"{experiment.seed}"
     for name in ("started", "finished"):
         if name in record:
             moment = datetime.fromisoformat(record[name])

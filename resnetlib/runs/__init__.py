@@ -6,9 +6,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "artifacts": [
+            "imported_metrics",
             "redraw_figures",
             "run_metrics",
             "timing",
+            "write_evaluation",
             "write_figures",
             "write_history",
             "write_predictions",
@@ -34,8 +36,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "reference_runs",
             "split_unreadable",
         ],
+        "imports": ["describe_source", "import_weights"],
         "interrupts": ["StopOnSignal", "leave"],
         "lifecycle": ["check_experiment", "start_over", "train"],
+        "matching": ["match_weights", "read_weights"],
+        "prediction": ["predict_logits", "predict_pictures", "read_picture"],
         "record": [
             "artifact_checksums",
             "artifact_paths",

@@ -59,8 +59,24 @@ def write_results(
         **asdict(measure_size(experiment.architecture)),
         **timing(experiment, dataset, history, evaluation_seconds),
     }
+    write_evaluation(folder, model, evaluation, metrics)
+    write_figures(folder / "figures", history, evaluation, dataset.test[0], experiment)
+
+
+def write_evaluation(
+    folder: Path, model: nn.Module, evaluation: Evaluation, metrics: dict[str, Any]
+) -> None:
+    """Metrics, tables and predictions of an evaluation with class names, and its weights.
+
+    Args:
+        folder: the run folder.
+        model: the network that was evaluated.
+        evaluation: on the test set.
+        metrics: the content of `metrics.json`.
+    """
     files.write_json(folder / "metrics.json", metrics)
-    labelled = pd.DataFrame(evaluation.confusion, index=dataset.classes, columns=dataset.classes)
+    classes = evaluation.classes
+    labelled = pd.DataFrame(evaluation.confusion, index=classes, columns=classes)
     files.write_text(
         folder / "confusion_matrix.csv", labelled.to_csv(index_label="true \\ predicted")
     )
@@ -68,7 +84,6 @@ def write_results(
     write_predictions(folder, evaluation)
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     files.write_bytes(folder / WEIGHTS, safetensors.torch.save(weights))
-    write_figures(folder / "figures", history, evaluation, dataset.test[0], experiment)
 
 
 def run_metrics(
@@ -100,6 +115,20 @@ def run_metrics(
     }
 
 
+def imported_metrics(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
+    """What was measured of weights that were trained elsewhere; their epochs are not known."""
+    accuracy = evaluation.accuracy
+    return {
+        "test_accuracy": accuracy,
+        "test_accuracy_interval_95": list(wilson_interval(accuracy, len(evaluation.labels))),
+        "test_images": len(evaluation.labels),
+        "test_loss": evaluation.loss,
+        "selected_test_accuracy": accuracy,
+        "ece": evaluation.ece,
+        "published_test_accuracy": experiment.published_for_dataset.test_accuracy,
+    }
+
+
 def timing(
     experiment: Experiment, dataset: Dataset, history: pd.DataFrame, evaluation_seconds: float
 ) -> dict[str, float]:
@@ -119,24 +148,34 @@ def timing(
 
 def write_figures(
     folder: Path,
-    history: pd.DataFrame,
+    history: pd.DataFrame | None,
     evaluation: Evaluation,
     images: Tensor,
     experiment: Experiment,
 ) -> None:
+    """Draw the figures of a run; without a history there are no curves.
+
+    Args:
+        folder: `figures/` of the run folder.
+        history: a row per epoch.
+        evaluation: the selected weights on the test set.
+        images: of the test set, uint8 (N, 3, H, W).
+        experiment: what was run.
+    """
     # Slow to import, and needed only when training is over.
     from ..plots.run import confusion, curves, mistakes, reliability
     from ..plots.style import figure_png
 
     classes, variant = evaluation.classes, experiment.variant
     figures = {
-        "curves": curves(history, experiment),
         "confusion_matrix": confusion(evaluation.confusion, classes, variant),
         "reliability": reliability(evaluation.calibration, evaluation.ece, variant),
         "mistakes": mistakes(
             images, evaluation.labels, evaluation.predictions, evaluation.confidences, classes
         ),
     }
+    if history is not None:
+        figures["curves"] = curves(history, experiment)
     for name, axes in figures.items():
         files.write_bytes(folder / f"{name}.png", figure_png(axes[0], dpi=FIGURE_DPI))
 
@@ -152,7 +191,8 @@ def redraw_figures(run: Run, images: Tensor) -> list[str]:
         return []
     with tempfile.TemporaryDirectory() as temporary:
         drawn = Path(temporary)
-        write_figures(drawn, run.history, run.evaluation, images, run.experiment)
+        history = None if run.is_imported else run.history
+        write_figures(drawn, history, run.evaluation, images, run.experiment)
         for name in kept:
             files.write_bytes(run.path / "figures" / name, (drawn / name).read_bytes())
     record_checksums(run.path, [f"figures/{name}" for name in kept])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..config import list_variants
 from ..errors import ConfigError, RunError, UserError, closest_match, shorten, shorten_line
 from ..paths import PROJECT, display_path, expand_home, output_folder
-from .run import WEIGHTS, Run, load_run
+from .run import FINISHED, WEIGHTS, Run, load_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NEEDS = {"weights": WEIGHTS, "predictions": "predictions.npz"}  # what may be needed: its file
 # Overrides that leave a variant's own recipe what it is.
 NOT_RECIPE = {"seed", "dataset", "budget"}
-NUMBERS = ("test_accuracy", "test_images", "ece", "train_seconds")
+NUMBERS = ("test_accuracy", "test_images", "ece")
 LISTED_RUNS = 5  # in an error message
 
 
@@ -36,7 +36,8 @@ def find_run(
 
     Among the runs of a variant its own recipe comes before overrides, the user's runs before
     recorded ones, then the newest (of recorded ones the lowest seed). If nothing is wanted, it is
-    the user's newest run, else the recorded `lite`. Damaged runs are passed over.
+    the user's newest run, else the recorded `lite`. Damaged runs are passed over. Imported weights
+    are meant by their folder only.
 
     Args:
         wanted: a run folder, from the working directory or the project; or `variant/folder-name`
@@ -76,7 +77,7 @@ def _require_usable(run: Run, output_root: str | Path | None, needs: str | None)
     fault = _fault(run)
     if fault:
         reason = f"cannot be read: {fault}"
-    elif run.status != "done":
+    elif run.status not in FINISHED:
         reason = f"is not finished: its status is {run.status!r}"
     elif needs is not None and not (run.path / NEEDS[needs]).is_file():
         reason = f"has no {needs}"
@@ -128,17 +129,24 @@ def finished_runs(
     *,
     dataset: str | None = None,
     needs: str | None = None,
+    imported: bool = False,
 ) -> list[Run]:
     """All finished, undamaged runs: the user's, newest first, then the recorded ones.
 
-    Recorded runs are ordered by seed, those of `lite` first. `dataset` and `needs` are those of
-    `find_run`.
+    Recorded runs are ordered by seed, those of `lite` first.
+
+    Args:
+        output_root: as for `find_run`.
+        dataset: as for `find_run`.
+        needs: as for `find_run`.
+        imported: whether imported weights are among them.
     """
     readable, _ = split_unreadable(_known_runs(output_root))
+    statuses = FINISHED if imported else ("done",)
     runs = [
         run
         for run in readable
-        if run.status == "done" and dataset in (None, run.record["dataset"]) and keeps(run, needs)
+        if run.status in statuses and dataset in (None, run.record["dataset"]) and keeps(run, needs)
     ]
     own = [run for run in runs if not _is_recorded(run)]
     recorded = [run for run in runs if _is_recorded(run)]
@@ -183,7 +191,8 @@ def load_pretrained(variant: str) -> "nn.Module":
 def reference_runs() -> list[Run]:
     """The undamaged recorded runs under `outputs/reference/`, by variant, data set and seed."""
     readable, _ = split_unreadable(find_runs(_reference()))
-    return sorted(readable, key=lambda run: [run.record[k] for k in ("variant", "dataset", "seed")])
+    trained = [run for run in readable if not run.is_imported]
+    return sorted(trained, key=lambda run: [run.record[k] for k in ("variant", "dataset", "seed")])
 
 
 def _reference() -> Path:
@@ -221,7 +230,8 @@ def _identity(run: Run) -> str:
     try:
         record = run.record
         history = record["artifacts"].get("history.csv")  # other files may have been trimmed
-        return json.dumps([record["experiment"], record["started"], history])
+        source = record.get("source")  # of imported weights
+        return json.dumps([record["experiment"], record["started"], history, source])
     except (UserError, OSError, KeyError, TypeError, AttributeError):
         return str(run.path)
 
@@ -260,11 +270,12 @@ def _check_metrics(run: Run) -> None:
     for key, kind in (kinds | {"dataset_checksums": dict}).items():
         if not isinstance(run.record[key], kind):
             raise RunError(f"run.json is damaged: its {key!r} is not of the kind {kind.__name__}")
-    if run.status == "done":
-        for name in NUMBERS:
+    if run.status in FINISHED:
+        for name in NUMBERS if run.is_imported else (*NUMBERS, "train_seconds"):
             value = run.metrics[name]
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise RunError(f"metrics.json is damaged: its {name!r} is not a finite number")
+        _ = run.origin
 
 
 def _check_results(run: Run) -> None:

@@ -126,7 +126,10 @@ def _previous_record(folder: Path, experiment: Experiment) -> dict[str, Any] | N
     """The record of an earlier run of this very experiment; None if there is none."""
     if not (folder / "run.json").is_file():
         return None
-    record = load_run(folder).record
+    run = load_run(folder)
+    record = run.record
+    if run.is_imported:
+        raise ConfigError(f"{folder} holds imported weights; name another folder")
     if record["experiment"] != experiment.digest:
         raise ConfigError(
             f"{folder} holds another experiment ({record['variant']}, {record['dataset']}, seed "

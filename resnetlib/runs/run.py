@@ -100,7 +100,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`running`, `done`, `failed`, `interrupted` or `diverged`.
+        """`running`, `done`, `failed`, `interrupted`, `diverged` or `imported`.
 
         A run that no process works on any more is `interrupted`, whatever it last recorded.
         """
@@ -108,6 +108,18 @@ class Run:
         if status == "running" and not files.is_locked(self.path / ".lock"):
             return "interrupted"
         return status
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the weights were trained elsewhere, so that only their evaluation is ours."""
+        return self.record["status"] == "imported"
+
+    @property
+    def origin(self) -> str:
+        """Such as `seed 0`, or `imported 12fca82f` by the SHA-256 of the file."""
+        if self.is_imported:
+            return f"imported {self.record['source']['sha256'][:8]}"
+        return f"seed {self.record['seed']}"
 
     @property
     def machine(self) -> str:
@@ -127,10 +139,12 @@ class Run:
         """One row an epoch; losses in nats, lr as used.
 
         Epoch 0 is the network before training, on the first 2,000 images of each split (in older
-        runs on all held-back images).
+        runs on all held-back images). Raises `RunError` for weights that were trained elsewhere.
         """
         import pandas as pd
 
+        if self.is_imported:
+            raise RunError(f"{display_path(self.path)} has no history: it was trained elsewhere")
         content = self.read("history.csv")
         with _named(self.path / "history.csv"):
             return pd.read_csv(io.BytesIO(content))
@@ -167,24 +181,29 @@ class Run:
 
     @property
     def headline(self) -> str:
-        """The test accuracy with its 95 % interval, in a sentence."""
+        """The test accuracy with its 95 % interval, in a sentence, and how it came about."""
         metrics = self.metrics
         low, high = metrics["test_accuracy_interval_95"]
+        epochs = "" if self.is_imported else f" after epoch {metrics['epochs']}"
+        chosen = "Trained elsewhere" if self.is_imported else self._selection
         caveat = f"\n{RECIPE_CAVEAT}" if self.recipe_selected_on_test else ""
         return (
-            f"Test accuracy {metrics['test_accuracy']:.2%} after epoch {metrics['epochs']} "
+            f"Test accuracy {metrics['test_accuracy']:.2%}{epochs} "
             f"(95 % interval {low:.2%} to {high:.2%} over {metrics['test_images']:,} images; "
-            f"seed {self.record['seed']}), cross-entropy {metrics['test_loss']:.4f}.{caveat}"
-            f"\n{self._selection}, calibration error {metrics['ece']:.2%}."
+            f"{self.origin}), cross-entropy {metrics['test_loss']:.4f}.{caveat}"
+            f"\n{chosen}, calibration error {metrics['ece']:.2%}."
         )
 
     @property
     def recipe_selected_on_test(self) -> bool:
         """Whether a choice in the recipe was made knowing a test accuracy.
 
-        The variant's file also answers for runs that were recorded before it said so.
+        The variant's file also answers for runs that were recorded before it said so. Imported
+        weights have another recipe.
         """
         experiment = self.experiment
+        if self.is_imported:
+            return False
         if experiment.variant not in list_variants():
             return experiment.recipe_selected_on_test
         own = load_experiment(experiment.variant)
@@ -209,17 +228,20 @@ class Run:
         """What was published beside what this run measured; accuracies in per cent.
 
         The published figures hold for the variant's own recipe on CIFAR-10; for another data
-        set that column is empty.
+        set that column is empty. Of imported weights the epoch is not known.
         """
         import pandas as pd
 
         metrics, published = self.metrics, self.experiment.published_for_dataset
         rows = {}
         for label, name, scale in COMPARED:
+            if name not in metrics:
+                continue
+            label = label.partition(",")[0] if self.is_imported else label
             before, measured = getattr(published, name), scale * metrics[name]
             before = None if before is None else scale * before
             rows[label] = [before, measured, None if before is None else measured - before]
-        columns = ["published", "reproduced", "difference"]
+        columns = ["published", "imported" if self.is_imported else "reproduced", "difference"]
         # object: whole numbers beside fractions
         return pd.DataFrame(rows, index=columns, dtype=object).T
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import cache, cached_property
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
-from re import findall
+from re import findall, fullmatch
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,8 +36,8 @@ from ..paths import display_path
 from ..resnet import ResNet, build_model
 from ..schedule import learning_rate
 from ..size import measure_size, model_summary
-from .artifacts import run_metrics
-from .run import ARTIFACTS, WEIGHTS
+from .artifacts import imported_metrics, run_metrics
+from .run import ARTIFACTS, FINISHED, WEIGHTS
 
 PASS, FAIL, NOT_CHECKED = "PASS", "FAIL", "NOT CHECKED"
 STATUSES = ("running", "done", "failed", "interrupted", "diverged", "imported")
@@ -341,8 +341,9 @@ def _equal(expected: Any, found: Any) -> bool:
 
 def _check_checksums(run: Evidence) -> Result:
     """Every file that a run leaves is there, can be read, and has the SHA-256 in run.json."""
-    artifacts, finished = run.record["artifacts"], run.status in ("done", "imported")
-    required = {*ARTIFACTS, *artifacts} if run.status == "done" else {*artifacts}
+    artifacts, finished = run.record["artifacts"], run.status in FINISHED
+    required = {*ARTIFACTS, *artifacts} if finished else {*artifacts}
+    required -= {"history.csv"} if run.status == "imported" else set()
     required -= {WEIGHTS, "notebook.ipynb", "report.html"}  # trimmed from recorded runs
     problems, matching, absent = [], 0, 0
     for name in sorted({*PARSERS, *artifacts} - {"run.json"}):
@@ -386,18 +387,20 @@ def _check_record(run: Evidence) -> Result:
     status, problems = record["status"], []
     if status not in STATUSES:
         problems.append(f"status {status!r} is not one of {', '.join(STATUSES)}")
-    elif status not in ("done", "imported") and (record["artifacts"] or "finished" in record):
+    elif status not in FINISHED and (record["artifacts"] or "finished" in record):
         problems.append(f"status is {status!r}, but the run has finished")
-    if status == "imported" and run.has("history.csv") and len(run.read("history.csv")):
-        problems.append("status is 'imported', but the run has a history")
+    if status == "imported":
+        if run.has("history.csv"):
+            problems.append("status is 'imported', but the run has a history")
+        if not fullmatch(r"[0-9a-f]{64}", record["source"]["sha256"]):
+            problems.append("run.json: source.sha256 is not a SHA-256")
     fingerprint, checksums = record.get("fingerprint", {}), record.get("dataset_checksums")
-    if status != "imported":
-        content = repr(sorted(checksums.items())).encode()
-        expected = {"experiment": record["experiment"], "data": files.sha256_of(content)}
-        problems += _differences(expected, fingerprint, "run.json: fingerprint")
-        if not fingerprint["torch"].startswith(record["versions"]["torch"]):
-            problems.append("run.json: fingerprint and versions name different versions of torch")
-    if status == "done":
+    content = repr(sorted(checksums.items())).encode()
+    expected = {"experiment": record["experiment"], "data": files.sha256_of(content)}
+    problems += _differences(expected, fingerprint, "run.json: fingerprint")
+    if not fingerprint["torch"].startswith(record["versions"]["torch"]):
+        problems.append("run.json: fingerprint and versions name different versions of torch")
+    if status in FINISHED:
         started, finished = (datetime.fromisoformat(record[key]) for key in ("started", "finished"))
         if finished < started:
             problems.append("run.json: finished before it started")
@@ -469,7 +472,7 @@ def _check_parameters(run: Evidence) -> Result:
     experiment, problems = run.experiment, []
     size = measure_size(experiment.architecture)
     count, published = size.parameters, experiment.published.parameters
-    if run.status in ("done", "imported"):
+    if run.status in FINISHED:
         expected = {"parameters": count, "macs": size.macs}
         problems += _differences(expected, run.metrics, "metrics.json")
     own_network = not any(key.startswith("architecture") for key in experiment.overrides)
@@ -542,12 +545,7 @@ def _check_metrics(run: Evidence) -> Result:
     """metrics.json follows from the history and from the kept predictions."""
     metrics, evaluation, experiment = run.metrics, run.predictions, run.experiment
     if run.status == "imported":
-        expected = {
-            "test_images": len(evaluation.labels),
-            "selected_test_accuracy": evaluation.accuracy,
-            "ece": evaluation.ece,
-        }
-        expected = {name: value for name, value in expected.items() if name in metrics}
+        expected = imported_metrics(experiment, evaluation)
         return _judge(_differences(expected, metrics, "metrics.json"), f"{len(expected)} values")
     history, select = run.history, experiment.recipe.select
     expected = run_metrics(experiment, history, evaluation)
@@ -638,9 +636,11 @@ def _check_report(run: Evidence) -> Result:
     for name in ("notebook.ipynb", "report.html"):
         if run.has(name):
             text = run.read(name)
-            stated[name] = findall(r"Test accuracy (\d+\.\d\d) ?% after epoch \d+", text)
+            stated[name] = findall(r"Test accuracy (\d+\.\d\d) ?% (?:after epoch|\(95)", text)
             if name == "report.html":
-                stated[name] += findall(r"(\d+\.\d\d) %(?:</title>|</b> reproduced)", text)
+                stated[name] += findall(
+                    r"(\d+\.\d\d) %(?:</title>|</b> (?:reproduced|imported))", text
+                )
     found = {name: values for name, values in stated.items() if values}
     if not found:
         why = "states no test accuracy" if stated else "is not kept"
@@ -686,7 +686,7 @@ def _result(claim: Callable[[Evidence], Result], run: Evidence) -> Result:
     try:
         result = claim(run)
     except Unavailable as error:
-        unfinished = run.status in STATUSES and run.status not in ("done", "imported")
+        unfinished = run.status in STATUSES and run.status not in FINISHED
         reason = f" (the run is not finished: {run.status})" if unfinished else ""
         result = Result(NOT_CHECKED, f"{error}{reason}")
     except Exception as error:  # a value in a file that no one foresaw; never a traceback

@@ -21,6 +21,7 @@ from resnetlib.cli import main
 from resnetlib.runs import verify
 from resnetlib.runs.artifacts import run_metrics
 from resnetlib.runs.find import reference_runs
+from resnetlib.runs.imports import import_weights
 from resnetlib.runs.record import ARTIFACTS
 from resnetlib.runs.run import WEIGHTS
 from resnetlib.runs.verify import (
@@ -464,15 +465,16 @@ def test_verify_unfinished_run(folder):
     assert failing(folder) == {"learning rates"}
 
 
-def test_verify_imported_run(folder):
-    for name in ("history.csv", "notebook.ipynb", "report.html"):
-        (folder / name).unlink()
-    record = files.read_json(folder / "run.json") | {"status": "imported"}
-    del record["artifacts"]["history.csv"], record["fingerprint"], record["finished"]
-    files.write_json(folder / "run.json", record)
+def test_verify_imported_run(trained, tmp_path):
+    experiment = load_experiment("lite", **TINY, epochs=6, output_root=tmp_path)
+    folder = import_weights(trained.path / WEIGHTS, experiment).path
     assert failing(folder) == set()
     reason = "an imported run has no history of its own"
     assert not_checked(folder)["history"] == not_checked(folder)["learning rates"] == reason
+    source = files.read_json(folder / "run.json")["source"]
+    edit_json("run.json", source=source | {"sha256": "unknown"})(folder)
+    assert failing(folder) == {"record"}
+    edit_json("run.json", source=source)(folder)
     edit_weights(other_weights)(folder)
     renew_checksums(folder)
     assert failing(folder) == MEASURED

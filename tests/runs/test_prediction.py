@@ -1,0 +1,88 @@
+"""Predictions of a run: the classes of pictures, and recorded weights in a network of one's own."""
+
+import re
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import PROJECT, recorded_lite
+from PIL import Image
+
+from resnetlib import load_pretrained
+from resnetlib.cli import main
+from resnetlib.errors import DataError
+from resnetlib.runs.prediction import predict_pictures, read_picture
+
+
+@pytest.fixture
+def pictures(cifar10, tmp_path):
+    """The first three test images as files."""
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, image in zip(paths, cifar10.test[0], strict=False):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return paths
+
+
+def test_predict_pictures_is_the_evaluation_of_the_run(cifar10, pictures):
+    run = recorded_lite()
+    shares, labels = run.evaluation.logits[:3].double().softmax(1).topk(3)
+    for row, (found, expected) in enumerate(
+        zip(predict_pictures(run, pictures), labels.tolist(), strict=True)
+    ):
+        assert [name for name, _ in found] == [cifar10.classes[label] for label in expected]
+        assert [share for _, share in found] == pytest.approx(shares[row].tolist(), abs=0.01)
+
+
+def test_predict_command(pictures):
+    done = CliRunner().invoke(main, ["predict", "lite", *map(str, pictures)])
+    lines = done.output.splitlines()
+    assert done.exit_code == 0 and len(lines) == 3
+    assert re.search(r"0\.png: cat \d+\.\d%, \w+ \d+\.\d%, \w+ \d+\.\d%$", lines[0])
+
+
+def test_predict_command_refuses_other_files(tmp_path):
+    path = tmp_path / "text.png"
+    path.write_text("text")
+    done = CliRunner().invoke(main, ["predict", "lite", str(path)])
+    assert done.exit_code == 1
+    assert re.fullmatch(
+        r"Error: \S+text\.png is not a readable picture: of no known format\n", done.output
+    )
+    assert CliRunner().invoke(main, ["predict", "lite", str(tmp_path / "no.png")]).exit_code == 2
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "1"])
+def test_read_picture_resizes_to_rgb(mode, tmp_path):
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (64, 48), (200, 200, 200)).convert(mode).save(path)
+    picture = read_picture(path)
+    assert (picture.dtype, picture.shape) == (torch.uint8, (3, 32, 32))
+    assert picture.float().mean() == pytest.approx(200, abs=60)
+
+
+def test_read_picture_turns_a_photograph_upright(tmp_path):
+    picture = Image.new("RGB", (32, 32))
+    picture.paste((255, 255, 255), (0, 0, 32, 16))  # the upper half is white
+    turned = Image.Exif()
+    turned[0x0112] = 3  # by half a turn
+    picture.save(tmp_path / "picture.png", exif=turned)
+    read = read_picture(tmp_path / "picture.png").float()
+    assert read[:, :16].max() == 0 and read[:, 16:].min() == 255
+
+
+def test_read_picture_refuses_a_huge_one(tmp_path, monkeypatch):
+    Image.new("1", (2000, 2000)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"huge\.png is not a readable picture: Image size"):
+        read_picture(tmp_path / "huge.png")
+
+
+def test_pretrained_weights_fit_a_network_by_hand():
+    """The one in docs/imports.md, as it is printed there."""
+    text = (PROJECT / "docs" / "imports.md").read_text()
+    (program,) = re.findall(r"```python\n(import torch\.nn.*?)```", text, re.DOTALL)
+    names = {}
+    exec(program, names)
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(names["network"](images), load_pretrained("lite")(images))
