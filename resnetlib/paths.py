@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from .errors import ConfigError, shorten
+
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent
 
@@ -27,8 +29,16 @@ def output_folder(output_root: str | Path | None = None) -> Path:
     That is `outputs/` of the checkout, or of the working directory if the package is installed.
     """
     if output_root:
-        return Path(output_root).expanduser()
+        return expand_home(output_root)
     return (PROJECT if (PROJECT / "params").is_dir() else Path.cwd()) / "outputs"
+
+
+def expand_home(path: str | Path) -> Path:
+    """The path with a leading `~` replaced. Raises `ConfigError` for an unknown user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{shorten(str(path))}: there is no such user") from None
 
 
 def display_path(path: Path) -> str:

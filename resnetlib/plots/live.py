@@ -40,7 +40,9 @@ class LiveCurves(Callback):
         from IPython.display import Image, display
 
         began = time.monotonic()
-        image = Image(self._png(training), width=800, alt="loss and accuracy of each epoch so far")
+        # Not `alt=`, which Colab's IPython does not know.
+        described = {"alt": "loss and accuracy of each epoch so far"}
+        image = Image(self._png(training), width=800, metadata=described)
         if self.output is None:
             self.output = display(image, display_id=True)
         else:
