@@ -65,9 +65,8 @@ def build(host: str, folder: Path) -> Path:
 def lay_out(folder: Path) -> Path:
     """A working directory like that of a host: the notebooks, and beside them the project."""
     shutil.rmtree(folder, ignore_errors=True)
-    tracked = subprocess.run(
-        ["git", "-C", PROJECT, "ls-files", "-z"], capture_output=True, text=True, check=True
-    ).stdout
+    listing = [shutil.which("git"), "-C", PROJECT, "ls-files", "-z"]
+    tracked = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
     for name in filter(None, tracked.split("\0")):
         (folder / "project" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / name, folder / "project" / name)

@@ -1,4 +1,5 @@
-"""The command line: run, list, report, import, predict, submit, verify, grade, doctor, lab.
+"""The command line: run, runs, clean, list, report, import, predict, submit, verify, grade,
+doctor, lab.
 
 Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 3 a verification failed, 128 plus
 a signal's number.
@@ -21,6 +22,7 @@ from .errors import ConfigError, UserError, stop_now
 from .experiment import DEFAULT_BUDGET
 from .paths import display_path, notebooks_folder, output_folder
 
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -28,6 +30,10 @@ class Program(click.Group):
     """Prints a user's mistake in one line and exits with its status."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        _open_closed_streams()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a console of cp437 has no –
+                stream.reconfigure(errors="replace")
         try:
             return super().invoke(ctx)
         except ConfigError as error:
@@ -35,12 +41,28 @@ class Program(click.Group):
         except (UserError, BlockingIOError) as error:
             raise Failure(str(error), 1) from None
         except OSError as error:
-            if error.filename is None:  # not a file's fault, e.g. the reader of the output has left
-                raise
+            if error.filename is None:  # the output's fault: it is full, or its reader has left
+                _discard_output()
+                raise Failure(f"the output cannot be written: {error.strerror}", 1) from None
             raise Failure(f"{display_path(Path(error.filename))}: {error.strerror}", 1) from None
         except KeyboardInterrupt as stop:
             click.echo(str(stop) or "interrupted", err=True)
             sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
+
+
+def _open_closed_streams() -> None:
+    """Open standard streams that the caller has closed: a kernel would use their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+
+
+def _discard_output() -> None:
+    """Send what is still to be written to nowhere, so that Python does not fail at its end."""
+    with contextlib.suppress(OSError, ValueError):  # no file, as in a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Failure(click.ClickException):
@@ -60,15 +82,13 @@ def main() -> None:
     resnetlib list                          list the variants
     resnetlib run lite -p dataset digits    train one, in a minute, and write its report
     resnetlib report                        put all runs on one page: outputs/index.html
+    resnetlib runs                          list all runs, with time left and size on disk
     resnetlib lab                           explore in JupyterLab
     resnetlib doctor                        what is wrong with this installation
     """
     # The kernels of notebooks write a warning about debugging, which nobody does here.
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # without a line of source
-    for stream in (sys.stdout, sys.stderr):  # a Windows console has no `≥` and no `±`
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 @main.command("run", short_help="Train a variant, or resume it, and write its report.")
@@ -121,7 +141,7 @@ def run_command(
             click.echo(f"{name + ':':{width}}{value}")
         return
 
-    with _interrupted_by(signal.SIGTERM):
+    with _interruptible():
         from . import progress
         from .execute import notebook_arguments, run_experiment
 
@@ -131,16 +151,22 @@ def run_command(
     click.echo(f"report: {display_path(run.path / 'report.html')}")
 
 
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # some are not known on Windows
+
+
 @contextlib.contextmanager
-def _interrupted_by(number: signal.Signals) -> Iterator[None]:
-    """Where a signal ends the command as Ctrl-C does, unless it was ignored from the start."""
-    before = signal.getsignal(number)
-    if before != signal.SIG_IGN:
-        signal.signal(number, stop_now)
+def _interruptible() -> Iterator[None]:
+    """Where each of the signals ends the command as Ctrl-C does, unless it is ignored (`nohup`)."""
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, stop_now)
     try:
         yield
     finally:
-        signal.signal(number, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _values(parameters: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
@@ -166,9 +192,7 @@ def list_command() -> None:
 
 
 @main.command("report", short_help="Write index.html: all runs on one page.")
-@click.argument(
-    "folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False)
-)
+@click.argument("folder", required=False, type=FOLDER)
 @click.option("--latex", is_flag=True, help="Print the table for a paper (LaTeX); write nothing.")
 def report_command(folder: Path | None, latex: bool) -> None:
     """Write index.html: all runs under FOLDER (default: outputs) on one page.
@@ -193,8 +217,63 @@ def report_command(folder: Path | None, latex: bool) -> None:
     for found in readable:
         is_reported = found.is_imported or (found.path / "notebook.ipynb").is_file()
         if is_reported and not (found.path / "report.html").is_file():
-            write_report(found)
+            try:
+                write_report(found)
+            except UserError as error:  # the notebook of one run must not keep others from the page
+                click.echo(error, err=True)
     click.echo(display_path(write_index(folder)))
+
+
+@main.command("runs", short_help="List all runs: status, epoch, time left, size on disk.")
+@click.argument("folder", required=False, type=FOLDER)
+def runs_command(folder: Path | None) -> None:
+    """List all runs under FOLDER (default: outputs): status, epoch, time left, size on disk."""
+    from .runs.upkeep import describe_runs
+
+    rows = describe_runs(output_folder(folder))
+    if not rows:
+        click.echo(f"no runs under {display_path(output_folder(folder))}")
+        return
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for name, status, *numbers in lines:
+        cells = [name.ljust(widths[0]), status.ljust(widths[1])]
+        cells += map(str.rjust, numbers, widths[2:])
+        click.echo("  ".join(cells))
+
+
+@main.command("clean", short_help="Remove leftovers of killed runs, or checkpoints.")
+@click.argument("folder", required=False, type=FOLDER)
+@click.option("--leftovers", is_flag=True, help="Remove temporary files of killed processes.")
+@click.option(
+    "--checkpoints", is_flag=True, help="Remove checkpoints: an unfinished run starts over."
+)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before removing.")
+def clean_command(folder: Path | None, leftovers: bool, checkpoints: bool, yes: bool) -> None:
+    """List leftovers and checkpoints of the runs under FOLDER (default: outputs); remove them.
+
+    FOLDER may be a single run. Runs that a process works on are left alone. Without an option
+    nothing is removed.
+    """
+    from . import files
+    from .runs.upkeep import format_size, removable
+
+    root, removed = output_folder(folder), []
+    for kind, wanted in (("leftovers", leftovers), ("checkpoints", checkpoints)):
+        if wanted or not (leftovers or checkpoints):
+            for run, found in removable(root, checkpoints=kind == "checkpoints"):
+                size = format_size(sum(path.lstat().st_size for path in found))
+                click.echo(f"{display_path(run)}: {len(found)} {kind}, {size}")
+                removed.append((run, found))
+    if not removed:
+        click.echo(f"nothing to remove under {display_path(root)}")
+    elif not (leftovers or checkpoints):
+        click.echo("Nothing was removed; add --leftovers or --checkpoints.")
+    elif yes or click.confirm("Remove these files?"):
+        for run, found in removed:
+            with files.lock(run / ".lock"):  # the run may have been resumed meanwhile
+                for path in found:
+                    path.unlink(missing_ok=True)
 
 
 @main.command("import", short_help="Evaluate weights that were trained elsewhere.")

@@ -185,11 +185,17 @@ def _load_cifar10(folder: Path) -> Dataset:
     )
 
 
+LARGEST_FILE = 2**25  # bytes; a file of CIFAR-10 has 31 million
+
+
 def _read_checked(folder: Path, name: str) -> dict[bytes, Any]:
-    content = (folder / name).read_bytes()
-    if files.md5_of(content) != CIFAR10_MD5[name]:
+    try:
+        content = files.read_bytes(folder / name, LARGEST_FILE)
+    except OSError as error:
+        raise DataError(f"{folder / name} cannot be read: {error.strerror}") from None
+    if (found := files.md5_of(content)) != CIFAR10_MD5[name]:
         raise DataError(
-            f"{folder / name} is damaged (its MD5 is not {CIFAR10_MD5[name]}); "
+            f"{folder / name} is damaged: its MD5 is {found} instead of {CIFAR10_MD5[name]}; "
             "delete this file and run again"
         )
     return files.unpickle_arrays(content)

@@ -249,7 +249,7 @@ def unused_card() -> str:
         return ""
     query = [program, "--query-gpu=name", "--format=csv,noheader"]
     try:
-        asked = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        asked = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):  # a driver without a card
         return ""
     card = asked.stdout.partition("\n")[0].strip()

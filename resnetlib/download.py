@@ -10,11 +10,12 @@ import platformdirs
 
 from . import files
 from .errors import DataError
-from .paths import KAGGLE_INPUT, PROJECT
+from .paths import KAGGLE_INPUT, PROJECT, expand_home
 from .progress import bar
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
+CIFAR10_ARCHIVE_BYTES = 170_498_071
 CIFAR10_ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
 CIFAR10_MD5 = {  # published with the data set; torchvision checks the same
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -40,7 +41,7 @@ def data_roots(root: str | os.PathLike | None = None) -> list[Path]:
     """The folders that are searched for data, in order."""
     named = [root, os.environ.get("RESNETLIB_DATA")]
     return [
-        *(Path(folder).expanduser() for folder in named if folder),
+        *(expand_home(folder) for folder in named if folder),
         PROJECT / "data",
         *_kaggle_inputs(),
         Path(platformdirs.user_cache_dir("resnetlib", appauthor=False)),
@@ -64,6 +65,16 @@ def find_cifar10(root: str | os.PathLike | None = None) -> Path | None:
     return None
 
 
+def _incomplete(places: Sequence[Path]) -> str:
+    """A sentence for each folder that has some of the seven files, and which it lacks."""
+    sentences = []
+    for folder in (folder for place in places for folder in (place / CIFAR10_FOLDER, place)):
+        missing = [name for name in CIFAR10_MD5 if not (folder / name).is_file()]
+        if len(missing) < len(CIFAR10_MD5):
+            sentences.append(f"{folder} lacks {', '.join(missing)}.\n")
+    return "".join(sentences)
+
+
 def obtain_cifar10(
     root: str | os.PathLike | None, addresses: Sequence[str] = CIFAR10_ADDRESSES
 ) -> Path:
@@ -73,7 +84,7 @@ def obtain_cifar10(
     does it; others that need it meanwhile wait, and then find it. Raises `DataError`.
     """
     named = root or os.environ.get("RESNETLIB_DATA")
-    place = Path(named).expanduser() if named else data_roots()[-1]
+    place = expand_home(named) if named else data_roots()[-1]
     try:
         with files.lock(place / ".cifar10.lock", wait=True):
             found = find_cifar10(root)
@@ -87,9 +98,10 @@ def obtain_cifar10(
 
 
 def _unpack(archive: Path, place: Path) -> Path:
-    if files.md5(archive) != CIFAR10_ARCHIVE_MD5:
+    if (found := files.md5(archive)) != CIFAR10_ARCHIVE_MD5:
         raise DataError(
-            f"{archive} is damaged (its MD5 is not {CIFAR10_ARCHIVE_MD5}); delete it and run again"
+            f"{archive} is damaged: its MD5 is {found} instead of {CIFAR10_ARCHIVE_MD5}; "
+            "delete it and run again"
         )
     folder = place / CIFAR10_FOLDER
     folder.mkdir(exist_ok=True)
@@ -109,7 +121,7 @@ def _download_cifar10(place: Path, searched: list[Path], addresses: Sequence[str
     for address in addresses:
         print(f"downloading CIFAR-10 (170 MB) from {address}", flush=True)
         try:
-            download_file(address, archive, CIFAR10_ARCHIVE_MD5)
+            download_file(address, archive, CIFAR10_ARCHIVE_MD5, CIFAR10_ARCHIVE_BYTES)
         except (requests.RequestException, files.CorruptFile, OSError) as error:
             failures.append(f"  {address}: {_reason(error)}")
         else:
@@ -118,7 +130,9 @@ def _download_cifar10(place: Path, searched: list[Path], addresses: Sequence[str
             return folder
     raise DataError(
         "CIFAR-10 was not found and could not be downloaded.\n"
-        f"Looked in: {', '.join(map(str, searched))}.\nTried:\n" + "\n".join(failures) + "\n"
+        f"Looked in: {', '.join(map(str, searched))}.\n{_incomplete(searched)}Tried:\n"
+        + "\n".join(failures)
+        + "\n"
         f"Put {CIFAR10_ARCHIVE} (or the folder {CIFAR10_FOLDER}) into one of these folders, or "
         "name its folder with `-p data_root FOLDER`. `-p dataset digits` needs no download."
     )
@@ -136,12 +150,12 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def download_file(address: str, path: Path, md5: str) -> None:
+def download_file(address: str, path: Path, md5: str, size: int) -> None:
     """Download a file, resuming an earlier attempt; it appears only when its MD5 is right.
 
     The part downloaded so far is kept as `<path>.part`, and is resumed from any address, since all
     serve the same bytes. Raises `requests.RequestException`, or `CorruptFile` (and removes the
-    part) when the whole file has another MD5.
+    part) when the whole file has another MD5 or more bytes than `size`.
     """
     import requests
 
@@ -170,8 +184,10 @@ def download_file(address: str, path: Path, md5: str) -> None:
             ):
                 for piece in response.iter_content(PIECE):
                     file.write(piece)
+                    if file.tell() > size:
+                        break
                     progress.update(len(piece))
-    if files.md5(part) != md5:
+    if part.stat().st_size > size or files.md5(part) != md5:
         part.unlink()
         raise files.CorruptFile(f"the content is wrong (its MD5 is not {md5})")
     os.replace(part, path)

@@ -38,7 +38,16 @@ def shorten(value: Any, length: int = 80) -> str:
         return "a number of thousands of digits"
     except RecursionError:
         return "deeply nested lists or mappings"
+    except Exception:  # of a class of the user's own
+        return f"a {type(value).__name__}"
     return text if len(text) <= length else f"{text[: length - 20]}…{text[-19:]}"
+
+
+def shorten_line(text: str, length: int = 200) -> str:
+    """Text from a file or a parser as one printable line, its end left out where it is longer."""
+    line = " ".join(text[: 4 * length].split())
+    line = "".join(character if character.isprintable() else "?" for character in line)
+    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 class DataError(UserError, RuntimeError):

@@ -1,5 +1,6 @@
 """Train, execute `run_experiment.ipynb` over the finished run, and write its report."""
 
+import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from .reports.run_report import write_report
 from .runs.checkpoint import describe_saved
 from .runs.estimate import estimate_epoch_seconds
 from .runs.lifecycle import check_experiment, train
+from .runs.record import record_checksums
 from .runs.run import Run, load_run
 from .size import describe_size
 
@@ -37,13 +39,25 @@ def run_experiment(experiment: Experiment, arguments: Mapping[str, Any]) -> Run:
     try:
         was_done = _status(folder) == "done"
         run = train(experiment)
-        if not (was_done and (folder / KEPT).is_file()):
+        if not (was_done and (folder / KEPT).exists()):
             execute_notebook(run, arguments)
+        elif not run.keeps(KEPT):
+            raise RunError(
+                f"{display_path(folder / KEPT)} was changed after the run; rename or delete it: "
+                "the same command writes it again"
+            )
     except BaseException as error:
         with suppress(Exception):  # the first error is the one to read
             _report_unfinished(folder)
         if isinstance(error, SystemExit):  # a signal other than Ctrl-C
             raise Interrupted(describe_saved(folder), error.code - 128) from None
+        if isinstance(error, KeyboardInterrupt) and _status(folder) == "done":
+            number = getattr(error, "signal_number", signal.SIGINT)
+            raise Interrupted(
+                f"interrupted; the run is finished in {display_path(folder)}: the same command "
+                "executes its notebook",
+                number,
+            ) from None
         raise
     write_report(run)
     return run
@@ -134,6 +148,7 @@ def execute_notebook(run: Run, arguments: Mapping[str, Any]) -> None:
     # The folder is shared with others: nothing in it names a place of this machine.
     notebook.metadata.papermill |= {"input_path": NOTEBOOK, "output_path": KEPT}
     files.write_text(run.path / KEPT, nbformat.writes(notebook) + "\n")
+    record_checksums(run.path, [KEPT])
 
 
 def _kernel_settings() -> Config:

@@ -6,6 +6,7 @@ An *experiment* is a variant with every override applied: complete and checked.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -64,7 +65,9 @@ class Execution(Model):
         if path and "\0" in str(path):
             raise ValueError("a path has no NUL characters")
         try:
-            path is None or path.expanduser()
+            path is None or os.fsencode(path.expanduser())
+        except UnicodeEncodeError:
+            raise ValueError("a path cannot have these characters") from None
         except RuntimeError:
             raise ValueError(f"there is no user {path.parts[0][1:]!r}") from None
         return path

@@ -1,10 +1,13 @@
-"""Atomic writes, checksums, locks, and unpickling that runs no code."""
+"""Atomic writes, bounded reads, checksums, locks, and pickles that run no code."""
 
+import errno
 import hashlib
 import io
 import json
 import os
 import pickle
+import pickletools
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,13 +53,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def remove_temporaries(path: Path) -> None:
-    """Remove the temporary files that killed calls of `write_bytes(path)` left.
+def temporaries(path: Path) -> list[Path]:
+    """The temporary files that killed calls of `write_bytes(path)` left.
 
     The name of the path may be a pattern, such as `epoch-*.pt`.
     """
-    for left in path.parent.glob(f".{path.name}.{'[a-z0-9_]' * 8}"):  # as `tempfile` names them
-        left.unlink(missing_ok=True)
+    return list(path.parent.glob(f".{path.name}.{'[a-z0-9_]' * 8}"))  # as `tempfile` names them
 
 
 def _umask() -> int:
@@ -84,8 +86,34 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+LARGEST_JSON = 2**20  # bytes; a record has some thousands
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The content of a JSON file of bounded size and depth. Raises `OSError` or `ValueError`."""
+    try:
+        return json.loads(read_bytes(path, LARGEST_JSON))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+LARGEST_FILE = 2**30  # bytes; of what this package writes, weights come nearest
+
+
+def read_bytes(path: Path, largest: int = LARGEST_FILE) -> bytes:
+    """The content of a regular file of at most this many bytes; an `OSError` says which it is not.
+
+    A pipe or a device, which may never end, is not even opened.
+    """
+    info = path.stat()
+    if stat.S_ISDIR(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    if info.st_size > largest:
+        raise OSError(errno.EFBIG, f"it is larger than {largest:,} bytes", str(path))
+    with path.open("rb") as file:
+        return file.read(largest)
 
 
 def sha256(path: Path) -> str:
@@ -130,11 +158,14 @@ def read_checksummed(path: Path, expected: str | None = None) -> bytes:
     return content
 
 
+LOCK_SECONDS = 0.5  # `is_locked` of another process holds a lock for a moment
+
+
 @contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file; while another process does, wait, or raise `RunLocked` at once."""
+    """Hold a lock file; while another process does, wait, or raise `RunLocked`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    held = filelock.FileLock(path, timeout=-1 if wait else 0)
+    held = filelock.FileLock(path, timeout=-1 if wait else LOCK_SECONDS)
     try:
         held.acquire()
     except filelock.Timeout:
@@ -179,6 +210,49 @@ class _ArrayUnpickler(pickle.Unpickler):
 def unpickle_arrays(content: bytes) -> Any:
     """Unpickle plain data and numpy arrays without ever running code from the file."""
     return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+
+
+_TEXT = "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8"
+_BYTES = "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"
+_NUMBERS = "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT NONE NEWTRUE NEWFALSE"
+_TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+_CONTAINERS = _TUPLES | {"EMPTY_LIST", "LIST", "EMPTY_DICT", "DICT"}
+_MEMO = "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"
+_OTHER = "PROTO FRAME STOP MARK EMPTY_TUPLE APPEND APPENDS SETITEM SETITEMS"
+_OBJECTS = "GLOBAL STACK_GLOBAL REDUCE BUILD"
+_ALLOWED = _CONTAINERS.union(
+    *(names.split() for names in (_TEXT, _BYTES, _NUMBERS, _MEMO, _OTHER, _OBJECTS))
+)
+MAX_OPCODES = 3_000_000  # a second for a hundred thousand; an id takes one to three
+MAX_TUPLES = 1000  # inside each other; Python crashes at some ten thousand
+
+
+def check_pickle(content: bytes) -> None:
+    """Refuse what a pickle of plain data and arrays does not need, before anything is built.
+
+    No container may appear twice: with that a small file makes one that would take for ever to
+    hash or to print. Raises `pickle.UnpicklingError`.
+    """
+    containers: set[int] = set()  # their numbers in the memo
+    memoized = tuples = 0
+    before = ""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        name = opcode.name
+        tuples += name in _TUPLES
+        if name not in _ALLOWED or count > MAX_OPCODES or tuples > MAX_TUPLES:
+            raise pickle.UnpicklingError("it holds more than plain data and arrays")
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            number = memoized if name == "MEMOIZE" else int(argument)
+            (containers.add if before in _CONTAINERS else containers.discard)(number)
+            memoized += 1
+        elif name in ("GET", "BINGET", "LONG_BINGET") and int(argument) in containers:
+            raise pickle.UnpicklingError("it holds a list, mapping or tuple twice")
+        before = name
+
+
+def pickle_arrays(content: Any) -> bytes:
+    """What `unpickle_arrays` reads."""
+    return pickle.dumps(content)
 
 
 def unpickle_tensors(content: bytes) -> Any:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-import pickle
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from . import files
 from .data import Dataset, load_dataset
-from .errors import ConfigError, DataError, closest_match
+from .errors import ConfigError, DataError, closest_match, shorten, shorten_line
 from .evaluation import Evaluation
-from .paths import display_path, output_folder
+from .paths import display_path, expand_home, output_folder
 from .resnet import NUM_CLASSES
 from .runs.find import find_run
 from .runs.prediction import predict_logits
@@ -26,6 +26,9 @@ from .runs.run import Run
 
 HEADER = ["ID", "Labels"]
 SHAPE = (32, 32, 3)  # height, width, channels: unlike the rows of CIFAR-10's own files
+ID_CHARACTERS = 200
+LISTED_KEYS = 10
+FORMULA = re.compile(r"[=+@]|-(?!\d+$)")  # how one begins in a spreadsheet
 EXPECTED = "expected a pickle of {'data': uint8 (N, 32, 32, 3), 'ids': N different ids}"
 # Views of each image, whose logits are averaged; mirror and translations as in airbench.
 TTA_MODES = {"none": 1, "flip": 2, "flip_and_shift": 6}
@@ -66,14 +69,15 @@ def read_competition(path: str | Path) -> CompetitionTestSet:
     It holds `data`, uint8 (N, 32, 32, 3), and `ids`, a list or array of N integers or strings;
     keys and strings may be bytes. Raises `DataError`, in one line, for anything else.
     """
-    path = Path(path).expanduser()
+    path = expand_home(path)
     content = _unpickle(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: its content is {_kind(content)}; {EXPECTED}")
     content = {_text(key): value for key, value in content.items()}
     for key in ("data", "ids"):
         if key not in content:
-            found = ", ".join(map(repr, content)) or "none"
+            names = [shorten(name, 40) for name in list(content)[:LISTED_KEYS]]
+            found = ", ".join(names + ["…"] * (len(content) > LISTED_KEYS)) or "none"
             raise DataError(f"{path} has no key {key!r}; its keys: {found}; {EXPECTED}")
     images = _images(path, content["data"])
     return CompetitionTestSet(path, images, _ids(path, content["ids"], len(images)))
@@ -81,13 +85,16 @@ def read_competition(path: str | Path) -> CompetitionTestSet:
 
 def _unpickle(path: Path) -> Any:
     try:
-        content = path.read_bytes()
+        content = files.read_bytes(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        raise DataError(f"{display_path(path)} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the path
+        raise DataError(f"{shorten(str(path))} cannot be read: {error}") from None
     try:
+        files.check_pickle(content)
         return files.unpickle_arrays(content)
     except Exception as error:  # a damaged pickle may raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = shorten_line(str(error)) or type(error).__name__
         raise DataError(f"{path}: {reason}; {EXPECTED}; unpack an archive first") from None
 
 
@@ -113,7 +120,14 @@ def _ids(path: Path, ids: Any, images: int) -> tuple[str, ...]:
     for row, value in enumerate(listed):
         text = _text(value)
         if not text:
-            raise DataError(f"{path}: ids[{row}] is {value!r}, expected an integer or a string")
+            raise DataError(
+                f"{path}: ids[{row}] is {shorten(value)}, expected an integer or a string "
+                f"of at most {ID_CHARACTERS} printable characters"
+            )
+        if FORMULA.match(text):
+            raise DataError(
+                f"{path}: ids[{row}] is {shorten(text)}, which a spreadsheet takes for a formula"
+            )
         if text in rows:
             raise DataError(f"{path}: the id {text!r} appears twice, at {rows[text]} and {row}")
         rows[text] = row
@@ -124,10 +138,14 @@ def _text(value: Any) -> str:
     """An integer, a string, or bytes of UTF-8 as a string; anything else as an empty one."""
     if isinstance(value, bytes):
         try:
-            return value.decode()
+            value = value.decode()
         except UnicodeDecodeError:
             return ""
-    return str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return ""
+    if isinstance(value, int):
+        return str(value) if value.bit_length() <= 64 else ""
+    return value if len(value) <= ID_CHARACTERS and value.isprintable() else ""
 
 
 def _kind(value: Any) -> str:
@@ -140,7 +158,7 @@ def dry_run(dataset: Dataset) -> CompetitionTestSet:
     data = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"dry-run-{dataset.name}.pkl"
-        path.write_bytes(pickle.dumps({b"data": data, b"ids": list(range(len(data)))}))
+        path.write_bytes(files.pickle_arrays({b"data": data, b"ids": list(range(len(data)))}))
         return replace(read_competition(path), labels=labels)
 
 
@@ -262,7 +280,7 @@ def submission_path(
     parts = [Path(file).stem, run.record["variant"], run.path.resolve().name]
     parts += [tta] if tta != "none" else []
     root = output_folder(output_root)
-    path = Path(output).expanduser() if output else root / "submissions" / f"{'-'.join(parts)}.csv"
+    path = expand_home(output) if output else root / "submissions" / f"{'-'.join(parts)}.csv"
     if path.is_dir():
         raise ConfigError(f"output = {display_path(path)} is a folder; name a file in it")
     if path.exists():

@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from .errors import ConfigError, shorten
+
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent
 KAGGLE_INPUT = Path("/kaggle/input")  # data sets that the user added; read only
@@ -32,7 +34,7 @@ def output_folder(output_root: str | Path | None = None) -> Path:
     Kaggle it is in the one folder that is kept.
     """
     if output_root:
-        return Path(output_root).expanduser()
+        return expand_home(output_root)
     if host() == "Kaggle":
         return KAGGLE_WORKING / "outputs"
     return (PROJECT if (PROJECT / "params").is_dir() else Path.cwd()) / "outputs"
@@ -43,6 +45,14 @@ def host() -> str:
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         return "Kaggle"
     return "Colab" if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ else ""
+
+
+def expand_home(path: str | Path) -> Path:
+    """The path with a leading `~` replaced. Raises `ConfigError` for an unknown user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{shorten(str(path))}: there is no such user") from None
 
 
 def display_path(path: Path) -> str:

@@ -146,6 +146,19 @@ def test_unfinished_run_loses_an_old_notebook(finished, tmp_path):
     assert (run_folder(root) / "notebook.ipynb").read_text() != "old"
 
 
+def test_changed_notebook_is_neither_reported_nor_replaced(finished, tmp_path):
+    root = shutil.copytree(finished[0], tmp_path / "copy")
+    folder = run_folder(root)
+    assert {"notebook.ipynb", "report.html"} < load_run(folder).record["artifacts"].keys()
+    report = (folder / "report.html").read_bytes()
+    (folder / "notebook.ipynb").write_text("my notes")
+    refused = invoke(*words(root))
+    assert refused.exit_code == 1
+    assert "notebook.ipynb was changed after the run; rename or delete it" in refused.stderr
+    assert (folder / "notebook.ipynb").read_text() == "my notes"
+    assert (folder / "report.html").read_bytes() == report
+
+
 def test_report_command_writes_the_index(finished):
     root, _ = finished
     assert invoke("report", root).exit_code == 0
@@ -287,11 +300,10 @@ def test_signal_before_the_run_ends_the_command(tmp_path):
     assert "interrupted" in errors and "Traceback" not in errors
 
 
-def test_dead_kernel_leaves_the_run_finished(finished, tmp_path):
-    root = shutil.copytree(finished[0], tmp_path / "copy")
-    folder = run_folder(root)
+def start_notebook(root):
+    """The command that executes the notebook of a finished run, and its kernel."""
     for name in ("notebook.ipynb", "report.html"):
-        (folder / name).unlink()
+        (run_folder(root) / name).unlink()
     process = start(root)
     kernels = []
     while not kernels:
@@ -299,7 +311,30 @@ def test_dead_kernel_leaves_the_run_finished(finished, tmp_path):
         children = psutil.Process(process.pid).children(recursive=True)
         kernels = [child for child in children if "ipykernel_launcher" in child.cmdline()]
         time.sleep(0.05)
-    kernels[0].kill()
+    return process, kernels[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_signal_while_the_notebook_runs_keeps_the_run(finished, tmp_path, number):
+    root = shutil.copytree(finished[0], tmp_path / "copy")
+    process, kernel = start_notebook(root)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert errors.startswith("interrupted; the run is finished in ")
+    assert "Traceback" not in errors  # the kernel may say that it ends with its parent
+    psutil.wait_procs([kernel], timeout=30)
+    assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE
+    folder = run_folder(root)
+    assert load_run(folder).status == "done"
+    assert (folder / "report.html").exists() and not (folder / "notebook.ipynb").exists()
+
+
+def test_dead_kernel_leaves_the_run_finished(finished, tmp_path):
+    root = shutil.copytree(finished[0], tmp_path / "copy")
+    folder = run_folder(root)
+    process, kernel = start_notebook(root)
+    kernel.kill()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "the run is finished, but its notebook failed" in errors and "Traceback" not in errors
@@ -322,6 +357,23 @@ def test_output_folder_that_cannot_be_created(tmp_path):
     done = invoke(*words(tmp_path / "file"))
     assert done.exit_code == 1
     assert "the run folder cannot be" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["cp437", "cp932", "ascii"])
+def test_consoles_of_any_encoding(tmp_path, encoding):
+    for command in (["list"], ["runs"], ["clean"], ["run", "liet"], ["report", tmp_path]):
+        done = CliRunner(charset=encoding).invoke(main, [str(word) for word in command])
+        assert done.exit_code == (2 if "liet" in command else 0), done.exception
+    assert "lite" in done.output or "index.html" in done.output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has it")
+def test_full_and_closed_output_are_one_line():
+    for redirection, exit_code in ((">/dev/full", 1), ("<&- >&-", 0)):
+        command = f"{sys.executable} -m resnetlib list {redirection}"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+        assert done.returncode == exit_code
+        assert done.stderr in ("", "Error: the output cannot be written: No space left on device\n")
 
 
 # Other commands ----------------------------------------------------------------------------------

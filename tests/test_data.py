@@ -242,7 +242,7 @@ def test_load_dataset_names_damaged_genuine_file(cifar10, tmp_path, name):
     content[len(content) // 2] ^= 1
     (tmp_path / name).unlink()
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name} is damaged \(its MD5 is not"):
+    with pytest.raises(DataError, match=rf"{name} is damaged: its MD5 is \w{{32}} instead of"):
         load_dataset("cifar10", tmp_path)
 
 
@@ -294,3 +294,30 @@ def test_addresses_include_the_authors():
     hosts = [address.split("/")[2] for address in download.CIFAR10_ADDRESSES]
     assert "www.cs.toronto.edu" in hosts
     assert len(set(hosts)) >= 2
+
+
+def test_download_stops_at_the_published_size(small, tmp_path, monkeypatch):
+    """A server that sends more than the file has is cut off, and the next address is tried."""
+    content = small.read_bytes()
+    monkeypatch.setattr(download, "CIFAR10_ARCHIVE_BYTES", len(content))
+    with served(content * 3) as (endless, _), served(content) as (good, _):
+        folder = download.obtain_cifar10(tmp_path / "wanted", [endless, good])
+    assert (folder / "batches.meta").is_file()
+    with served(content * 3) as (endless, _), pytest.raises(DataError, match="content is wrong"):
+        download.obtain_cifar10(tmp_path / "other", [endless])
+    assert not list((tmp_path / "other").glob("*.part"))
+
+
+def test_missing_file_of_the_data_set_is_named(small, tmp_path):
+    small.unlink()
+    (small.parent / download.CIFAR10_FOLDER / "batches.meta").unlink()
+    with pytest.raises(DataError, match=r"cifar-10-batches-py lacks batches\.meta\."):
+        download.obtain_cifar10(small.parent, [])
+
+
+def test_data_that_is_too_large_is_not_read(small):
+    folder = small.parent / download.CIFAR10_FOLDER
+    with (folder / "test_batch").open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(DataError, match=r"test_batch cannot be read: it is larger than"):
+        data._read_checked(folder, "test_batch")

@@ -7,7 +7,9 @@ import pickle
 import stat
 import subprocess
 import sys
+import threading
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -116,9 +118,36 @@ def test_read_checksummed_compares_with_the_recorded_checksum(tmp_path):
         files.read_checksummed(path, recorded)
 
 
-def test_remove_temporaries_leaves_other_files(tmp_path):
+def test_temporaries_are_no_other_files(tmp_path):
     kept = [".lock", "run.json", ".run.json.mine", ".run.json.abcdefgh1", ".other.json.abcdefgh"]
     for name in [*kept, ".run.json.abcd_123"]:
         (tmp_path / name).touch()
-    files.remove_temporaries(tmp_path / "run.json")
-    assert {path.name for path in tmp_path.iterdir()} == set(kept)
+    assert files.temporaries(tmp_path / "run.json") == [tmp_path / ".run.json.abcd_123"]
+
+
+def test_lock_waits_for_who_only_looks(tmp_path):
+    """`is_locked` holds the lock for a moment, in which a run may start."""
+    looking = filelock.FileLock(tmp_path / ".lock", thread_local=False)
+    looking.acquire()
+    threading.Timer(files.LOCK_SECONDS / 10, looking.release).start()
+    with files.lock(tmp_path / ".lock"):
+        assert not looking.is_locked
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "large"])
+def test_read_bytes_refuses_what_may_not_end(tmp_path, kind):
+    path = tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"12345")
+    with pytest.raises(OSError, match=rf"(regular file|larger than 4 bytes|directory).*{kind}"):
+        files.read_bytes(path, 4)
+
+
+def test_read_json_refuses_deep_nesting(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        files.read_json(tmp_path / "deep.json")

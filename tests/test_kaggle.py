@@ -376,3 +376,67 @@ def test_class_balance_draws_shares_and_counts():
     assert "1,200 images most go to c (97.5 %), least to b (0.0 %)" in axes.get_title()
     assert axes.get_xlabel() and axes.get_ylabel()
     plt.close(axes.figure)
+
+
+def _nested_tuples(depth):
+    return b"\x80\x02}(K\x01" + b"\x85" * depth + b"K\x01u."
+
+
+def _shared(levels, *, container):
+    """A container that holds the last one ten times, and so on."""
+    content = container([0])
+    for _ in range(levels):
+        content = container([content] * 10)
+    return content
+
+
+BOMBS = {
+    "persistent id": b"\x80\x04\x8c\x01aQ.",
+    "a key of nested tuples": _nested_tuples(1_000_000),
+    "a key of shared tuples": pickle.dumps(({_shared(3, container=tuple): 1}, 0)),
+    "shared lists": pickle.dumps({"data": 1, "ids": [_shared(30, container=list)]}),
+    "nested lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+    "a number of 5,000 digits as key": pickle.dumps({10**5000: 1}),
+    "a number of 5,000 digits as id": 10**5000,
+    "a long id": "x" * 10_000_000,
+    "half a surrogate pair": "a\ud800",
+    "many keys": pickle.dumps(dict.fromkeys(range(10_000))),
+    "twice": b"\x80\x02]q\x002.",
+    "a frozen set": pickle.dumps(frozenset([1])),
+    "promised bytes": b"\x80\x04\x8e\xff\xff\xff\xff\xff\x00\x00\x00.",
+    "a memo of gigabytes": b"\x80\x02]r\xff\xff\xff\xff.",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_read_competition_refuses_bombs_in_one_line(write, pixels, tmp_path, name):
+    path = tmp_path / "bomb.pkl"
+    if isinstance(BOMBS[name], bytes):
+        path.write_bytes(BOMBS[name])
+    else:
+        path = write({b"data": pixels, b"ids": [BOMBS[name], 1, 2]})
+    with pytest.raises(DataError) as caught:
+        kaggle.read_competition(path)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "\n" not in message
+    assert len(message) < 400 + len(str(path))
+
+
+@pytest.mark.parametrize("formula", ["=1+1", "+1", "@SUM(A1)", "-A1", "=cmd|' /C calc'!A0"])
+def test_read_competition_refuses_formulas(write, pixels, formula):
+    with pytest.raises(DataError, match=r"ids\[1\] is .* a spreadsheet takes for a formula"):
+        kaggle.read_competition(write({b"data": pixels, b"ids": ["-7", formula, "5"]}))
+
+
+def test_read_competition_refuses_what_is_not_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**40)
+    for name, message in {"pipe": "regular", "zero": "regular", "sparse": "larger"}.items():
+        with pytest.raises(DataError, match=f"{name} cannot be read: it is .*{message}"):
+            kaggle.read_competition(tmp_path / name)
+    with pytest.raises(DataError, match="null"):
+        kaggle.read_competition("a\0b")
+    with pytest.raises(ConfigError, match="no such user"):
+        kaggle.read_competition("~nosuchuser/test.pkl")

@@ -36,6 +36,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "class_matrix",
             "color_limit",
             "figure_png",
+            "drawable",
+            "drawable_names",
             "figure_style",
             "figure_svg",
             "variant_color",

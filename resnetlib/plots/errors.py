@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from .style import class_matrix, figure_style, variant_color
+from .style import class_matrix, drawable_names, figure_style, variant_color
 
 
 def confusion_difference(
@@ -28,7 +28,7 @@ def confusion_difference(
         classes: names of the C classes.
         names: labels of the two networks.
     """
-    difference = np.asarray(first) - np.asarray(second)
+    difference, names = np.asarray(first) - np.asarray(second), drawable_names(names)
     limit = max(int(abs(difference).max()), 1)
     with figure_style(**{"axes.grid": False}):
         _, axes = plt.subplots(figsize=(8.6, 7), layout="constrained")
@@ -73,7 +73,7 @@ def difference_intervals(table: pd.DataFrame, reference: str) -> Axes:
                 capsize=3,
             )
         axes.axvline(0, color="0.25", linewidth=1)
-        axes.set_yticks(range(len(table)), table.index)
+        axes.set_yticks(range(len(table)), drawable_names(table.index))
         axes.set_ylim(len(table) - 0.5, -0.5)
         axes.set_xlabel(
             f"accuracy minus that of {reference} (percentage points, each with its 95 % interval)"
@@ -236,6 +236,7 @@ def robustness(
             vmax=10 * np.ceil(accuracies.max(axis=None) / 10),
             cbar=False,
             linewidths=0.5,
+            yticklabels=drawable_names(accuracies.index),
             ax=left,
         )
         left.grid(False)

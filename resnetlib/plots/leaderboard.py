@@ -24,7 +24,7 @@ from matplotlib.transforms import Bbox
 from ..analysis.significance import format_points
 from ..experiment import DEFAULT_BUDGET
 from .architecture import INK
-from .style import figure_style, variant_color
+from .style import drawable_names, figure_style, variant_color
 
 
 def sizes(
@@ -204,7 +204,7 @@ def published_against_reproduced(table: pd.DataFrame) -> Axes:
         axes.text(
             1.02, 1.01, "points", transform=axes.transAxes, va="bottom", fontsize=9, color="0.35"
         )
-        axes.set_yticks(range(len(table)), table["name"])
+        axes.set_yticks(range(len(table)), drawable_names(table["name"]))
         axes.set(xlabel="test accuracy (CIFAR-10)", ylim=(-0.6, max(len(table), 1) - 0.4))
         axes.margins(x=0.08)
         axes.grid(axis="y", alpha=0)

@@ -17,7 +17,14 @@ from ..data import TRAINING_IMAGES
 from ..experiment import Experiment
 from ..schedule import learning_rate
 from ..schema import Recipe
-from .style import TRAIN_COLOR, class_matrix, color_limit, figure_style, variant_color
+from .style import (
+    TRAIN_COLOR,
+    class_matrix,
+    color_limit,
+    drawable_names,
+    figure_style,
+    variant_color,
+)
 
 
 def curves(history: pd.DataFrame, experiment: Experiment) -> list[Axes]:
@@ -260,7 +267,7 @@ def before_after(before: np.ndarray, after: Mapping[str, np.ndarray], title: str
 
 def class_balance(counts: np.ndarray, classes: Sequence[str], variant: str) -> Axes:
     """Share of the images predicted as each class, in per cent; counts (C,), classes C names."""
-    counts = np.asarray(counts)
+    counts, classes = np.asarray(counts), drawable_names(classes)
     expected = 100 / len(counts)
     shares = 100 * counts / counts.sum()
     with figure_style():

@@ -1,8 +1,9 @@
 """Colours and style shared by all figures."""
 
 import io
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 # One colour per variant, everywhere: distinct with red-green blindness too, dark enough for a line
 # on white. Seaborn's colour-blind safe palette without its pale pink, its yellow and its grey.
@@ -41,27 +43,51 @@ STYLE = {
     "grid.alpha": 0.3,
     "savefig.bbox": "tight",
 }
+TEXT_LINES, LINE_CHARACTERS, NAME_CHARACTERS = 4, 150, 30  # the last of a name beside an axis
 
 
 @contextmanager
 def figure_style(**changes: object) -> Iterator[None]:
     """Use the project's style within a `with` block, with changes such as `**{"axes.grid": False}`.
 
+    Texts of the figures made in it become `drawable`, since a stranger may have named the classes.
     Not `plt.rc_context`: that would also undo what a notebook's backend sets when the first figure
     loads it, and no later figure would be displayed.
     """
     style = STYLE | changes
     before = {name: plt.rcParams[name] for name in style}
+    others = set(plt.get_fignums())
     plt.rcParams.update(style)
     try:
         yield
+        for number in set(plt.get_fignums()) - others:
+            for text in plt.figure(number).findobj(Text):
+                text.set_text(drawable(text.get_text()))
     finally:
         plt.rcParams.update(before)
 
 
+def drawable(text: str, length: int = LINE_CHARACTERS) -> str:
+    """A name or caption as it can be drawn: shortened, no formula, only printable characters."""
+    lines = str(text)[:10_000].split("\n")[:TEXT_LINES]
+    return "\n".join(_drawable_line(line, length) for line in lines)
+
+
+def drawable_names(names: Iterable[str]) -> list[str]:
+    """The same for the names beside an axis."""
+    return [drawable(name, NAME_CHARACTERS) for name in names]
+
+
+def _drawable_line(line: str, length: int) -> str:
+    line = "".join(character if character.isprintable() else "�" for character in line)
+    line = line if len(line) <= length else f"{line[: length - 1]}…"
+    return re.sub(r"(?<!\\)\$", r"\\$", line)  # matplotlib takes $…$ for a formula
+
+
 def variant_color(variant: str) -> tuple[float, float, float]:
     """The variant's colour; for a name that has none one of `OTHER_COLORS`, always the same."""
-    other = OTHER_COLORS[zlib.crc32(variant.encode()) % len(OTHER_COLORS)]
+    number = zlib.crc32(variant.encode(errors="replace"))
+    other = OTHER_COLORS[number % len(OTHER_COLORS)]
     return to_rgb(VARIANT_COLORS.get(variant, other))
 
 
@@ -85,12 +111,13 @@ def _figure_bytes(axes: Axes, **settings: Any) -> bytes:
 
 def class_matrix(axes: Axes, values: np.ndarray, classes: Sequence[str], **settings: Any) -> None:
     """Draw a square per true class (row) and predicted class (column); `sns.heatmap`'s settings."""
+    names = drawable_names(classes)
     sns.heatmap(
         values,
         square=True,
         linewidths=0.5,
-        xticklabels=classes,
-        yticklabels=classes,
+        xticklabels=names,
+        yticklabels=names,
         annot_kws={"size": 9},
         ax=axes,
         **settings,

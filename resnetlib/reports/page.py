@@ -19,7 +19,7 @@ from ..plots.leaderboard import accuracy_against, overlaid_curves, published_aga
 from ..plots.style import figure_svg, variant_color
 from ..progress import duration
 from ..runs.find import find_runs, split_unreadable
-from ..runs.run import RECIPE_CAVEAT, Run
+from ..runs.run import PAGES, RECIPE_CAVEAT, Run
 from .leaderboard import experiments, format_accuracy, own_recipes
 from .ranking import best_for_size, significantly_best, with_statistics, within_budget
 from .run_report import TEMPLATES
@@ -69,7 +69,7 @@ def write_index(root: Path | None = None) -> Path:
         )
     )
     path = root / "index.html"
-    files.write_text(path, content)
+    files.write_bytes(path, content.encode(errors="replace"))
     return path
 
 
@@ -87,7 +87,7 @@ def _environment() -> jinja2.Environment:
         "p_value": format_p_value,
         "points": format_points,
     }
-    environment.globals["inline"] = lambda name: Markup(
+    environment.globals["inline"] = lambda name: Markup(  # noqa: S704  a file of this package
         (TEMPLATES / name).read_text(encoding="utf-8")
     )
     return environment
@@ -147,9 +147,8 @@ def _link(run: Run, root: Path) -> str:
 
 
 def _page_of(run: Run) -> Path:
-    """The report of a run, else its notebook, else its folder."""
-    pages = [run.path / name for name in ("report.html", "notebook.ipynb")]
-    return next((page for page in pages if page.is_file()), run.path)
+    """The report of a run, else its notebook, else its folder; no page that was changed."""
+    return next((run.path / name for name in PAGES if run.keeps(name)), run.path)
 
 
 def _figures(own: list[dict[str, Any]]) -> dict[str, dict[str, str]]:

@@ -17,11 +17,13 @@ from nbconvert import HTMLExporter, preprocessors
 from nbformat import NotebookNode, v4
 
 from .. import files, plots
-from ..errors import RunError
+from ..errors import RunError, shorten_line
 from ..paths import display_path
 from ..plots.style import figure_png, variant_color
 from ..progress import duration
+from ..runs.find import split_unreadable
 from ..runs.imports import describe_source
+from ..runs.record import record_checksums
 from ..runs.run import RECIPE_CAVEAT, Run
 from ..size import measure_size
 
@@ -42,6 +44,7 @@ DISPLAY_PRIORITY = (
 COALESCE_STREAMS = getattr(preprocessors, "CoalesceStreamsPreprocessor", None) or (
     preprocessors.coalesce_streams
 )
+FACT_CHARACTERS = 2000
 SOFTWARE = ("python", "torch", "resnetlib")
 UNFINISHED = {
     "running": "The run has not finished: it is still running, or it was killed.",
@@ -62,19 +65,22 @@ def write_report(run: Run, notebook: Path | None = None) -> Path:
 
     `notebook` is the executed notebook, by default the run folder's own `notebook.ipynb`. A run
     without one, such as a failed one, gets its summary and the curves of its history; imported
-    weights get their figures. Raises
-    `RunError` where the given file is missing or is not a notebook.
+    weights get their figures. Raises `RunError` where the given file is missing or is not a
+    notebook, and where the run's own is not the one that was recorded.
     """
     path = run.path / "report.html"
-    files.write_text(path, report_html(run, notebook))
+    page = report_html(run, notebook)
+    files.write_bytes(path, page.encode(errors="replace"))  # text may hold half a surrogate pair
+    if "notebook.ipynb" in run.record.get("artifacts", {}):  # not so for records of older versions
+        record_checksums(run.path, [path.name])
     return path
 
 
 def report_html(run: Run, notebook: Path | None = None) -> str:
     """The page that `write_report` writes."""
     path = notebook or run.path / "notebook.ipynb"
-    if notebook or path.is_file():
-        content = _read_notebook(path)
+    if notebook or path.exists():
+        content = _parse_notebook(path, _read(path) if notebook else run.read(path.name))
     else:
         content = _figures_notebook(run) if run.is_imported else _history_notebook(run)
     _describe_images(content, run.record["variant"])
@@ -89,20 +95,67 @@ def report_html(run: Run, notebook: Path | None = None) -> str:
     )
     exporter.config.NbConvertBase.display_data_priority = list(DISPLAY_PRIORITY)
     exporter.register_preprocessor(COALESCE_STREAMS, True)
-    html, _ = exporter.from_notebook_node(content, {"run": summary(run)})
+    facts = summary(run)
+    try:
+        html, _ = exporter.from_notebook_node(content, {"run": facts})
+    except Exception as error:  # of a notebook that a stranger may have written
+        reason = shorten_line(str(error) or type(error).__name__)
+        raise RunError(f"{display_path(path)} cannot be made into a page: {reason}") from error
     return html
 
 
-def _read_notebook(path: Path) -> NotebookNode:
-    if not path.is_file():
+def _read(path: Path) -> bytes:
+    try:
+        return files.read_bytes(path)
+    except FileNotFoundError:
         raise RunError(
             f"{display_path(path)} is missing: a report needs an executed notebook, "
             "such as papermill's output"
-        )
+        ) from None
+    except OSError as error:
+        raise RunError(f"{display_path(path)} cannot be read: {error.strerror}") from None
+
+
+def _parse_notebook(path: Path, content: bytes) -> NotebookNode:
     try:
-        return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, ValueError):
+        notebook = nbformat.reads(content.decode(), as_version=4)
+        _bound_size(notebook)
+        return notebook
+    except Exception:  # a stranger may have written the file
         raise RunError(f"{display_path(path)} is not a readable notebook") from None
+
+
+# Characters of one source, output or image in a report, and of all; sources take longest to render.
+LIMITS = {"source": 20_000, "output": 100_000, "image": 12_000_000}
+TOTALS = {"source": 200_000, "output": 1_000_000, "image": 12_000_000}
+CELLS = 1000
+
+
+def _bound_size(notebook: NotebookNode) -> None:
+    """Shorten long texts, and leave out texts, images and cells beyond what a page can hold."""
+    left = dict(TOTALS)
+    del notebook.cells[CELLS:]
+    for cell in notebook.cells:
+        cell.source = _bounded(cell.source, left, "source")
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                output.text = _bounded(output.text, left, "output")
+            data = output.get("data", {})
+            for kind, content in data.items():
+                image = kind.startswith("image/") and kind != "image/svg+xml"
+                data[kind] = _bounded(content, left, "image" if image else "output")
+
+
+def _bounded(content: Any, left: dict[str, int], kind: str) -> Any:
+    """The content, shortened to what is left of its kind; an image is whole or empty."""
+    if not isinstance(content, str):
+        return content
+    most = min(left[kind], LIMITS[kind])
+    if len(content) > most:
+        omitted = f"\n… {len(content) - most:,} more characters are left out"
+        content = "" if kind == "image" else content[:most] + omitted
+    left[kind] -= min(len(content), left[kind])
+    return content
 
 
 def _history_notebook(run: Run) -> NotebookNode:
@@ -137,8 +190,9 @@ def summary(run: Run) -> dict[str, Any]:
     experiment, record = run.experiment, run.record
     name = f"{experiment.variant} on {experiment.dataset}, {run.origin}"
     problem = UNFINISHED.get(run.status)
-    if not problem and not (run.path / "metrics.json").is_file():
-        problem = "metrics.json is missing."
+    if not problem:
+        _, faults = split_unreadable([run])
+        problem = next((f"The run cannot be read: {fault}." for fault in faults.values()), None)
     measured = None if problem else _measured(run)
     outcome = f"{100 * measured['accuracy']:.2f} %" if measured else run.status
     return {
@@ -147,11 +201,13 @@ def summary(run: Run) -> dict[str, Any]:
         "title": experiment.title,
         "status": run.status,
         "problem": problem,
-        "error": record.get("error"),
+        "error": shorten_line(str(record["error"]), FACT_CHARACTERS) if "error" in record else None,
         "color": to_hex(variant_color(experiment.variant)),
         "measured": measured,
         "size": _size(run),
-        "facts": dict(_facts(run)),
+        "facts": {
+            name: shorten_line(str(fact), FACT_CHARACTERS) for name, fact in _facts(run) if fact
+        },
     }
 
 
@@ -271,8 +327,24 @@ _SANITIZER = bleach.Cleaner(
 )
 
 
+DEEPEST = 100  # elements inside each other; the sanitizer needs the square of the depth
+_UNCLOSED = {"br", "dd", "dt", "hr", "img", "input", "li", "link", "meta", "p", "td", "th", "tr"}
+
+
+def _depth(html: str) -> int:
+    """How many elements are inside each other, at most."""
+    depth = deepest = 0
+    for closes, name in re.findall(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)", html):
+        if name.lower() not in _UNCLOSED:
+            depth += -1 if closes else 1
+            deepest = max(deepest, depth)
+    return deepest
+
+
 def clean_html(html: str) -> str:
     """HTML without scripts, styles and remote addresses; tables and text stay."""
+    if _depth(str(html)) > DEEPEST:
+        return f"<p>HTML with more than {DEEPEST} elements inside each other is left out.</p>"
     html = re.sub(r"<(script|style)\b.*?</\1\s*>", "", str(html), flags=re.DOTALL | re.IGNORECASE)
     html = html.replace('src="data:image/', f'src="{_EMBEDDED}')
     html = _SANITIZER.clean(html)

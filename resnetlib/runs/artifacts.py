@@ -16,7 +16,7 @@ from ..data import Dataset
 from ..evaluation import Evaluation, wilson_interval
 from ..experiment import Experiment
 from ..size import measure_size
-from .record import write_record
+from .record import record_checksums
 from .run import WEIGHTS, Run
 
 
@@ -195,6 +195,5 @@ def redraw_figures(run: Run, images: Tensor) -> list[str]:
         write_figures(drawn, history, run.evaluation, images, run.experiment)
         for name in kept:
             files.write_bytes(run.path / "figures" / name, (drawn / name).read_bytes())
-    checksums = {f"figures/{name}": files.sha256(run.path / "figures" / name) for name in kept}
-    write_record(run.path, run.record | {"artifacts": run.record["artifacts"] | checksums})
+    record_checksums(run.path, [f"figures/{name}" for name in kept])
     return kept

@@ -5,7 +5,6 @@ import re
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from ..paths import display_path
 from ..training import Callback, Trainer
 from .artifacts import write_history
 from .record import write_record
+from .run import CHECKPOINTS
 
 CHECKPOINTS_KEPT = 2
-PATTERN = "epoch-*.pt"
 
 
 def to_bytes(state: Any) -> bytes:
@@ -59,23 +58,8 @@ def save_checkpoint(
 
 def checkpoint_checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every checkpoint file, by name, oldest first."""
-    paths = sorted((folder / "checkpoints").glob(PATTERN))
+    paths = sorted((folder / "checkpoints").glob(CHECKPOINTS))
     return {path.name: files.sha256(path) for path in paths if path.is_file()}
-
-
-def drop_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of a run, and their folder unless it holds other files."""
-    remove_temporaries(folder)
-    for path in (folder / "checkpoints").glob(PATTERN):
-        with suppress(OSError):  # a folder of that name
-            path.unlink()
-    with suppress(OSError):
-        (folder / "checkpoints").rmdir()
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files that a killed run left while saving."""
-    files.remove_temporaries(folder / "checkpoints" / PATTERN)
 
 
 def describe_saved(folder: Path) -> str:
@@ -88,7 +72,7 @@ def describe_saved(folder: Path) -> str:
 
 def last_position(folder: Path) -> str:
     """The position of the newest checkpoint, such as `epoch 3, step 20`; empty without any."""
-    names = sorted(path.name for path in (folder / "checkpoints").glob(PATTERN))
+    names = sorted(path.name for path in (folder / "checkpoints").glob(CHECKPOINTS))
     if not names:
         return ""
     epoch, step = map(int, re.findall(r"\d+", names[-1])[:2])
@@ -105,7 +89,7 @@ def load_checkpoint(
     undamaged file does. Bad files are passed over with a warning that names them and the one used
     instead; when all are bad, `RunError`: a run never starts over in silence.
     """
-    present = sorted(path.name for path in (folder / "checkpoints").glob(PATTERN))
+    present = sorted(path.name for path in (folder / "checkpoints").glob(CHECKPOINTS))
     expected = dict.fromkeys(present) if recorded is None else recorded
     bad = [name for name in present if name not in expected]
     for name in reversed(expected):

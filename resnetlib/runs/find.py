@@ -1,6 +1,7 @@
 """Find runs: the one rule for which run is meant, and which run folders can be read."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -8,11 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import files
 from ..config import list_variants
-from ..errors import ConfigError, RunError, UserError, closest_match
-from ..paths import PROJECT, display_path, output_folder
-from .run import WEIGHTS, Run, load_run
+from ..errors import ConfigError, RunError, UserError, closest_match, shorten, shorten_line
+from ..paths import PROJECT, display_path, expand_home, output_folder
+from .run import FINISHED, WEIGHTS, Run, load_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +21,6 @@ NEEDS = {"weights": WEIGHTS, "predictions": "predictions.npz"}  # what may be ne
 # Overrides that leave a variant's own recipe what it is.
 NOT_RECIPE = {"seed", "dataset", "budget"}
 NUMBERS = ("test_accuracy", "test_images", "ece")
-FINISHED = ("done", "imported")  # with results
 LISTED_RUNS = 5  # in an error message
 
 
@@ -67,7 +66,7 @@ def find_run(
 
 def _run_folder(wanted: str | Path, output_root: str | Path | None) -> Path | None:
     """The run folder of this name; None where there is none."""
-    relative = Path(wanted).expanduser()
+    relative = expand_home(wanted)
     places = [Path(), PROJECT]
     if len(relative.parts) == 2:  # variant/folder-name
         places += [output_folder(output_root), _reference()]
@@ -158,12 +157,7 @@ def finished_runs(
 
 def keeps(run: Run, needs: str | None) -> bool:
     """Whether the run has an undamaged file of what is needed."""
-    try:
-        if needs is not None:
-            _check_file(run, NEEDS[needs])
-    except (RunError, KeyError):
-        return False
-    return True
+    return needs is None or run.keeps(NEEDS[needs])
 
 
 def _known_runs(output_root: str | Path | None) -> list[Run]:
@@ -261,47 +255,53 @@ def _fault(run: Run, *, metrics_only: bool = False) -> str | None:
         if not metrics_only:
             _check_results(run)
     except KeyError as error:
-        return f"one of its files lacks {error}"
-    except (UserError, OSError, ValueError, TypeError, AttributeError) as error:
+        return shorten_line(f"one of its files lacks {error}")
+    except Exception as error:  # a stranger may have written any of the files
         # Without the absolute path of the folder: the leaderboard page may be shared.
-        message = str(error).replace(f"{run.path}{os.sep}", "")
-        return " ".join(message.split())
+        message = str(error).replace(f"{display_path(run.path)}/", "")
+        return shorten_line(message.replace(f"{run.path}{os.sep}", ""), 300)
     return None
 
 
 def _check_metrics(run: Run) -> None:
     """Read the record and the metrics of a run, so that what is missing is found here."""
     machine_of(run)
-    if not isinstance(run.record["overrides"], dict):
-        raise RunError("run.json is damaged: overrides is not a mapping")
-    _ = [run.record[key] for key in ("variant", "dataset", "seed", "dataset_checksums")]
+    kinds = {"variant": str, "dataset": str, "seed": int, "overrides": dict}
+    for key, kind in (kinds | {"dataset_checksums": dict}).items():
+        if not isinstance(run.record[key], kind):
+            raise RunError(f"run.json is damaged: its {key!r} is not of the kind {kind.__name__}")
     if run.status in FINISHED:
-        numbers = NUMBERS if run.is_imported else (*NUMBERS, "train_seconds")
-        _check_file(run, "metrics.json")
-        if not all(math.isfinite(run.metrics[name]) for name in numbers):
-            raise RunError("metrics.json holds a number that is not finite")
+        for name in NUMBERS if run.is_imported else (*NUMBERS, "train_seconds"):
+            value = run.metrics[name]
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise RunError(f"metrics.json is damaged: its {name!r} is not a finite number")
         _ = run.origin
 
 
 def _check_results(run: Run) -> None:
-    """Read the experiment of a run and the header of its history."""
-    if run.status in FINISHED:
-        _check_file(run, "experiment.yaml")
+    """Read the experiment, the history and the predictions, and compare them with the metrics."""
+    experiment, record = run.experiment, run.record
+    if experiment.digest != record["experiment"]:
+        raise RunError("experiment.yaml is not the experiment that run.json names")
+    for key in ("variant", "dataset", "seed"):
+        if getattr(experiment, key) != record[key]:
+            raise RunError(f"run.json and experiment.yaml differ in the {key}")
     if run.status == "done":
-        _check_file(run, "history.csv")
-        with (run.path / "history.csv").open(encoding="utf-8", newline="") as history:
-            missing = {"epoch", "test_accuracy"} - set(next(csv.reader(history), []))
-        if missing:
+        content = io.StringIO(run.read("history.csv").decode())
+        *_, last = csv.DictReader(content) or [{}]
+        if missing := {"epoch", "test_accuracy"} - last.keys():
             raise RunError(f"history.csv lacks {', '.join(sorted(missing))}")
-    _ = run.experiment
+        _compare(run, "test_accuracy", float(last["test_accuracy"]), "history.csv")
+        if (run.path / "predictions.npz").is_file():
+            _compare(run, "selected_test_accuracy", run.evaluation.accuracy, "predictions.npz")
 
 
-def _check_file(run: Run, name: str) -> None:
-    path = run.path / name
-    if not path.is_file():
-        raise RunError(f"{name} is missing")
-    if files.sha256(path) != run.record["artifacts"][name]:
-        raise RunError(f"{name} is damaged: it is not what run.json recorded")
+def _compare(run: Run, metric: str, value: float, name: str) -> None:
+    if not math.isclose(run.metrics[metric], value, rel_tol=1e-6):
+        raise RunError(
+            f"metrics.json has a {metric} of {shorten(run.metrics[metric])}, "
+            f"which is not that of {name}, {value:.6g}"
+        )
 
 
 def machine_of(run: Run) -> str:

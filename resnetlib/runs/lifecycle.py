@@ -22,15 +22,12 @@ from .checkpoint import (
     Checkpointer,
     checkpoint_checksums,
     describe_saved,
-    drop_checkpoints,
     last_position,
     load_checkpoint,
-    remove_temporaries,
 )
 from .drive import CopyToDrive, copy_run, fetch_run, is_done, local_folder, read_record
 from .interrupts import StopOnSignal
 from .record import (
-    ARTIFACTS,
     artifact_checksums,
     check_fingerprint,
     make_folder,
@@ -38,9 +35,8 @@ from .record import (
     now,
     write_record,
 )
-from .run import Run, load_run
-
-PAGES = ("report.html", "notebook.ipynb")  # made from a run, beside it
+from .run import ARTIFACTS, PAGES, Run, load_run
+from .upkeep import drop_checkpoints, remove_leftovers
 
 
 def check_experiment(experiment: Experiment) -> DeviceSettings:
@@ -89,7 +85,7 @@ def train(
     make_folder(folder)
     with _explained(experiment, folder), files.lock(folder / ".lock"):
         before = None if experiment.execution.fresh else _previous_record(folder, experiment)
-        _remove_temporaries(folder)
+        remove_leftovers(folder)
         if before and before["status"] == "done":
             if not before.get("keeps_checkpoints", True):  # it may have been killed just before
                 drop_checkpoints(folder)
@@ -178,13 +174,6 @@ def _previous_record(folder: Path, experiment: Experiment) -> dict[str, Any] | N
             f"{record['seed']}); name another folder, or `fresh: true` to replace it"
         )
     return record
-
-
-def _remove_temporaries(folder: Path) -> None:
-    """Remove what a killed process left of files that it was writing."""
-    for name in ("run.json", *ARTIFACTS, *PAGES):
-        files.remove_temporaries(folder / name)
-    remove_temporaries(folder)
 
 
 def start_over(folder: Path, record: dict[str, Any]) -> None:

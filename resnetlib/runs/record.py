@@ -3,7 +3,7 @@
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..device import DeviceSettings, resolve_device_settings
 from ..errors import RunError
 from ..experiment import Experiment
 from ..paths import PROJECT, display_path
-from .run import WEIGHTS
+from .run import ARTIFACTS, FINISHED, load_run
 
 RNG_LIBRARIES = ("numpy", "scipy", "scikit-learn")  # used to draw splits and mixing weights
 STEP_MODULES = (  # whose source decides what a training step computes
@@ -33,20 +33,6 @@ STEP_MODULES = (  # whose source decides what a training step computes
     "training",
 )
 VERSIONS_OF = ("resnetlib", "torch", "torchvision", "numpy", "scikit-learn")
-ARTIFACTS = (
-    "experiment.yaml",
-    "summary.txt",
-    "history.csv",
-    "metrics.json",
-    "confusion_matrix.csv",
-    "per_class.csv",
-    "predictions.npz",
-    WEIGHTS,
-    "figures/confusion_matrix.png",
-    "figures/curves.png",
-    "figures/mistakes.png",
-    "figures/reliability.png",
-)
 
 
 def make_folder(folder: Path) -> None:
@@ -136,7 +122,10 @@ def _git_state() -> dict[str, Any] | None:
 
     def ask(*words: str) -> str:
         command = ["git", "-C", str(PROJECT), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(  # noqa: S603  the words below
+            command, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
 
     try:
         changed = ask("status", "--porcelain", "--untracked-files=no")
@@ -159,6 +148,17 @@ def artifact_checksums(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): files.sha256(path) for path in artifact_paths(folder)
     }
+
+
+def record_checksums(folder: Path, names: Sequence[str]) -> None:
+    """Renew the SHA-256 of these files in the record of a finished run, after they were written."""
+    if load_run(folder).record["status"] not in FINISHED:
+        return
+    with files.lock(folder / ".lock"):
+        record = load_run(folder).record
+        if record["status"] in FINISHED:
+            checksums = {name: files.sha256(folder / name) for name in names}
+            write_record(folder, record | {"artifacts": record["artifacts"] | checksums})
 
 
 def check_fingerprint(

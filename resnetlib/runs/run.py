@@ -1,5 +1,9 @@
-"""Read a run folder."""
+"""Read a run folder. What `run.json` has a checksum of is checked where it is read."""
 
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..config import list_variants, load_experiment
-from ..errors import RunError
+from ..errors import RunError, shorten_line
 from ..experiment import Experiment
 from ..paths import display_path
 
@@ -18,6 +22,23 @@ if TYPE_CHECKING:  # the record and the metrics of a run are read without torch 
     from ..evaluation import Evaluation
 
 WEIGHTS = "model.safetensors"
+ARTIFACTS = (
+    "experiment.yaml",
+    "summary.txt",
+    "history.csv",
+    "metrics.json",
+    "confusion_matrix.csv",
+    "per_class.csv",
+    "predictions.npz",
+    WEIGHTS,
+    "figures/confusion_matrix.png",
+    "figures/curves.png",
+    "figures/mistakes.png",
+    "figures/reliability.png",
+)
+FINISHED = ("done", "imported")  # statuses whose artifacts are complete
+PAGES = ("report.html", "notebook.ipynb")  # made from a run; older records have no checksum of them
+CHECKPOINTS = "epoch-*.pt"  # names in the folder `checkpoints`
 COMPARED = (  # label, name in `published` and in metrics.json, scale
     ("parameters", "parameters", 1),
     ("train accuracy, last epoch", "train_accuracy", 100),
@@ -37,10 +58,45 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """`run.json`: status, fingerprint, versions, checksums."""
+        path = self.path / "run.json"
+        with _named(path):
+            try:
+                record = files.read_json(path)
+            except json.JSONDecodeError:
+                raise ValueError("it is not JSON") from None
+            if not isinstance(record, dict):
+                raise ValueError("it is not a JSON object")
+            if not isinstance(record.get("status"), str):
+                raise ValueError("it lacks a 'status'")
+            return record
+
+    def read(self, name: str) -> bytes:
+        """The content of a file of the run.
+
+        Raises `RunError` where it cannot be read, and where the run is finished and the content is
+        not what `run.json` recorded.
+        """
+        path = self.path / name
+        with _named(path):
+            content = files.read_bytes(path)
+            if self.record["status"] in FINISHED:
+                self._check(name, content)
+            return content
+
+    def _check(self, name: str, content: bytes) -> None:
+        artifacts = self.record.get("artifacts")
+        if not isinstance(artifacts, dict) or name not in {*artifacts, *PAGES}:
+            raise ValueError("run.json has no checksum of it")
+        if name in artifacts and artifacts[name] != files.sha256_of(content):
+            raise ValueError("it is not what run.json recorded")
+
+    def keeps(self, name: str) -> bool:
+        """Whether the run has the file, undamaged."""
         try:
-            return files.read_json(self.path / "run.json")
-        except ValueError:
-            raise RunError(f"{self.path / 'run.json'} is damaged: it is not JSON") from None
+            self.read(name)
+        except RunError:
+            return False
+        return True
 
     @property
     def status(self) -> str:
@@ -75,6 +131,7 @@ class Run:
 
     @cached_property
     def experiment(self) -> Experiment:
+        self.read("experiment.yaml")
         return load_experiment(str(self.path / "experiment.yaml"))
 
     @cached_property
@@ -88,12 +145,19 @@ class Run:
 
         if self.is_imported:
             raise RunError(f"{display_path(self.path)} has no history: it was trained elsewhere")
-        return pd.read_csv(self.path / "history.csv")
+        content = self.read("history.csv")
+        with _named(self.path / "history.csv"):
+            return pd.read_csv(io.BytesIO(content))
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """`metrics.json`; accuracies are fractions of 1."""
-        return files.read_json(self.path / "metrics.json")
+        content = self.read("metrics.json")
+        with _named(self.path / "metrics.json"):
+            metrics = json.loads(content)
+            if not isinstance(metrics, dict):
+                raise ValueError("it is not a JSON object")
+            return metrics
 
     @cached_property
     def evaluation(self) -> "Evaluation":
@@ -103,7 +167,8 @@ class Run:
 
         from ..evaluation import Evaluation
 
-        with np.load(self.path / "predictions.npz") as kept:
+        content = io.BytesIO(self.read("predictions.npz"))
+        with _named(self.path / "predictions.npz"), np.load(content) as kept:
             return Evaluation(
                 torch.from_numpy(kept["logits"]),
                 torch.from_numpy(kept["labels"]),
@@ -112,7 +177,7 @@ class Run:
 
     @property
     def summary(self) -> str:
-        return (self.path / "summary.txt").read_text(encoding="utf-8")
+        return self.read("summary.txt").decode(errors="replace")
 
     @property
     def headline(self) -> str:
@@ -197,7 +262,9 @@ class Run:
             raise RunError(
                 f"{display_path(self.path)} has no weights; they are kept for one seed of a variant"
             )
-        return _with_weights(self.experiment, self.path / WEIGHTS)
+        content = self.read(WEIGHTS)
+        with _named(self.path / WEIGHTS):
+            return _with_weights(self.experiment, content)
 
     @property
     def has_weights(self) -> bool:
@@ -208,17 +275,32 @@ def load_run(path: str | Path) -> Run:
     """Read a run folder. Raises `RunError` when it is none."""
     path = Path(path)
     if not (path / "run.json").is_file():
-        raise RunError(f"{path} is no run folder: it has no run.json")
+        raise RunError(f"{display_path(path)} is not a run folder: it has no run.json")
     return Run(path)
 
 
-def _with_weights(experiment: Experiment, path: Path) -> "nn.Module":
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn whatever reading or parsing a file raises into a `RunError` that names the file."""
+    name = f"{display_path(path.parent)}/{path.name}"  # of a link, not of what it leads to
+    try:
+        yield
+    except FileNotFoundError:
+        raise RunError(f"{name} is missing") from None
+    except Exception as error:  # a stranger may have written the file
+        deep = isinstance(error, MemoryError | RecursionError)
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = "it needs too much memory or is nested too deeply" if deep else reason
+        raise RunError(f"{name} is damaged: {shorten_line(reason)}") from None
+
+
+def _with_weights(experiment: Experiment, content: bytes) -> "nn.Module":
     import safetensors.torch
 
     from ..resnet import build_model
 
     model = build_model(experiment.architecture)
-    weights = safetensors.torch.load(path.read_bytes())
+    weights = safetensors.torch.load(content)
     model.load_state_dict(
         {
             name: tensor.float() if tensor.is_floating_point() else tensor

@@ -37,9 +37,7 @@ from ..resnet import ResNet, build_model
 from ..schedule import learning_rate
 from ..size import measure_size, model_summary
 from .artifacts import imported_metrics, run_metrics
-from .find import FINISHED
-from .record import ARTIFACTS
-from .run import WEIGHTS
+from .run import ARTIFACTS, FINISHED, WEIGHTS
 
 PASS, FAIL, NOT_CHECKED = "PASS", "FAIL", "NOT CHECKED"
 STATUSES = ("running", "done", "failed", "interrupted", "diverged", "imported")

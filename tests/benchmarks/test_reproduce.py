@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import PROJECT, TINY, benchmark
+from conftest import PROJECT, TINY, benchmark, rewrite
 
 from resnetlib import files, list_variants, load_experiment, load_run, train
 from resnetlib.errors import ConfigError
@@ -190,10 +190,9 @@ def test_weights_that_differ_from_the_record_are_reported(reproduce, tmp_path, c
     (planned,) = tiny_runs(reproduce, tmp_path / "runs", [0])
     train(planned.experiment)
     assert reproduce.print_results([planned.run])
-    metrics = planned.folder / "metrics.json"
-    content = json.loads(metrics.read_text())
+    content = json.loads((planned.folder / "metrics.json").read_text())
     content["selected_test_accuracy"] += 0.01
-    metrics.write_text(json.dumps(content))
+    rewrite(planned.folder, "metrics.json", json.dumps(content))
     assert not reproduce.print_results([planned.run])
     assert "DIFFERS" in capsys.readouterr().out
 

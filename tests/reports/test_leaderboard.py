@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 from click.testing import CliRunner
-from conftest import PROJECT, TINY, recorded_lite
+from conftest import PROJECT, TINY, history_with, recorded_lite
 
 from resnetlib import files, list_variants, load_experiment, train
 from resnetlib.analysis.significance import SeedStatistics, compare_recipes, compare_seeds
@@ -53,6 +53,7 @@ def copied(run, folder, variant=None, *, accuracy=None, record=None, **overrides
     files.write_text(folder / "experiment.yaml", experiment.to_yaml())
     if accuracy is not None:
         files.write_json(folder / "metrics.json", run.metrics | {"test_accuracy": accuracy})
+        files.write_text(folder / "history.csv", history_with(run, accuracy))
     content = run.record | {
         "variant": experiment.variant,
         "dataset": experiment.dataset,
@@ -231,7 +232,7 @@ def _unknown_key(folder):
     ("damage", "message"),
     [
         (_no_json, "not JSON"),
-        (_no_mapping, "indices"),
+        (_no_mapping, "not a JSON object"),
         (_no_status, "status"),
         (_changed_metrics, "metrics.json is damaged"),
         (_no_history, "history.csv is missing"),

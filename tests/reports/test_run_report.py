@@ -6,7 +6,7 @@ import shutil
 import nbformat
 import papermill
 import pytest
-from conftest import NOTEBOOKS, TINY, recorded_lite
+from conftest import NOTEBOOKS, TINY, recorded_lite, rewrite
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from resnetlib import files, load_run, train
@@ -55,8 +55,11 @@ def cell_with_output(kind, content):
 
 def change(run, name, **values):
     """The run with these values put into one of its JSON files."""
-    path = run.path / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    content = json.dumps(json.loads((run.path / name).read_text()) | values)
+    if name == "run.json":
+        (run.path / name).write_text(content)
+    else:
+        rewrite(run.path, name, content)
     return load_run(run.path)
 
 
@@ -156,6 +159,7 @@ def test_summary_has_measured_and_published_numbers(recorded, open_page):
 
 
 def test_summary_names_the_selected_epoch(recorded, open_page):
+    (recorded.path / "predictions.npz").unlink()  # which would say another accuracy
     run = change(
         recorded,
         "metrics.json",
@@ -195,12 +199,16 @@ def test_unfinished_run_has_no_measurements(recorded, status):
     assert "reproduced</span>" not in text
 
 
-def test_summary_leaves_out_what_the_record_lacks(recorded):
-    bare = {name: recorded.record[name] for name in ("status", "variant", "dataset", "seed")}
-    (recorded.path / "run.json").write_text(json.dumps(bare))
-    (recorded.path / "metrics.json").unlink()
+@pytest.mark.parametrize("missing", ["metrics.json", "fingerprint"])
+def test_summary_leaves_out_what_the_run_lacks(recorded, missing):
+    if missing == "metrics.json":
+        (recorded.path / missing).unlink()
+    else:
+        names = ("status", "variant", "dataset", "seed", "artifacts")
+        bare = {name: recorded.record[name] for name in names}
+        (recorded.path / "run.json").write_text(json.dumps(bare))
     text = write_report(load_run(recorded.path)).read_text()
-    assert "metrics.json is missing." in text
+    assert "The run cannot be read: " in text and missing in text
     assert "78,042" in text
     assert "reproduced</span>" not in text
 
@@ -280,3 +288,46 @@ def test_hostile_notebook_is_inert(recorded, open_page):
     # The policy of the page would stop what slips through, even that.
     policy = page.locator("meta[http-equiv='Content-Security-Policy']").get_attribute("content")
     assert policy.startswith("default-src 'none'")
+
+
+LARGE = {
+    "printed text": lambda: new_code_cell(
+        "x", outputs=[new_output("stream", text="y" * 20_000_000)]
+    ),
+    "html": lambda: cell_with_output("text/html", "<b>" * 7_000_000),
+    "nested html": lambda: cell_with_output("text/html", "<div>" * 100_000),
+    "markdown": lambda: new_markdown_cell("*a*" * 2_000_000),
+    "quotes": lambda: new_markdown_cell(">" * 100_000 + "a"),
+    "code": lambda: new_code_cell("x = 1\n" * 3_000_000),
+    "image": lambda: cell_with_output("image/png", "A" * 30_000_000),
+    "half a surrogate pair": lambda: cell_with_output("text/plain", "a\ud800"),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_report_of_a_large_notebook_is_bounded(recorded, kind):
+    path = recorded.path / "large.ipynb"
+    path.write_bytes(json.dumps(new_notebook(cells=[LARGE[kind]()])).encode())
+    page = write_report(recorded, path)
+    assert page.stat().st_size < 20_000_000
+    assert "reproduced</span>" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_report_bounds_the_cells(recorded):
+    printed = new_output("stream", text="y" * 5000)
+    cells = [new_code_cell("x", outputs=[printed]) for _ in range(1500)]
+    path = notebook_of(recorded.path / "many.ipynb", *cells)
+    assert write_report(recorded, path).stat().st_size < 5_000_000
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", "$\\frac{$", "a\0\x1b[31m", "x" * 300_000])
+def test_report_of_a_record_with_any_text(recorded, text):
+    values = {
+        "error": text,
+        "git": {"commit": text, "modified": False},
+        "versions": {"torch": text},
+    }
+    run = change(recorded, "run.json", status="failed", **values)
+    (run.path / "notebook.ipynb").unlink()
+    assert write_report(run).stat().st_size < 2_000_000

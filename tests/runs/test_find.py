@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import PROJECT, recorded_lite
+from conftest import PROJECT, history_with, recorded_lite, rewrite
 
-from resnetlib import files, load_pretrained, load_run, train
+from resnetlib import load_pretrained, load_run, train
 from resnetlib.errors import ConfigError, RunError
 from resnetlib.files import sha256
 from resnetlib.progress import duration
@@ -65,24 +65,20 @@ def test_comparison_with_published_is_for_cifar10_only(run, tmp_path):
     for path in run.path.iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "experiment.yaml").write_text(text)
+    rewrite(tmp_path, "experiment.yaml", text)
     table = load_run(tmp_path).comparison
     measured = 100 * run.metrics["test_accuracy"]
     row = table.loc["test accuracy, last epoch"]
     assert row.tolist() == pytest.approx([79.87, measured, measured - 79.87])
 
 
-def test_model_reads_half_precision_as_float32(run):
+def test_model_reads_half_precision_as_float32(run, tmp_path):
     weights = safetensors.torch.load_file(run.path / "model.safetensors")
     half = {n: v.half() if v.is_floating_point() else v for n, v in weights.items()}
-    before = run.model().linear.weight.clone()
-    path = run.path / "model.safetensors"
-    kept = path.read_bytes()
-    try:
-        path.write_bytes(safetensors.torch.save(half))
-        model = load_run(run.path).model()
-    finally:
-        path.write_bytes(kept)
+    before = run.model().linear.weight
+    folder = shutil.copytree(run.path, tmp_path / "half")
+    rewrite(folder, "model.safetensors", safetensors.torch.save(half))
+    model = load_run(folder).model()
     assert model.linear.weight.dtype == torch.float32
     torch.testing.assert_close(model.linear.weight, before, rtol=1e-3, atol=1e-4)
 
@@ -225,9 +221,8 @@ def test_find_run_ignores_accuracy(outputs):
     for name, date, accuracy in (("best", "2100-01-01", 0.999), ("newest", "2100-01-02", 0.1)):
         folder = outputs(name, finished=date)
         run = load_run(folder)
-        files.write_json(folder / "metrics.json", run.metrics | {"test_accuracy": accuracy})
-        artifacts = run.record["artifacts"] | {"metrics.json": sha256(folder / "metrics.json")}
-        files.write_json(folder / "run.json", run.record | {"artifacts": artifacts})
+        rewrite(folder, "metrics.json", json.dumps(run.metrics | {"test_accuracy": accuracy}))
+        rewrite(folder, "history.csv", history_with(run, accuracy))
     assert find_run("lite", outputs.root).path.name == "newest"
     assert find_run(None, outputs.root).path.name == "newest"
 

@@ -1,0 +1,104 @@
+"""List all runs with their state and size, and remove what killed processes left of them.
+
+Like reading a run, this needs no torch.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from statistics import fmean
+
+from .. import files
+from ..errors import UserError
+from ..progress import duration
+from .run import ARTIFACTS, CHECKPOINTS, FINISHED, PAGES, Run
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What killed processes left of the files that they were writing to a run folder."""
+    names = ["run.json", *ARTIFACTS, *PAGES]
+    if not (folder / "checkpoints").is_symlink():  # it may lead to another run's
+        names.append(f"checkpoints/{CHECKPOINTS}")
+    found = [path for name in names for path in files.temporaries(folder / name)]
+    return [*found, *folder.glob(".notebook-[0-9]*.ipynb")]  # hidden notebooks of older versions
+
+
+def remove_leftovers(folder: Path) -> None:
+    for path in leftovers(folder):
+        path.unlink(missing_ok=True)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    if (folder / "checkpoints").is_symlink():
+        return []
+    return sorted(path for path in (folder / "checkpoints").glob(CHECKPOINTS) if path.is_file())
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a run, and their folder unless it holds other files."""
+    pattern = folder / "checkpoints" / CHECKPOINTS
+    for path in (*pattern.parent.glob(CHECKPOINTS), *files.temporaries(pattern)):
+        with suppress(OSError):  # a folder of that name
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        pattern.parent.rmdir()
+
+
+def removable(root: Path, *, checkpoints: bool) -> Iterator[tuple[Path, list[Path]]]:
+    """Each run folder under `root` that no process works on, with its leftovers or checkpoints."""
+    for run in _every_run(root):
+        folder = run.path
+        found = checkpoint_files(folder) if checkpoints else leftovers(folder)
+        if found and not files.is_locked(folder / ".lock"):
+            yield folder, found
+
+
+def describe_runs(root: Path) -> list[dict[str, str]]:
+    """One row per run folder under `root`: run, status, epoch, time left, size on disk."""
+    return [
+        {"run": _relative(run.path, root)} | _state(run) | {"size": format_size(_size(run.path))}
+        for run in _every_run(root)
+    ]
+
+
+def _every_run(root: Path) -> list[Run]:
+    return [Run(path.parent) for path in sorted(root.rglob("run.json"))]
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path != root else path.name
+
+
+def _state(run: Run) -> dict[str, str]:
+    """Status, epochs done of all, and time left at the pace of the last five epochs."""
+    state = {"status": "damaged", "epoch": "–", "time left": "–"}
+    try:
+        state["status"] = run.status
+        content = io.StringIO(run.read("history.csv").decode())
+        seconds = [float(row["seconds"]) for row in csv.DictReader(content)][1:]
+        epochs = run.experiment.recipe.epochs
+    except (UserError, KeyError, TypeError, ValueError):  # a run that has just started has none
+        return state
+    state["epoch"] = f"{len(seconds)}/{epochs}"
+    left = (epochs - len(seconds)) * fmean(seconds[-5:]) if seconds else 0
+    if run.status not in FINISHED and left > 0 and math.isfinite(left):
+        state["time left"] = duration(left)
+    return state
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files in a folder; one that vanishes meanwhile counts nothing."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            size += path.lstat().st_size
+    return size
+
+
+def format_size(size: int) -> str:
+    """Such as `640 KB` or `12.3 MB`."""
+    return f"{size / 1000:.0f} KB" if size < 1_000_000 else f"{size / 1_000_000:,.1f} MB"
