@@ -1,6 +1,9 @@
 # Each target is one line that a person could type; the README shows them.
 UV := $(or $(shell command -v uv),python3 -m uv)
 
+# Kernels write no warning about debugging.
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
 .PHONY: setup quickstart test lab report bench lint lock
 .DEFAULT_GOAL := quickstart
 

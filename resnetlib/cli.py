@@ -1,4 +1,5 @@
-"""The command line: run, runs, clean, list, report, import, predict, submit, verify, grade, lab.
+"""The command line: run, runs, clean, list, report, import, predict, submit, verify, grade,
+doctor, lab.
 
 Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 3 a verification failed, 128 plus
 a signal's number.
@@ -9,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,11 @@ def main() -> None:
     resnetlib report                        put all runs on one page: outputs/index.html
     resnetlib runs                          list all runs, with time left and size on disk
     resnetlib lab                           explore in JupyterLab
+    resnetlib doctor                        what is wrong with this installation
     """
+    # The kernels of notebooks write a warning about debugging, which nobody does here.
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # without a line of source
 
 
 @main.command("run", short_help="Train a variant, or resume it, and write its report.")
@@ -374,9 +380,14 @@ def submit_command(run: Path, file: Path, output: Path | None, tta: str) -> None
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def lab_command(options: tuple[str, ...]) -> None:
     """Open JupyterLab on the notebooks; OPTIONS are passed on to it."""
-    folder = str(notebooks_folder())
-    command = [sys.executable, "-m", "jupyterlab", *options, folder]
-    os.execv(sys.executable, command)  # noqa: S606  the options are the user's own
+    try:
+        from jupyterlab.labapp import LabApp
+    except ImportError:
+        raise ConfigError(
+            "JupyterLab is not installed: `pip install jupyterlab`, or open the files of "
+            f"{display_path(notebooks_folder())} in another notebook program"
+        ) from None
+    LabApp.launch_instance([*options, str(notebooks_folder())])
 
 
 @main.command("verify", short_help="Recompute what runs claim: PASS, FAIL or NOT CHECKED.")
@@ -475,3 +486,16 @@ def grade_command(
     format_all = grade.grades_json if as_json else grade.format_grades
     click.echo(format_all(grades, similar))
     sys.exit(3 if any(one.reason for one in grades) else 0)
+
+
+@main.command("doctor", short_help="Print versions, devices, data, and what is wrong with them.")
+def doctor_command() -> None:
+    """Print versions, devices, precision and data of this machine, and what is wrong with them.
+
+    Paste the output into a report of a problem. The exit status is 3 if there is a problem.
+    """
+    from .doctor import examine, format_examination
+
+    facts, problems = examine()
+    click.echo(format_examination(facts, problems))
+    sys.exit(3 if problems else 0)

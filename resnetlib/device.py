@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import sysconfig
 import warnings
@@ -93,6 +94,8 @@ def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
     """
     execution = experiment.execution
     device = _compared_device(experiment)
+    if execution.device == "auto" and device.type == "cpu" and (reason := unused_card()):
+        warnings.warn(reason, stacklevel=1)  # once in a process, whoever asks
     native = has_native_bfloat16(device)
     if execution.precision == "bfloat16" and not native and device.type != "cpu":
         raise ConfigError(f"precision = 'bfloat16': {processor(device)} does not have it")
@@ -237,6 +240,24 @@ def has_float16_units(device: torch.device) -> bool:
     return device.type == "cuda" and (7, 0) <= _capability(device) < (8, 0)
 
 
+@cache
+def unused_card() -> str:
+    """Why torch cannot use the NVIDIA card of this machine, and what to do; empty without one."""
+    program = shutil.which("nvidia-smi")
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if program is None or hidden or torch.version.hip or torch.cuda.is_available():
+        return ""
+    query = [program, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):  # a driver without a card
+        return ""
+    card = asked.stdout.partition("\n")[0].strip()
+    reason = "needs a newer driver" if torch.version.cuda else "is built without CUDA"
+    mend = "uv pip install torch torchvision --torch-backend=auto --reinstall"
+    return f"the {card} is not used: torch {torch.__version__} {reason}. `{mend}`" if card else ""
+
+
 def has_native_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products have instructions of their own; emulated, they are slower."""
     if device.type == "cuda":
@@ -307,6 +328,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 def deterministic_cudnn() -> AbstractContextManager:
     """Where cuDNN takes only algorithms that give the same bits each time."""
     cudnn = torch.backends.cudnn
+    _pass_tf32_notice()
     return cudnn.flags(enabled=True, deterministic=True, allow_tf32=cudnn.allow_tf32)
 
 
@@ -342,7 +364,16 @@ def retain_freed_memory() -> Iterator[None]:
 
 def no_tf32() -> AbstractContextManager:
     """As `deterministic_cudnn`, without cuDNN's rounding of float32 convolutions to tf32."""
+    _pass_tf32_notice()
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+
+
+@cache
+def _pass_tf32_notice() -> None:
+    """torch 2.9 announces another interface the first time that cuDNN's tf32 setting is read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _ = torch.backends.cudnn.allow_tf32
 
 
 def processor(device: torch.device) -> str:

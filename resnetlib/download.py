@@ -3,14 +3,14 @@
 import os
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import platformdirs
 
 from . import files
 from .errors import DataError
-from .paths import PROJECT, expand_home
+from .paths import KAGGLE_INPUT, PROJECT, expand_home
 from .progress import bar
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
@@ -43,8 +43,17 @@ def data_roots(root: str | os.PathLike | None = None) -> list[Path]:
     return [
         *(expand_home(folder) for folder in named if folder),
         PROJECT / "data",
+        *_kaggle_inputs(),
         Path(platformdirs.user_cache_dir("resnetlib", appauthor=False)),
     ]
+
+
+def _kaggle_inputs() -> Iterator[Path]:
+    """Folders with CIFAR-10 among the data sets added on Kaggle, at most four levels deep."""
+    for depth in range(1, 5):
+        for name in ("test_batch", CIFAR10_ARCHIVE):
+            found = KAGGLE_INPUT.glob("*/" * depth + name)
+            yield from sorted(path.parent for path in found if path.is_file())
 
 
 def find_cifar10(root: str | os.PathLike | None = None) -> Path | None:

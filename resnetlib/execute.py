@@ -8,6 +8,7 @@ from typing import Any
 
 import nbformat
 import papermill
+from jupyter_client.manager import KernelManager
 from traitlets.config import Config
 
 from . import files
@@ -136,8 +137,7 @@ def execute_notebook(run: Run, arguments: Mapping[str, Any]) -> None:
             kernel_name="python3",
             progress_bar=False,
             coalesce_streams=True,
-            # Encrypted where it can be: else ipykernel writes a warning into the terminal.
-            config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+            config=_kernel_settings(),
         )
     except (papermill.PapermillExecutionError, RuntimeError) as error:  # the latter: it died
         reason = f"{getattr(error, 'ename', '')}: {getattr(error, 'evalue', error)}".lstrip(": ")
@@ -149,3 +149,10 @@ def execute_notebook(run: Run, arguments: Mapping[str, Any]) -> None:
     notebook.metadata.papermill |= {"input_path": NOTEBOOK, "output_path": KEPT}
     files.write_text(run.path / KEPT, nbformat.writes(notebook) + "\n")
     record_checksums(run.path, [KEPT])
+
+
+def _kernel_settings() -> Config:
+    """Encrypted connections where they exist; else new ipykernels print a warning."""
+    known = KernelManager.class_trait_names()  # jupyter_client 7 has no encryption
+    encryption = {"transport_encryption": "auto"} if "transport_encryption" in known else {}
+    return Config({"KernelManager": encryption})

@@ -1,11 +1,15 @@
 """The folders params/, notebooks/ and outputs/, and how a path is displayed."""
 
+import os
+import sys
 from pathlib import Path
 
 from .errors import ConfigError, shorten
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent
+KAGGLE_INPUT = Path("/kaggle/input")  # data sets that the user added; read only
+KAGGLE_WORKING = Path("/kaggle/working")
 
 
 def params_folder() -> Path:
@@ -26,11 +30,21 @@ def _folder(name: str) -> Path:
 def output_folder(output_root: str | Path | None = None) -> Path:
     """The folder of run folders: the one given, otherwise `outputs/`.
 
-    That is `outputs/` of the checkout, or of the working directory if the package is installed.
+    That is `outputs/` of the checkout, or of the working directory if the package is installed. On
+    Kaggle it is in the one folder that is kept.
     """
     if output_root:
         return expand_home(output_root)
+    if host() == "Kaggle":
+        return KAGGLE_WORKING / "outputs"
     return (PROJECT if (PROJECT / "params").is_dir() else Path.cwd()) / "outputs"
+
+
+def host() -> str:
+    """`Colab` or `Kaggle` where the notebook runs there, otherwise empty."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return "Kaggle"
+    return "Colab" if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ else ""
 
 
 def expand_home(path: str | Path) -> Path:

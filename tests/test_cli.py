@@ -69,7 +69,9 @@ def run_folder(root):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The root and the output of a finished run."""
-    root = tmp_path_factory.mktemp("finished")
+    root = (
+        tmp_path_factory.mktemp("finished") / "a folder ü 模型"
+    )  # as a user of Windows may have it
     done = call(*words(root))
     assert done.returncode == 0, done.stderr
     return root, done
@@ -393,6 +395,20 @@ def test_list_has_every_variant_and_help_every_command():
     assert "4,903,242" in table and "89.68" in table
     commands = call("--help").stdout
     assert all(f"\n  {name} " in commands for name in ("run", "list", "report", "submit", "lab"))
+
+
+def test_console_without_unicode_loses_signs_only():
+    """As `cmd.exe` with an old code page; Python would end with a UnicodeEncodeError."""
+    environment = os.environ | {"PYTHONIOENCODING": "cp437"}
+    done = subprocess.run([PROGRAM, "list"], capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"lite" in done.stdout and b"?" in done.stdout
+
+
+def test_lab_without_jupyterlab_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jupyterlab.labapp", None)
+    done = invoke("lab")
+    assert done.exit_code == 2 and "`pip install jupyterlab`" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,20 @@ def test_find_cifar10_by_folder_or_archive(small, tmp_path):
     )
 
 
+@pytest.mark.parametrize("place", ["a-data-set", "datasets/someone/a-data-set"])
+def test_cifar10_is_found_under_kaggle_input(small, tmp_path, monkeypatch, place):
+    """As the unpacked folder or as the archive, which is unpacked elsewhere: it is read-only."""
+    monkeypatch.setattr(download, "KAGGLE_INPUT", tmp_path / "input")
+    unpacked = tmp_path / "input" / place / download.CIFAR10_FOLDER
+    shutil.copytree(small.parent / download.CIFAR10_FOLDER, unpacked)
+    assert download.obtain_cifar10(None, addresses=[]) == unpacked
+    shutil.rmtree(unpacked)
+    shutil.copy(small, unpacked.parent)
+    cache = tmp_path / "cache" / download.CIFAR10_FOLDER
+    assert download.obtain_cifar10(None, addresses=[]) == cache
+    assert sorted(path.name for path in cache.iterdir()) == sorted(download.CIFAR10_MD5)
+
+
 def test_load_dataset_names_damaged_file(small, tmp_path):
     folder = small.parent / download.CIFAR10_FOLDER
     (folder / "data_batch_1").write_bytes(b"x")

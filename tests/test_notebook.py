@@ -1,20 +1,24 @@
 """The notebook as its users run it through papermill, with and without mistakes."""
 
 import asyncio
+import importlib.util
 import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
+import types
 
 import nbformat
 import papermill
 import psutil
 import pytest
 from conftest import NOTEBOOKS, PAPERMILL, PROJECT, run_papermill
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.translators import translate_parameters
@@ -70,22 +74,80 @@ def test_defaults_are_the_variants_own_values():
     assert experiment.overrides == {}
 
 
-def test_setup_cell_does_nothing_on_this_machine(tmp_path, monkeypatch):
-    """It is the first code cell, and what it runs elsewhere is one line."""
-    cells = json.loads(RUN_EXPERIMENT.read_text())["cells"]
-    first = next(cell for cell in cells if cell["cell_type"] == "code")
-    assert first["id"] == "setup" and len(first["source"]) <= 8
+@pytest.fixture
+def setup_cells():
+    """The script that writes the set-up cells and badges, as a module."""
+    path = PROJECT / "docs" / "setup_cells.py"
+    spec = importlib.util.spec_from_file_location("setup_cells", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_setup_cell_is_first_and_as_written(path, setup_cells):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    written = setup_cells.setup_cells(setup_cells.repository(), path.name)
+    assert [cell["id"] for cell in cells[1:3]] == list(written)
+    assert ["".join(cell["source"]) for cell in cells[1:3]] == list(written.values())
+    assert "parameters" in cells[4]["metadata"]["tags"]
+
+
+@pytest.mark.parametrize("address", ["", "https://github.com/someone/something"])
+def test_setup_cell_installs_on_kaggle_only(address, setup_cells, tmp_path, monkeypatch):
+    """In IPython, without a project, with one, and where it is installed already."""
+    source = setup_cells.setup_cells(address, "x.ipynb")["setup"]
+    assert len(source.splitlines()) <= 15
     commands = []
-    source = "".join(first["source"]).replace("%pip", "pip")
-    source = source.replace("pip install --quiet ./project", "commands.append('install')")
-    exec(source, {"commands": commands})
-    assert commands == []
-    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
-    exec(source, {"commands": commands})
-    assert commands == []  # it is installed already
+    shell = types.SimpleNamespace(
+        system=commands.append, run_line_magic=lambda name, line: commands.append([name, line])
+    )
+    source = TransformerManager().transform_cell(source)  # `!` and `%` as IPython calls them
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def run():
+        commands.clear()
+        exec(source, {"get_ipython": lambda: shell})
+
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    exec(source, {"commands": commands})
-    assert commands == ["install"]
+    run()
+    assert commands == []  # it is not on Kaggle
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    with pytest.raises(FileNotFoundError, match="internet" if address else "upload its ZIP file"):
+        run()
+    (tmp_path / "some project" / "resnetlib").mkdir(parents=True)
+    run()
+    assert commands[:-1] == (
+        [f"git clone --quiet --depth 1 {address} resnetlib-project"] * bool(address)
+    )
+    name, line = commands[-1]
+    assert name == "pip" and "{" in line
+    assert sys.path[0] == str(tmp_path / "some project")
+    monkeypatch.undo()
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    run()
+    assert commands == []  # it is installed
+
+
+def test_badges_open_the_notebook_of_the_repository(setup_cells, tmp_path):
+    """They are in every notebook and in the README as soon as there is an address."""
+    address = "https://github.com/someone/something"
+    shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
+    marks = f"# Title\n\n{setup_cells.BADGES}\n{setup_cells.END}\n\nText\n"
+    (tmp_path / "README.md").write_text(marks, encoding="utf-8")
+    setup_cells.write_all(tmp_path, address)
+    colab = "(https://colab.research.google.com/github/someone/something/blob/main/notebooks/"
+    kaggle = f"(https://kaggle.com/kernels/welcome?src={address}/blob/main/notebooks/"
+    for path in (tmp_path / "notebooks").glob("*.ipynb"):
+        text = path.read_text(encoding="utf-8")
+        assert f"{colab}{path.name})" in text and f"{kaggle}{path.name})" in text
+        assert f"!git clone --quiet --depth 1 {address} " in text
+    assert f"{colab}run_experiment.ipynb)" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    setup_cells.write_all(tmp_path, "")
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == marks
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        assert (tmp_path / "notebooks" / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
@@ -260,7 +322,7 @@ def test_executed_notebook_is_complete_and_small(executed):
     assert len(figures) == len(names)
     text = json.dumps(notebook)
     assert "Total params" in text
-    assert "class BasicBlock(nn.Module)" in text
+    assert "class BasicBlock(ResidualBlock)" in text
     assert "ln 10 = 2.303" in text
     assert run.headline[:22] in text
 

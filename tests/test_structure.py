@@ -230,8 +230,8 @@ def names_of(requirements):
 def test_pyproject_lock_and_environment_agree():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["sweep"] + extras["dev"]
-    wanted.remove("resnetlib[sweep]")
+    wanted = project["dependencies"] + extras["lab"] + extras["sweep"] + extras["dev"]
+    wanted.remove("resnetlib[lab,sweep]")
     lock = (PROJECT / "requirements.lock").read_text()
     locked = dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", lock, re.MULTILINE))
     assert names_of(wanted) <= set(locked)
@@ -253,3 +253,10 @@ def test_lock_has_hashes_and_names_no_host():
     assert packages
     assert all("--hash=sha256:" in package for package in packages)
     assert "://" not in lock
+
+
+def test_recorded_files_have_unix_line_ends():
+    """Their checksums are of the bytes, which Git on Windows would change without the attribute."""
+    assert "* -text" in (PROJECT / ".gitattributes").read_text().splitlines()
+    recorded = (PROJECT / "outputs" / "reference").rglob("*.csv")
+    assert not [path for path in recorded if b"\r\n" in path.read_bytes()]

@@ -40,7 +40,7 @@ class LiveCurves(Callback):
         from IPython.display import Image, display
 
         began = time.monotonic()
-        # Not `alt=`, which Colab's IPython does not know.
+        # IPython 7 has no argument `alt`, and passes this on in the same way.
         described = {"alt": "loss and accuracy of each epoch so far"}
         image = Image(self._png(training), width=800, metadata=described)
         if self.output is None:

@@ -10,10 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import bleach
 import nbformat
 from matplotlib.colors import to_hex
-from nbconvert import HTMLExporter
-from nbconvert.preprocessors.sanitize import SanitizeHTML
+from nbconvert import HTMLExporter, preprocessors
 from nbformat import NotebookNode, v4
 
 from .. import files, plots
@@ -39,6 +39,10 @@ DISPLAY_PRIORITY = (
     "text/latex",
     "application/javascript",
     "application/vnd.jupyter.widget-view+json",
+)
+# By its name in nbconvert 7, or in nbconvert 6.4.
+COALESCE_STREAMS = getattr(preprocessors, "CoalesceStreamsPreprocessor", None) or (
+    preprocessors.coalesce_streams
 )
 FACT_CHARACTERS = 2000
 SOFTWARE = ("python", "torch", "resnetlib")
@@ -86,12 +90,11 @@ def report_html(run: Run, notebook: Path | None = None) -> str:
         extra_template_paths=[str(TEMPLATES)],
         extra_template_basedirs=[],  # no templates of the working directory
         filters={"clean_html": clean_html, "sections": sections},
-        sanitize_html=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
     exporter.config.NbConvertBase.display_data_priority = list(DISPLAY_PRIORITY)
-    exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", True)
+    exporter.register_preprocessor(COALESCE_STREAMS, True)
     facts = summary(run)
     try:
         html, _ = exporter.from_notebook_node(content, {"run": facts})
@@ -308,8 +311,8 @@ _BLOCKS = ["blockquote", "dd", "div", "dl", "dt", "hr", "li", "ol", "p", "pre", 
 _TABLES = ["caption", "table", "tbody", "td", "tfoot", "th", "thead", "tr"]
 _HEADINGS = [f"h{level}" for level in range(1, 7)]
 _EMBEDDED = "embedded-image/"  # stands for data:image/, an address that the sanitizer refuses
-_SANITIZER = SanitizeHTML(
-    tags=[*_INLINE, *_BLOCKS, *_TABLES, *_HEADINGS],
+_SANITIZER = bleach.Cleaner(
+    tags={*_INLINE, *_BLOCKS, *_TABLES, *_HEADINGS},
     attributes={
         "*": ["class"],
         "a": ["href"],
@@ -344,7 +347,7 @@ def clean_html(html: str) -> str:
         return f"<p>HTML with more than {DEEPEST} elements inside each other is left out.</p>"
     html = re.sub(r"<(script|style)\b.*?</\1\s*>", "", str(html), flags=re.DOTALL | re.IGNORECASE)
     html = html.replace('src="data:image/', f'src="{_EMBEDDED}')
-    html = _SANITIZER.sanitize_html_tags(html)
+    html = _SANITIZER.clean(html)
     return html.replace(f'src="{_EMBEDDED}', 'src="data:image/')
 
 

@@ -25,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "save_checkpoint",
             "to_bytes",
         ],
+        "drive": ["CopyToDrive", "copy_run", "fetch_run", "is_done", "local_folder", "read_record"],
         "estimate": ["estimate_epoch_seconds"],
         "find": [
             "find_run",

@@ -25,6 +25,7 @@ from .checkpoint import (
     last_position,
     load_checkpoint,
 )
+from .drive import CopyToDrive, copy_run, fetch_run, is_done, local_folder, read_record
 from .interrupts import StopOnSignal
 from .record import (
     artifact_checksums,
@@ -77,6 +78,9 @@ def train(
         Diverged: loss, gradients or weights are no longer finite.
     """
     settings = check_experiment(experiment)
+    folder = experiment.folder if output is None else Path(output)
+    if local := local_folder(folder):
+        return _train_beside_drive(experiment, folder, local, callbacks)
     folder = _run_folder(experiment, output)
     make_folder(folder)
     with _explained(experiment, folder), files.lock(folder / ".lock"):
@@ -101,6 +105,40 @@ def train(
                 start_over(folder, record)
             _run_to_end(training, experiment, dataset, folder, record, callbacks)
     return load_run(folder)
+
+
+def _train_beside_drive(
+    experiment: Experiment, drive: Path, local: Path, callbacks: Sequence[Callback]
+) -> Run:
+    """Train in the local folder, with a copy in the folder on Drive after each checkpoint.
+
+    Args:
+        experiment: what to train.
+        drive: the run folder, on Google Drive.
+        local: where the run is made.
+        callbacks: the user's.
+    """
+    if not read_record(drive):
+        _run_folder(experiment, drive)
+    if not experiment.execution.fresh:
+        if is_done(drive):
+            return load_run(drive)
+        fetch_run(drive, local)
+    print(f"the run is made in {display_path(local)} and copied to {drive}", flush=True)
+    try:
+        train(experiment, output=local, callbacks=[*callbacks, CopyToDrive(local, drive)])
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to read
+            copy_run(local, drive)
+        raise
+    try:
+        copy_run(local, drive)
+    except OSError as error:
+        raise RunError(
+            f"the run is finished in {display_path(local)}, but {drive} cannot be written "
+            f"({error.strerror}); the same call copies it again"
+        ) from None
+    return load_run(drive)
 
 
 def _run_folder(experiment: Experiment, output: str | Path | None) -> Path:

@@ -1,0 +1,156 @@
+"""`resnetlib doctor`: versions, devices, precision and data of this machine, and what is wrong."""
+
+import os
+import platform
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from . import files
+from .paths import display_path, host, output_folder
+
+PACKAGES = (  # in the order of what a problem is most often about
+    "torch",
+    "torchvision",
+    "numpy",
+    "pandas",
+    "scipy",
+    "scikit-learn",
+    "matplotlib",
+    "ipython",
+    "ipykernel",
+    "ipywidgets",
+    "jupyter-client",
+    "jupyterlab",
+    "nbclient",
+    "nbconvert",
+    "papermill",
+)
+FREE_GB = 2  # of disk: a run of the largest network with its checkpoints takes 0.2
+
+Facts = dict[str, str]
+
+
+def examine() -> tuple[Facts, list[str]]:
+    """Facts for a report by their names, and problems, each in a line with what to do."""
+    facts: Facts = {}
+    problems: list[str] = []
+    for part in (_system, _requirements, _device, _data, _outputs, _kernel):
+        try:
+            problems += part(facts)
+        except Exception as error:  # whatever a broken installation raises
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            problems.append(f"{part.__name__.strip('_')} cannot be examined: {reason}")
+    return facts, problems
+
+
+def format_examination(facts: Facts, problems: list[str]) -> str:
+    """Plain text, one line for each fact and each problem."""
+    width = max(map(len, facts)) + 2
+    lines = [f"{name + ':':{width}}{value}" for name, value in facts.items()]
+    found = [f"PROBLEM: {problem}" for problem in problems] or ["No problem was found."]
+    return "\n".join([*lines, "", *found])
+
+
+def _system(facts: Facts) -> Iterator[str]:
+    facts["resnetlib"] = f"{metadata.version('resnetlib')} in {display_path(Path(__file__).parent)}"
+    facts["python"] = f"{platform.python_version()}, {sys.executable}"
+    facts["operating system"] = platform.platform() + (f" on {host()}" if host() else "")
+    facts["console"] = f"encoding {getattr(sys.stdout, 'encoding', None) or 'unknown'}"
+    for name in PACKAGES:
+        try:
+            facts[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            facts[name] = "not installed"
+    yield from ()
+
+
+def _requirements(facts: Facts) -> Iterator[str]:
+    from packaging.requirements import Requirement
+
+    for line in metadata.requires("resnetlib") or ():
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            found = "missing"
+        if found == "missing" or not requirement.specifier.contains(found, prereleases=True):
+            needed = f"{requirement.name}{requirement.specifier}"
+            yield f"{requirement.name} is {found}: `pip install '{needed}'`"
+
+
+def _device(facts: Facts) -> Iterator[str]:
+    import torch
+
+    from .config import load_experiment
+    from .device import has_compiler, resolve_device_settings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        settings = resolve_device_settings(load_experiment("lite"))
+        for index in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(index)
+            facts[f"card {index}"] = (
+                f"{card.name}, compute capability {card.major}.{card.minor}, "
+                f"{card.total_memory / 2**30:.1f} GiB"
+            )
+    built = torch.version.cuda or torch.version.hip
+    facts["torch is built for"] = f"CUDA {built}" if built else "the CPU, without CUDA"
+    chosen = settings.describe()
+    facts |= {f"chosen {name.replace('_', ' ')}": f"{value}" for name, value in chosen.items()}
+    facts["cores"] = f"{os.cpu_count()}"
+    compiler = has_compiler(settings.device)
+    facts["torch can compile"] = "yes" if compiler else "no; long runs are slower (docs/install.md)"
+    yield from dict.fromkeys(str(warning.message) for warning in caught)
+
+
+def _data(facts: Facts) -> Iterator[str]:
+    from .download import CIFAR10_MD5, data_roots, find_cifar10
+
+    folder = find_cifar10()
+    if folder is None:
+        places = ", ".join(display_path(place) for place in data_roots())
+        facts["CIFAR-10"] = f"not found in {places}; downloaded on first use"
+        return
+    facts["CIFAR-10"] = display_path(folder)
+    for name, md5 in CIFAR10_MD5.items():
+        if files.md5(folder / name) != md5:
+            yield f"{display_path(folder / name)} is damaged: delete it, to download it again"
+
+
+def _outputs(facts: Facts) -> Iterator[str]:
+    folder = output_folder()
+    existing = next(place for place in (folder, *folder.parents) if place.is_dir())
+    free = shutil.disk_usage(existing).free / 2**30
+    facts["outputs"] = f"{display_path(folder)}, {free:.0f} GiB free"
+    if not os.access(existing, os.W_OK):
+        yield f"{display_path(folder)} is not writable: `-p output_root FOLDER` names another"
+    if free < FREE_GB:
+        yield f"the disk of {display_path(folder)} is nearly full"
+
+
+def _kernel(facts: Facts) -> Iterator[str]:
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except NoSuchKernel:
+        yield "Jupyter has no kernel `python3`: `python -m ipykernel install --user`"
+        return
+    facts["kernel python3"] = command
+    path = shutil.which(command)
+    if Path(command).is_absolute() and (path is None or not _same_environment(Path(path))):
+        yield (
+            f"the kernel `python3` is {command}, not this Python: "
+            "`python -m ipykernel install --user` replaces it"
+        )
+
+
+def _same_environment(interpreter: Path) -> bool:
+    """Whether the interpreter is of the environment that this process runs in."""
+    return interpreter.parent.resolve() == Path(sys.executable).parent.resolve()

@@ -1,0 +1,124 @@
+"""Runs whose folder is on Google Drive: made on the local disk, and copied to Drive.
+
+On Colab, Drive is a cache that is uploaded later: files that were written last can be lost, empty
+or old when the machine ends. So a run is made on the machine's own disk, and copied after each
+checkpoint. A new machine fetches it and resumes from the newest checkpoint that is complete.
+"""
+
+import filecmp
+import shutil
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from .. import files
+from ..errors import ConfigError
+from ..paths import display_path
+from ..training import Callback, Trainer
+from .record import ARTIFACTS
+from .run import load_run
+
+DRIVE = Path("/content/drive")  # where Colab's documentation mounts it
+CHECKPOINTS = "checkpoints/epoch-*.pt"
+RECORD = ".run.json"  # behind the name of a checkpoint: the record at that time, only on Drive
+
+
+def local_folder(folder: Path) -> Path | None:
+    """Where a run with this folder on Drive is made; None for a folder that is elsewhere.
+
+    Raises `ConfigError` where Drive is not mounted: the files would be lost.
+    """
+    folder = folder.resolve()
+    if not folder.is_relative_to(DRIVE):
+        return None
+    if not (DRIVE / "MyDrive").is_dir():
+        raise ConfigError(
+            f"{folder} is on Google Drive, which is not mounted: "
+            "`from google.colab import drive; drive.mount('/content/drive')`"
+        )
+    cache = Path(platformdirs.user_cache_dir("resnetlib", appauthor=False))
+    return cache / "drive" / folder.relative_to(DRIVE)
+
+
+def is_done(drive: Path) -> bool:
+    """Whether Drive has a finished run with everything that its record names."""
+    record = read_record(drive)
+    return record.get("status") == "done" and all(
+        (drive / name).is_file() and files.sha256(drive / name) == checksum
+        for name, checksum in record["artifacts"].items()
+    )
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of the run; of an earlier checkpoint where it is damaged; empty without a run."""
+    earlier = sorted(folder.glob(f"checkpoints/*{RECORD}"), reverse=True)
+    for path in (folder / "run.json", *earlier):
+        with suppress(OSError, ValueError):
+            return files.read_json(path)
+    return load_run(folder).record if (folder / "run.json").exists() else {}
+
+
+def fetch_run(drive: Path, local: Path) -> None:
+    """Copy an unfinished or finished run from Drive, unless the local one is as far."""
+    if _progress(local) >= _progress(drive) or files.is_locked(local / ".lock"):
+        return
+    fetched = local.with_name(f"{local.name}.fetched")
+    shutil.rmtree(fetched, ignore_errors=True)  # of a killed call
+    shutil.copytree(drive, fetched, ignore=shutil.ignore_patterns(".*", f"*{RECORD}"))
+    files.write_json(fetched / "run.json", read_record(drive))
+    shutil.rmtree(local, ignore_errors=True)
+    fetched.rename(local)
+
+
+def copy_run(local: Path, drive: Path) -> None:
+    """Make the run on Drive equal to the local one; its record, which names the rest, comes last.
+
+    The record is also kept for each checkpoint, in case the last one is lost.
+    """
+    paths = [path for path in local.rglob("[!.]*") if path.is_file()]
+    for path in sorted(paths, key=lambda path: path.name == "run.json"):
+        target = drive / path.relative_to(local)
+        if not target.is_file() or not filecmp.cmp(path, target, shallow=False):
+            files.write_bytes(target, path.read_bytes())
+    kept = {path.name for path in local.glob(CHECKPOINTS)}
+    for name in kept:
+        record = drive / "checkpoints" / f"{name}{RECORD}"
+        if not record.is_file():
+            files.write_bytes(record, (local / "run.json").read_bytes())
+    for path in drive.glob(f"{CHECKPOINTS}*"):
+        if path.name.removesuffix(RECORD) not in kept:
+            path.unlink()
+    for name in (*ARTIFACTS, "report.html", "notebook.ipynb"):  # of an earlier run
+        if not (local / name).is_file():
+            (drive / name).unlink(missing_ok=True)
+
+
+class CopyToDrive(Callback):
+    """Copies the run to Drive after each checkpoint; where that fails, it warns."""
+
+    def __init__(self, local: Path, drive: Path):
+        self.local = local
+        self.drive = drive
+        self.copied = 0  # when the record was changed that was copied last
+
+    def after_step(self, training: Trainer) -> None:
+        changed = (self.local / "run.json").stat().st_mtime_ns
+        if changed == self.copied:
+            return
+        self.copied = changed
+        try:
+            copy_run(self.local, self.drive)
+        except OSError as error:
+            reason = f"{display_path(self.drive)} cannot be written ({error.strerror})"
+            warnings.warn(f"{reason}; the run is in {display_path(self.local)}", stacklevel=2)
+
+    after_epoch = after_training = after_step
+
+
+def _progress(folder: Path) -> tuple[bool, str]:
+    """Comparable: whether the run is done, and the name of its newest checkpoint."""
+    record = read_record(folder)
+    return record.get("status") == "done", max(record.get("checkpoints", {}), default="")

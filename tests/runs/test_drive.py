@@ -1,0 +1,124 @@
+"""Runs on Google Drive: made locally, copied, resumed on a new machine."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from resnetlib import load_run, train
+from resnetlib.errors import ConfigError
+from resnetlib.runs import artifacts, checkpoint, drive
+from resnetlib.training import Callback
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A mounted Drive, and the local disk of a machine."""
+    mounted = SimpleNamespace(drive=tmp_path / "drive", disk=tmp_path / "disk")
+    monkeypatch.setattr(drive, "DRIVE", mounted.drive)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(mounted.disk))
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SHARE", 1e9)  # after each epoch
+    monkeypatch.setattr(artifacts, "write_figures", lambda *_: None)  # they take seconds
+    (mounted.drive / "MyDrive").mkdir(parents=True)
+    return mounted
+
+
+class MachineLost(Callback):
+    """Keeps what is on Drive when the second epoch has been copied."""
+
+    def __init__(self, folder, kept):
+        self.folder = folder
+        self.kept = kept
+
+    def after_step(self, training):  # before the copy of this step
+        if training.epochs_done == 2 and not self.kept.exists():
+            shutil.copytree(self.folder, self.kept)
+
+
+def on_drive(tiny, machine, **overrides):
+    return tiny(epochs=3, output_root=machine.drive / "MyDrive" / "my runs", **overrides)
+
+
+def lose_content_of_record(folder):
+    (folder / "run.json").write_text("")
+
+
+def lose_record_and_checkpoint(folder):
+    (folder / "run.json").unlink()
+    max(folder.glob("checkpoints/*.pt")).unlink()
+
+
+LOSSES = {lose_content_of_record: 2, lose_record_and_checkpoint: 1}  # epochs that are left
+
+
+@pytest.mark.slow
+def test_new_machine_resumes_from_drive(machine, tiny, tmp_path, capsys):
+    """Also where Drive lost what was written last: the result is that of an uninterrupted run."""
+    experiment = on_drive(tiny, machine)
+    folder = experiment.folder
+    whole = train(experiment, callbacks=[MachineLost(folder, tmp_path / "kept")])
+    assert whole.path == folder and whole.status == "done"
+    assert not list(folder.glob("checkpoints/*"))
+    for lose, epochs in LOSSES.items():
+        shutil.rmtree(folder)
+        shutil.rmtree(machine.disk)
+        shutil.copytree(tmp_path / "kept", folder)
+        lose(folder)
+        capsys.readouterr()
+        resumed = train(experiment)
+        assert f"resuming after epoch {epochs} of 3" in capsys.readouterr().out, lose.__name__
+        for name in ("model.safetensors", "predictions.npz"):
+            assert resumed.record["artifacts"][name] == whole.record["artifacts"][name]
+
+
+@pytest.mark.slow
+def test_finished_run_on_drive_is_loaded_and_mended(machine, tiny, capsys):
+    experiment = on_drive(tiny, machine)
+    run = train(experiment)
+    weights = run.path / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(b"")
+    assert train(experiment).path == run.path
+    assert weights.read_bytes() == content
+
+    shutil.rmtree(machine.disk)
+    capsys.readouterr()
+    assert train(experiment).record["started"] == run.record["started"]
+    assert capsys.readouterr().out == "" and not machine.disk.exists()
+
+    (run.path / "report.html").touch()
+    (run.path / "notes.txt").touch()
+    train(on_drive(tiny, machine, fresh=True))
+    assert not (run.path / "report.html").exists()
+    assert (run.path / "notes.txt").exists()
+    assert load_run(run.path).status == "done"
+
+
+@pytest.mark.slow
+def test_full_drive_does_not_end_a_training(machine, tiny, monkeypatch):
+    """It is made locally all the same, and the same call copies it later."""
+    experiment = on_drive(tiny, machine)
+
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    real = drive.files.write_bytes
+    monkeypatch.setattr(
+        drive.files,
+        "write_bytes",
+        lambda path, content: (full if machine.drive in path.parents else real)(path, content),
+    )
+    with (
+        pytest.warns(UserWarning, match="No space left"),
+        pytest.raises(RuntimeError, match="the same call copies it again"),
+    ):
+        train(experiment)
+    monkeypatch.setattr(drive.files, "write_bytes", real)
+    assert train(experiment).status == "done"
+
+
+def test_unmounted_drive_is_refused(machine, tiny):
+    shutil.rmtree(machine.drive)
+    with pytest.raises(ConfigError, match="not mounted"):
+        train(on_drive(tiny, machine))
+    assert not machine.drive.exists() and not machine.disk.exists()

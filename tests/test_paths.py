@@ -1,0 +1,32 @@
+"""The folders of the project, here and on Kaggle."""
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from resnetlib import paths
+
+
+@pytest.fixture
+def nowhere(monkeypatch):
+    """No host of notebooks, wherever the tests run."""
+    for name in ("KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+
+
+def test_host_is_known_by_its_kernel(nowhere, monkeypatch):
+    assert paths.host() == ""
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    assert paths.host() == "Colab"
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")  # its image is made from Colab's
+    assert paths.host() == "Kaggle"
+
+
+def test_output_folder_on_kaggle_is_kept(nowhere, monkeypatch):
+    assert paths.output_folder() == paths.PROJECT / "outputs"
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert paths.output_folder() == Path("/kaggle/working/outputs")
+    assert paths.output_folder("elsewhere") == Path("elsewhere")
