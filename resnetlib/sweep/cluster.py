@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -113,13 +114,16 @@ class Cluster:
     def finished(self) -> list[tuple[Task, Exit]]:
         """The tasks that have ended, after a short wait."""
         references = list(self.references)
+        if not references:
+            time.sleep(POLL_SECONDS)
+            return []
         ready, _ = self.ray.wait(references, num_returns=len(references), timeout=POLL_SECONDS)
-        return [(self.references.pop(reference), self._result(reference)) for reference in ready]
+        tasks = [(self.references.pop(reference), reference) for reference in ready]
+        return [(task, self._result(task, reference)) for task, reference in tasks]
 
-    def _result(self, reference: Any) -> Exit:
+    def _result(self, task: Task, reference: Any) -> Exit:
         from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
-        task = self.references[reference]
         try:
             end, folder = self.ray.get(reference)
         except TaskCancelledError:
