@@ -146,7 +146,7 @@ class Scheduler:
         accuracy = None
         if outcome.status == "done":
             accuracy = float(task.history()[-1][task.score])
-            taken = "by another process" if seconds is None else duration(seconds)
+            taken = "by another process or trial" if seconds is None else duration(seconds)
             what = task.score.replace("_accuracy", "")
             self.display.line(f"finished  {task.name}: {what} {accuracy:.2%}, {taken}")
         elif outcome.status == "failed":

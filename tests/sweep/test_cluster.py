@@ -136,15 +136,13 @@ def test_missing_cluster_is_named():
 def test_sweep_survives_a_lost_node_and_a_lost_driver(ray_cluster, tmp_path):
     """Twelve real runs on two nodes: all done, each to the end once, equal to single runs."""
     nodes = [add_node(ray_cluster, 1) for _ in range(2)]
-    settings = TINY | {"epochs": 20, "threads": 1, "data_root": None}
-    settings.pop("data_root")
+    settings = TINY | {"epochs": 20, "threads": 1}
     tasks = [
         Task("lite", settings | {"seed": seed, "output_root": str(tmp_path / "sweep")})
         for seed in range(12)
     ]
-    words = [word for word in tasks[0].words() if word != "0"]
-    words[words.index("seed") : words.index("seed") + 1] = ["seed", "0..11"]
-    words[words.index("depths") + 1], words[words.index("widths") + 1] = "[[1]]", "[[4]]"
+    words = tasks[0].words()
+    words[words.index("seed") + 1] = "0..11"
     command = [sys.executable, "-m", "resnetlib", "sweep", *words]
     command += ["--address", ray_cluster.address]
 

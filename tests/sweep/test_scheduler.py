@@ -95,7 +95,7 @@ def test_locked_run_is_left_to_its_process(quick, capsys):
     assert starts(task) == 1
     printed = capsys.readouterr().out
     assert f"waiting   {task.name}: in use by another process" in printed
-    assert "by another process\n" in printed
+    assert "by another process or trial\n" in printed
 
 
 def test_sweep_stops_in_time_and_resumes(quick):
