@@ -12,9 +12,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from sklearn.datasets import load_digits
 
 from resnetlib import data, download, files, load_dataset, load_experiment
+from resnetlib.cli import main
 from resnetlib.data import split_holdout
 from resnetlib.errors import ConfigError, DataError
 
@@ -211,6 +213,20 @@ def test_find_cifar10_by_folder_or_archive(small, tmp_path):
     assert (
         files.md5(place / download.CIFAR10_FOLDER / "data_batch_1") in download.CIFAR10_MD5.values()
     )
+
+
+def test_data_command_fetches_and_checks(small, tmp_path, monkeypatch):
+    place = tmp_path / "place"
+    place.mkdir()
+    shutil.copy(small, place)
+    monkeypatch.setattr(download, "_download_cifar10", lambda *_: pytest.fail("not needed"))
+    done = CliRunner().invoke(main, ["data", "--data-root", str(place)])
+    assert done.exit_code == 0, done.output
+    assert f"CIFAR-10 is complete in {place / download.CIFAR10_FOLDER}" in done.output
+    (place / download.CIFAR10_FOLDER / "test_batch").write_bytes(b"x")
+    done = CliRunner().invoke(main, ["data", "--data-root", str(place)])
+    assert done.exit_code == 1
+    assert "test_batch is damaged" in done.output
 
 
 def test_load_dataset_names_damaged_file(small, tmp_path):
