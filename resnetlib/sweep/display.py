@@ -9,6 +9,9 @@ from tqdm.auto import tqdm
 from ..progress import duration, is_interactive
 from .task import Task
 
+BAR = "|{bar:20}| {desc}"
+SECONDS = 0.5  # between two looks at the histories
+
 
 class Display:
     """Bars of the runs that train, the number done, the best so far and the time left.
@@ -24,7 +27,7 @@ class Display:
         self.worked = 0  # by the runs that ended
         self.best: tuple[float, str] | None = None
         self.live = is_interactive()
-        self.began = time.monotonic()
+        self.began = self.next_look = time.monotonic()
         self.first_work: dict[Task, int] = {}  # of a resumed run, done before
         self.bars: dict[Task, tqdm] = {}
         self.total = tqdm(
@@ -32,7 +35,7 @@ class Display:
             initial=done,
             disable=not self.live,
             position=0,
-            bar_format="{n_fmt} of {total_fmt} runs done |{bar:20}| {postfix}",
+            bar_format=BAR,
         )
 
     def line(self, text: str) -> None:
@@ -44,8 +47,9 @@ class Display:
 
     def update(self, running: Iterable[Task]) -> None:
         """Draw the state of the runs that train; nothing in a log."""
-        if not self.live:
+        if not self.live or time.monotonic() < self.next_look:
             return
+        self.next_look = time.monotonic() + SECONDS
         worked = self.worked
         rows = shutil.get_terminal_size().lines - 3
         for task in running:
@@ -56,18 +60,18 @@ class Display:
                 used = {-bar.pos for bar in self.bars.values()} | {0}
                 self.bars[task] = tqdm(
                     total=epochs,
-                    desc=task.name,
                     position=min(set(range(len(used) + 1)) - used),
                     leave=False,
-                    bar_format="  {desc}: epoch {n_fmt}/{total_fmt} |{bar:20}| {postfix}",
+                    bar_format=BAR,
                 )
             if task in self.bars:
-                bar = self.bars[task]
-                bar.n = len(history)
-                label = f"{float(history[-1][task.score]):.2%}" if history else "starting"
-                bar.set_postfix_str(label)
+                accuracy = f", {float(history[-1][task.score]):.2%}" if history else ""
+                self.bars[task].n = len(history)
+                self.bars[task].set_description_str(
+                    f"{task.name}: epoch {len(history)}/{epochs}{accuracy}"
+                )
         self.total.n = self.done
-        self.total.set_postfix_str(self._summary(worked))
+        self.total.set_description_str(self._summary(worked))
 
     def ended(self, task: Task, accuracy: float | None) -> None:
         """A run is done, with its accuracy, or has ended otherwise."""
@@ -80,13 +84,20 @@ class Display:
         if self.best is None or accuracy > self.best[0]:
             self.best = accuracy, f"best {task.score.replace('_', ' ')} {accuracy:.2%}: {task.name}"
 
+    def state(self) -> str:
+        return f"{self.done} of {self.runs} runs are done"
+
     def _summary(self, worked: int) -> str:
-        parts = [self.best[1]] if self.best else []
+        parts = [self.state()]
+        if self.best:
+            parts.append(self.best[1])
         if worked:
             left = (time.monotonic() - self.began) * (self.work - worked) / worked
             parts.append(f"about {duration(max(left, 0))} left")
         return "; ".join(parts)
 
     def close(self) -> None:
+        self.total.n = self.done
+        self.total.set_description_str(self._summary(worked=0))
         for bar in (*self.bars.values(), self.total):
             bar.close()

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from ..progress import duration
 from .display import Display
@@ -60,6 +60,16 @@ class Scheduler:
         self.not_before: dict[Task, float] = {}
         self.cancelled: set[Task] = set()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Stop what runs. Ctrl-C gets a message that says what is done."""
+        self.engine.close()
+        self.display.close()
+        if isinstance(error, KeyboardInterrupt):
+            error.args = (f"interrupted; {self.display.state()}: the same command resumes",)
+
     def add(self, task: Task) -> None:
         self.waiting.append(task)
 
@@ -91,11 +101,12 @@ class Scheduler:
     def _start(self) -> list[tuple[Task, Outcome]]:
         """Start tasks while there is room; those that need no start."""
         ended = []
+        slots = self.engine.slots
         for _ in range(len(self.waiting)):
             if not self.has_time:
                 ended.append((self.waiting.popleft(), Outcome("stopped")))
                 continue
-            if len(self.running) >= self.engine.slots:
+            if len(self.running) >= slots:
                 break
             task = self.waiting.popleft()
             if time.monotonic() < self.not_before.get(task, 0):
@@ -157,10 +168,6 @@ class Scheduler:
             self.display.line(f"stopped   {task.name}: its time is over")
         self.display.ended(task, accuracy)
 
-    def close(self) -> None:
-        self.engine.close()
-        self.display.close()
-
 
 def carry_out(
     tasks: Sequence[Task], engine: Engine, seconds: float = math.inf
@@ -170,14 +177,11 @@ def carry_out(
     waiting = [task for task in tasks if task not in outcomes]
     print(f"{len(outcomes)} of {len(tasks)} runs are done; {engine.slots} at once", flush=True)
     work = sum(task.work for task in waiting)
-    scheduler = Scheduler(engine, Display(work, len(tasks), len(outcomes)), seconds)
-    try:
+    with Scheduler(engine, Display(work, len(tasks), len(outcomes)), seconds) as scheduler:
         for task in waiting:
             scheduler.add(task)
         while not scheduler.is_idle:
             outcomes |= scheduler.poll()
-    finally:
-        scheduler.close()
     return {task: outcomes[task] for task in tasks}
 
 

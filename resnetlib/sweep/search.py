@@ -116,6 +116,7 @@ class Search:
             self.base = load_experiment(variant, **self.overrides)
             for values in self._corners():
                 check_size(apply_overrides(self.base, values))
+        self._check_name()
         self.name = f"{self.base.variant}-{self._digest()[:8]}"
         root = output_folder(self.base.execution.output_root)
         self.folder = root / "searches" / self.name
@@ -183,21 +184,10 @@ class Search:
         display = Display(trials * Task(self.variant, self.overrides).work, trials, 0)
         display.done = display.total.n = min(trials, _begun(study))
         display.line(f"{display.done} of {trials} trials are done; {engine.slots} at once")
-        scheduler = Scheduler(engine, display, seconds)
         active: dict[Task, list[Trial]] = {}
-        try:
+        with Scheduler(engine, display, seconds) as scheduler:
             while True:
-                while (
-                    scheduler.has_time
-                    and len(active) < engine.slots
-                    and _begun(study) < trials
-                    and (asked := self._ask(study, active, display))
-                ):
-                    task, trial = asked
-                    if task not in active:
-                        active[task] = []
-                        scheduler.add(task)
-                    active[task].append(trial)
+                self._ask_for_trials(study, trials, scheduler, active)
                 for task, outcome in scheduler.poll():
                     outcomes.append(outcome)
                     for trial in active.pop(task):
@@ -208,28 +198,39 @@ class Search:
                         scheduler.cancel(task)
                 if not active and (_begun(study) >= trials or not scheduler.has_time):
                     break
-        finally:
-            scheduler.close()
         return outcomes
 
-    def _ask(
-        self, study: "Study", active: Mapping[Task, Any], display: Display
-    ) -> tuple[Task, "Trial"] | None:
-        """A new trial with its task; None where its settings contradict each other."""
+    def _ask_for_trials(
+        self, study: "Study", trials: int, scheduler: Scheduler, active: dict[Task, list["Trial"]]
+    ) -> None:
+        """Start trials while there is room.
+
+        Args:
+            study: which proposes them.
+            trials: the most of the whole study.
+            scheduler: to which their tasks are added.
+            active: the trials of each task that has not ended, which is updated.
+        """
         from optuna.trial import TrialState
 
-        trial = study.ask()
-        values = {one.name: one.suggest(trial) for one in self.ranges}
-        try:
-            with each_note_once():
-                task = Task(self.variant, self.overrides | values)
-                check_size(task.experiment)
-        except ConfigError as error:
-            display.line(f"FAILED    trial {trial.number}: {error}")
-            study.tell(trial, state=TrialState.FAIL)
-            return None
-        same = (other for other in active if other.folder == task.folder)
-        return next(same, task), trial
+        slots = scheduler.engine.slots
+        while scheduler.has_time and len(active) < slots and _begun(study) < trials:
+            trial = study.ask()
+            values = {one.name: one.suggest(trial) for one in self.ranges}
+            try:
+                with each_note_once():
+                    task = Task(self.variant, self.overrides | values)
+                    check_size(task.experiment)
+            except ConfigError as error:  # settings that contradict each other
+                scheduler.display.line(f"FAILED    trial {trial.number}: {error}")
+                study.tell(trial, state=TrialState.FAIL)
+                continue
+            same = next((other for other in active if other.folder == task.folder), None)
+            if same is None:
+                active[task] = [trial]
+                scheduler.add(task)
+            else:
+                active[same].append(trial)
 
     def _is_pruned(self, task: Task, trials: Sequence["Trial"]) -> bool:
         """Report the epochs saved so far; whether the trial is worse than others by now."""
@@ -279,16 +280,15 @@ class Search:
     def _save_path(self) -> Path:
         return params_folder() / f"{self.save}.yaml"
 
-    def _check_save(self, study: "Study") -> None:
-        """Refuse, before any work, a name that could not be written at the end."""
-        if not self.save:
-            return
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", self.save):
+    def _check_name(self) -> None:
+        if self.save and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", self.save):
             raise ConfigError(f"--save {shorten(self.save)}: give a name of letters and digits")
-        path = self._save_path
-        if path.exists() and (
-            not _has_complete(study) or path.read_text("utf-8") != self.variant_yaml(study)
-        ):
+
+    def _check_save(self, study: "Study") -> None:
+        """Refuse, before any work, a file that could not be written at the end."""
+        if not self.save or not (path := self._save_path).exists():
+            return
+        if not _has_complete(study) or path.read_text("utf-8") != self.variant_yaml(study):
             raise ConfigError(
                 f"--save {self.save}: {display_path(path)} exists and is not replaced; "
                 f"give another name than {', '.join(list_variants())}"

@@ -125,13 +125,15 @@ def test_runs_end_with_the_sweep(quick, end, tmp_path):
         f"tasks = [Task('lite', settings) for settings in {[t.overrides for t in tasks]!r}]\n"
         "carry_out(tasks, LocalPool(Needs(), 2))\n"
     )
-    driver = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while not all(task.history() for task in tasks) and time.monotonic() < until:
         time.sleep(0.05)
     pids = [int((task.folder / "starts.txt").read_text()) for task in tasks]
     os.kill(driver.pid, end)
-    driver.wait(30)
+    _, errors = driver.communicate(timeout=60)
+    if end == signal.SIGTERM:
+        assert "interrupted; 0 of 2 runs are done: the same command resumes" in errors
     until = time.monotonic() + 30
     while any(map(is_alive, pids)) and time.monotonic() < until:
         time.sleep(0.05)

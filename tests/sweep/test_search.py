@@ -156,7 +156,8 @@ def test_failed_and_diverged_trials_are_told_apart(search):
 
 
 @pytest.mark.slow
-def test_search_resumes_the_trials_that_were_cut_off(search):
+def test_search_resumes_the_trials_that_were_cut_off(search, monkeypatch):
+    monkeypatch.setattr(Search, "_is_pruned", lambda *_: False)
     made = search("lr=linear(0.1,0.2)", epochs=15)
     study, outcomes = carry_out(made, 2, seconds=1)
     assert outcomes == ["stopped", "stopped"]
