@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pool": ["LocalPool", "Needs", "count_cores", "visible_gpus"],
         "process": ["Exit", "RunProcess", "end_with_stdin", "lower_priority", "wait_for"],
         "scheduler": ["Engine", "Outcome", "Scheduler", "carry_out", "exit_code"],
-        "search": ["Range", "Search", "read_range"],
+        "study": ["Range", "Search", "read_range"],
         "slurm": ["format_time", "slurm_script", "write_slurm_script"],
         "task": ["Task", "describe", "format_value"],
     },

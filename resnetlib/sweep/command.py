@@ -77,7 +77,7 @@ def sweep_search(
         trials: of the whole study.
         save: the variant file to write for the best trial.
     """
-    from .search import Search, read_range
+    from .study import Search, read_range
 
     if len(variants) != 1:
         raise ConfigError("a search varies one variant")

@@ -5,7 +5,7 @@ import pytest
 from resnetlib import load_experiment
 from resnetlib.errors import ConfigError
 from resnetlib.sweep.pool import LocalPool, Needs
-from resnetlib.sweep.search import Search, read_range
+from resnetlib.sweep.study import Search, read_range
 
 optuna = pytest.importorskip("optuna")
 
@@ -80,7 +80,7 @@ def test_study_is_that_of_the_same_settings():
 @pytest.fixture
 def search(quick, tmp_path, monkeypatch):
     """Makes a search of quick trials; `params/` for its result is an empty folder."""
-    monkeypatch.setattr("resnetlib.sweep.search.params_folder", lambda: tmp_path / "params")
+    monkeypatch.setattr("resnetlib.sweep.study.params_folder", lambda: tmp_path / "params")
 
     def make(*ranges, save=None, **overrides):
         return Search("lite", quick(**overrides).overrides, [*map(read_range, ranges)], save)
