@@ -25,7 +25,7 @@ class Exit:
 
 
 class RunProcess:
-    """`resnetlib run` as a child process in a session of its own.
+    """`resnetlib run` as a child process in a group of its own.
 
     Its standard input is a pipe. When that closes, on `ask_to_stop` or with the parent's end, the
     run saves its state and exits: this works after SIGKILL and on Windows too.
@@ -56,7 +56,7 @@ class RunProcess:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=os.environ | environment,
-                start_new_session=True,
+                process_group=0,  # Ctrl-C reaches the parent alone, which stops the run
             )
         if niceness:
             lower_priority(self.process.pid, niceness)
