@@ -9,8 +9,7 @@
 
 Stop it at any time: the same command resumes, and finished runs are not repeated. Each run is a
 process of its own (`resnetlib run`) at the lowest priority. On a CPU one run trains on each core,
-with one thread.
-Trials are judged on 5,000 held-out training images.
+with one thread. Trials are judged on 5,000 held-out training images.
 
 `keep` leaves of every finished run its record, metrics, history, tables and predictions. The
 lowest seed of each experiment also keeps notebook and figures, the lowest one that has weights its

@@ -56,7 +56,9 @@ class RunProcess:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=os.environ | environment,
-                process_group=0,  # Ctrl-C reaches the parent alone, which stops the run
+                # Ctrl-C reaches the parent alone, which stops the run.
+                process_group=None if niceness else 0,
+                start_new_session=niceness > 0,  # whose priority is lowered as a whole
             )
         if niceness:
             lower_priority(self.process.pid, niceness)

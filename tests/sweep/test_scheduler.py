@@ -157,6 +157,7 @@ def test_lower_priority_holds_for_the_process(quick):
     pid = pool.processes[task].process.pid
     try:
         assert os.getpriority(os.PRIO_PROCESS, pid) == 7
+        assert os.getsid(pid) != os.getsid(0)  # whose priority is lowered too
     finally:
         pool.close()
     assert not is_alive(pid)
