@@ -152,7 +152,7 @@ def test_sweep_survives_a_lost_node_and_a_lost_driver(ray_cluster, tmp_path):
     def wait_until(condition):
         until = time.monotonic() + 1800
         while not condition():
-            assert time.monotonic() < until
+            assert driver.poll() is None and time.monotonic() < until
             time.sleep(0.2)
 
     driver = subprocess.Popen(command)
