@@ -123,21 +123,47 @@ def plan_table(tasks: Sequence[Task]) -> str:
 
 
 def results_summary(tasks: Sequence[Task]) -> str:
-    """Accuracy after the last epoch of each setting: n, mean and standard deviation over seeds."""
+    """Accuracy after the last epoch of each setting over its seeds, and which ones differ.
+
+    Every setting is compared with the first one, where both have two seeds or more.
+    """
     groups: dict[str, list[float]] = {}
     for task in tasks:
         if task.run:
-            name = _name_without_seed(task)
-            groups.setdefault(name, []).append(100 * float(task.history()[-1][task.score]))
+            accuracy = float(task.history()[-1][task.score])
+            groups.setdefault(_name_without_seed(task), []).append(accuracy)
     if not groups:
         return "no run is done"
     what = "held-out images" if tasks[0].experiment.recipe.holdout else "test set"
     width = max(map(len, groups))
     lines = [f"{f'accuracy on {what}, per cent':{width}}   n    mean  s.d."]
     for name, values in groups.items():
-        spread = f"{statistics.stdev(values):5.2f}" if len(values) > 1 else "    –"
-        lines.append(f"{name:{width}} {len(values):3}  {statistics.fmean(values):6.2f} {spread}")
+        spread = f"{100 * statistics.stdev(values):5.2f}" if len(values) > 1 else "    –"
+        mean = 100 * statistics.fmean(values)
+        lines.append(f"{name:{width}} {len(values):3}  {mean:6.2f} {spread}")
+    if len([values for values in groups.values() if len(values) > 1]) > 1:
+        same_network = len({str(task.experiment.architecture) for task in tasks}) == 1
+        lines += _comparison(groups, same_network)
     return "\n".join(lines)
+
+
+def _comparison(groups: dict[str, list[float]], same_network: bool) -> list[str]:
+    """A line for each setting that can be compared with the first one."""
+    from ..analysis import significance  # imports torch
+
+    (first, baseline), *others = groups.items()
+    compare = significance.compare_recipes if same_network else significance.compare_networks
+    table = compare(baseline, dict(others))
+    test = "Dunnett's test" if same_network else "Welch's test, Holm's correction"
+    lines = [f"compared with {first} ({test}):"] if len(table) else []
+    for name, row in table.iterrows():
+        low, high = (significance.format_points(row[bound]) for bound in ("low", "high"))
+        verdict = "different" if row["significant"] else "not distinguishable"
+        lines.append(
+            f"  {name}: {significance.format_points(row['difference'])} points "
+            f"(95 % interval {low} to {high}), {verdict}"
+        )
+    return lines
 
 
 def _name_without_seed(task: Task) -> str:

@@ -107,11 +107,17 @@ def test_runs_share_the_gpus_that_are_seen(monkeypatch):
 
 
 @pytest.mark.slow
-def test_results_are_means_over_seeds(quick):
-    tasks = [quick(seed=seed, lr=lr) for seed in (0, 1) for lr in (0.1, 0.2)]
+def test_results_are_means_over_seeds_and_compared(quick):
+    tasks = [quick(seed=seed, lr=lr, epochs=1 + seed) for seed in (0, 1) for lr in (0.1, 0.2, 0.3)]
     carry_out(tasks, LocalPool(Needs(), 2))
-    header, first, second = command.results_summary(tasks).splitlines()
+    for task in tasks:  # one setting, but for its seed
+        task.overrides["epochs"] = 1
+    header, *rows = command.results_summary(tasks).splitlines()
     assert header.split() == ["accuracy", "on", "test", "set,", "per", "cent", "n", "mean", "s.d."]
-    assert first == "lite, dataset digits, epochs 2, lr 0.1   2   52.00  0.00"
-    assert second.endswith("lr 0.2   2   42.00  0.00")
+    assert rows[0] == "lite, dataset digits, epochs 1, lr 0.1   2   51.50  0.71"
+    assert rows[1].endswith("lr 0.2   2   41.50  0.71")
+    assert rows[3] == "compared with lite, dataset digits, epochs 1, lr 0.1 (Dunnett's test):"
+    assert rows[4].startswith("  lite, dataset digits, epochs 1, lr 0.2: −10.00 points (95 %")
+    assert rows[4].endswith("different")
     assert command.plan_table(tasks).startswith("done       lite")
+    assert "compared" not in command.results_summary(tasks[:3])
