@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import shutil
+import socket
 import tarfile
 import tempfile
 import time
@@ -36,12 +37,20 @@ def connect(address: str) -> ModuleType:
     except ImportError:
         raise ConfigError("--address needs Ray: pip install 'resnetlib[sweep]'") from None
     try:
+        _check_listening(address)
         # `log_to_driver`: the output of runs goes to their own files.
         ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"no Ray cluster at {address}: {reason}") from None
     return ray
+
+
+def _check_listening(address: str) -> None:
+    """Raise `OSError` where nothing answers, for which Ray would wait for a minute or more."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 class Cluster:
