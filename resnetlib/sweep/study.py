@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
 
 HOLDOUT_SHARE = 0.1  # of the training images, unless `holdout` is given: 5,000 of CIFAR-10
-REDUCTION = 3  # at each rung a third of the trials goes on
+REDUCTION = 3  # at each rung a third of the trials continues
 RUNGS = 2  # at a ninth and a third of the epochs
 METRIC = "holdout_accuracy"
 EPOCHS = "epochs"  # attribute of a trial: those reported so far

@@ -128,7 +128,7 @@ def test_search_finds_the_best_and_saves_it(search, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_search_stops_bad_trials_early(search, capsys):
-    """Nine epochs: after 1 and 3 only the best third of the trials goes on."""
+    """Nine epochs: after 1 and 3 only the best third of the trials continues."""
     made = search("lr=choice(0.1,0.4,0.45,0.6)", epochs=9)
     with made.opened() as study:
         for lr in ("0.1", "0.4", "0.45", "0.6"):
