@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import files
 from .download import CIFAR10_MD5, damaged_file, find_cifar10, obtain_cifar10
-from .errors import ConfigError, closest_match
+from .errors import ConfigError, DataError, closest_match
 from .experiment import TRAINING_IMAGES as TRAINING_IMAGES  # also imported from here
 from .paths import display_path
 from .rng import derive_seed

@@ -111,7 +111,10 @@ def visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name.strip()]
-    if not shutil.which("nvidia-smi"):
+    program = shutil.which("nvidia-smi")
+    if program is None:
         return []
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    done = subprocess.run(  # noqa: S603  a fixed command
+        [program, "-L"], capture_output=True, text=True, check=False
+    )
     return [str(n) for n, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]

@@ -50,7 +50,7 @@ class RunProcess:
         self.log = log
         self.log_start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as file:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # noqa: S603  resnetlib itself
                 [sys.executable, *(program or PROGRAM), *words, "--attached"],
                 stdin=subprocess.PIPE,
                 stdout=file,
