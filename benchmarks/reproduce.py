@@ -8,8 +8,8 @@
     python benchmarks/reproduce.py published --rehearse   # on digits, a few epochs, elsewhere
 
 Stop it at any time: the same command resumes, and finished runs are not repeated. Each run is a
-process of its own at the lowest priority. On a CPU one run trains on each core, with one thread.
-Trials are judged on 5,000 held-out training images.
+process of its own (`resnetlib run`) at the lowest priority. On a CPU one run trains on each core,
+with one thread. Trials are judged on 5,000 held-out training images.
 
 `keep` leaves of every finished run its record, metrics, history, tables and predictions. The
 lowest seed of each experiment also keeps notebook and figures, the lowest one that has weights its
@@ -18,30 +18,22 @@ files that are not kept, with their SHA-256, under `not_kept`.
 """
 
 import argparse
-import contextlib
-import csv
 import itertools
-import json
 import os
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from resnetlib import files, list_variants, load_experiment, load_run, runs
 from resnetlib.errors import ConfigError, UserError, closest_match
-from resnetlib.experiment import Execution, Experiment
 from resnetlib.paths import PROJECT
 from resnetlib.progress import duration
 from resnetlib.reports.leaderboard import format_accuracy, without_seed
 from resnetlib.runs.run import WEIGHTS, Run
-from resnetlib.size import measure_size
+from resnetlib.sweep import LocalPool, Needs, Task, carry_out, exit_code, visible_gpus
 
 # Which runs start first: complete and short recipes. Others follow, the shortest first.
 ORDER = ("adamw", "improved_adam", "improved_sgd", "wide66", "dropout", "se", "resnet18")
@@ -58,37 +50,9 @@ TRIALS: dict[str, dict[str, list[Any]]] = {
 TRIAL = {"holdout": 5000, "seed": 100, "output_root": "outputs/trials"}
 REHEARSAL = {"dataset": "digits", "output_root": "outputs/rehearsal"}
 NICENESS = 19  # of training processes: the lowest priority
+GPU_SHARE = 0.25  # of each run, where there are GPUs
 EXACT_WEIGHTS_BYTES = 2**20  # larger weights are kept in half precision
 MAX_WEIGHTS_BYTES = 10 * 2**20  # in half precision; larger weights are not kept
-
-
-@dataclass
-class Planned:
-    """A run to train: the arguments of `load_experiment` and the experiment they give."""
-
-    variant: str
-    overrides: dict[str, Any]
-    experiment: Experiment = field(init=False)
-
-    def __post_init__(self):
-        self.experiment = load_experiment(self.variant, **self.overrides)
-
-    @property
-    def name(self) -> str:
-        settings = [f"{name} {v}" for name, v in self.overrides.items() if name != "output_root"]
-        return f"{self.variant}, {', '.join(settings)}"
-
-    @property
-    def folder(self) -> Path:
-        return PROJECT / self.experiment.folder
-
-    @property
-    def run(self) -> Run | None:
-        """The finished run; None while there is none."""
-        if not (self.folder / "run.json").is_file():
-            return None
-        run = load_run(self.folder)
-        return run if run.status == "done" else None
 
 
 def published_variants() -> list[str]:
@@ -101,18 +65,18 @@ def published_variants() -> list[str]:
     ]
 
 
-def plan(part: str, only: Sequence[str] = (), *, rehearse: bool = False) -> list[Planned]:
+def plan(part: str, only: Sequence[str] = (), *, rehearse: bool = False) -> list[Task]:
     """All runs of `published` or `trials`, in the order in which they start."""
     planned = []
     for variant, overrides in _settings(part, only):
-        run = Planned(variant, overrides)
+        run = Task(variant, overrides)
         if rehearse:
             recipe = run.experiment.recipe
             parts = ("warmup_epochs", "hold_epochs")  # epochs of the schedule before its decay
             fewer = {"epochs": 2 + sum(getattr(recipe.schedule, part, 0) for part in parts)}
             fewer |= {"holdout": 100} if recipe.holdout else {}
             fewer |= {"milestones": [1]} if hasattr(recipe.schedule, "milestones") else {}
-            run = Planned(variant, overrides | REHEARSAL | fewer)
+            run = Task(variant, overrides | REHEARSAL | fewer)
         planned.append(run)
     return sorted(planned, key=_start_order)
 
@@ -135,105 +99,17 @@ def _settings(part: str, only: Sequence[str]) -> Iterator[tuple[str, dict[str, A
                 yield variant, {"seed": seed, "output_root": "outputs/reference"}
 
 
-def _start_order(run: Planned) -> tuple[int, int, int]:
+def _start_order(run: Task) -> tuple[int, int, int]:
     """By seed, then by `ORDER`, then by multiply-accumulates of a whole training."""
     if run.variant in ORDER:
         return run.experiment.seed, ORDER.index(run.variant), 0
-    work = run.experiment.recipe.epochs * measure_size(run.experiment.architecture).macs
-    return run.experiment.seed, len(ORDER), work
-
-
-# Running -----------------------------------------------------------------------------------------
-
-
-def train_all(planned: Sequence[Planned], at_once: int, threads: int | None, logs: Path) -> list:
-    """Train the runs that are not done yet; return the names of those that failed.
-
-    Args:
-        planned: the runs, in the order in which they start.
-        at_once: the number of runs that train at the same time.
-        threads: the number of threads of each run; None leaves it to torch.
-        logs: the folder for the output of each run.
-    """
-    waiting = [run for run in planned if not run.run]
-    print(f"{len(planned) - len(waiting)} of {len(planned)} runs are done; {at_once} at once")
-    training: dict[subprocess.Popen, tuple[Planned, Path, float]] = {}
-    failed = []
-    logs.mkdir(parents=True, exist_ok=True)
-    try:
-        while waiting or training:
-            while waiting and len(training) < at_once:
-                run = waiting.pop(0)
-                log = logs / f"{run.folder.parent.name}-{run.folder.name}.log"
-                training[_start(run, log, at_once, threads)] = run, log, time.monotonic()
-                print(f"started   {run.name}", flush=True)
-            time.sleep(0.2)
-            for process in [process for process in training if process.poll() is not None]:
-                run, log, began = training.pop(process)
-                taken = duration(time.monotonic() - began)
-                if process.returncode:
-                    failed.append(run.name)
-                    reason = log.read_text(encoding="utf-8").strip().rpartition("\n")[2]
-                    print(f"FAILED    {run.name}: {reason} (full output in {log})", flush=True)
-                else:
-                    accuracy = run.run.metrics["test_accuracy"]
-                    print(f"finished  {run.name}: {accuracy:.2%}, {taken}", flush=True)
-    finally:
-        for process in training:
-            process.terminate()
-        for process in training:
-            process.wait()
-    return failed
-
-
-def _start(run: Planned, log: Path, at_once: int, threads: int | None) -> subprocess.Popen:
-    overrides, environment = run.overrides, {}
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
-        if "threads" in Execution.model_fields:
-            overrides = overrides | {"threads": threads}
-    # Each run would start a compiler process for every core.
-    compilers = max(1, _cores() // at_once)
-    environment["TORCHINDUCTOR_COMPILE_THREADS"] = str(compilers)
-    command = [sys.executable, __file__, "one", json.dumps([run.variant, overrides, NICENESS])]
-    with log.open("a", encoding="utf-8") as file:
-        return subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=PROJECT,
-            env=os.environ | environment,
-        )
-
-
-def lower_priority(niceness: int) -> None:
-    """Let other processes go first, also those of other sessions."""
-    if hasattr(os, "nice"):
-        os.nice(niceness)
-    # Linux gives every session a share of its own, whatever its processes' niceness (sched(7)).
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(niceness), encoding="utf-8")
-
-
-def train_one(variant: str, overrides: dict[str, Any], niceness: int) -> None:
-    """Train one run in this process at this priority."""
-    from resnetlib import train
-
-    lower_priority(niceness)
-    train(load_experiment(variant, **overrides))
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return run.experiment.seed, len(ORDER), run.work
 
 
 # Status ------------------------------------------------------------------------------------------
 
 
-def status_table(planned: Iterable[Planned]) -> str:
+def status_table(planned: Iterable[Task]) -> str:
     """One row per run: status, epochs done, last test accuracy in per cent, time left.
 
     The time left assumes that an epoch takes the mean time of the last five.
@@ -241,11 +117,7 @@ def status_table(planned: Iterable[Planned]) -> str:
     lines = [f"{'run':44} {'status':12} {'epoch':>9} {'test':>6}  time left"]
     for run in planned:
         epochs = run.experiment.recipe.epochs
-        path = run.folder / "history.csv"
-        history = []
-        if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                history = [row for row in csv.DictReader(file) if row["epoch"] != "0"]
+        history = run.history()
         started = (run.folder / "run.json").is_file()
         status = load_run(run.folder).status if started else "waiting"
         accuracy = 100 * float(history[-1]["test_accuracy"]) if history else None
@@ -360,7 +232,7 @@ def print_results(finished: Sequence[Run]) -> bool:
     return all_equal
 
 
-def print_trials(planned: Iterable[Planned]) -> None:
+def print_trials(planned: Iterable[Task]) -> None:
     """Accuracy on the held-out images after the last epoch, the best first."""
     planned = list(planned)
     for variant in sorted({run.variant for run in planned}):
@@ -381,17 +253,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["published", "trials", "status", "keep", "one"])
+    parser.add_argument("part", choices=["published", "trials", "status", "keep"])
     parser.add_argument("only", nargs="*", help="variants; all of the part by default")
-    parser.add_argument("--at-once", type=int, help="runs at a time; one per core, 4 on CUDA")
-    parser.add_argument("--threads", type=int, help="of each run; 1, on CUDA torch's own number")
+    parser.add_argument("--at-once", type=int, help="runs at a time; one per core, 4 per GPU")
+    parser.add_argument("--threads", type=int, help="of each run; 1, on a GPU torch's own number")
     parser.add_argument("--rehearse", action="store_true", help="on digits, a few epochs")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.chdir(PROJECT)
-    if arguments.part == "one":
-        train_one(*json.loads(arguments.only[0]))
-        return 0
     try:
         return _carry_out(arguments)
     except UserError as error:
@@ -413,18 +282,16 @@ def _carry_out(arguments: argparse.Namespace) -> int:
         finished = [run for run in runs.reference_runs() if run.status == "done"]
         chosen = [run for run in finished if not only or run.record["variant"] in only]
         return int(not print_results(chosen))
-    import torch
-
     planned = plan(part, only, rehearse=rehearse)
-    gpu = torch.cuda.is_available()
-    at_once = arguments.at_once or (4 if gpu else _cores())
-    threads = arguments.threads or (None if gpu else 1)
-    failed = train_all(planned, at_once, threads, PROJECT / "outputs" / "logs")
+    gpus = GPU_SHARE if visible_gpus() else 0.0
+    threads = arguments.threads or (None if gpus else 1)
+    pool = LocalPool(Needs(threads, gpus), arguments.at_once, NICENESS)
+    failed = exit_code(carry_out(planned, pool).values())
     if part == "trials":
         print_trials(planned)
-        return int(bool(failed))
+        return failed
     all_equal = print_results([run.run for run in planned if run.run])
-    return int(bool(failed) or not all_equal)
+    return int(failed or not all_equal)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""The command line: run, runs, clean, list, report, import, predict, submit, verify, grade,
-doctor, lab.
+"""The command line: its commands, their options, and exit codes.
 
-Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 3 a verification failed, 128 plus
-a signal's number.
+Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 3 a verification failed,
+4 stopped in time (`stop_after`), 128 plus a signal's number.
 """
 
 import contextlib
@@ -47,7 +46,7 @@ class Program(click.Group):
             raise Failure(f"{display_path(Path(error.filename))}: {error.strerror}", 1) from None
         except KeyboardInterrupt as stop:
             click.echo(str(stop) or "interrupted", err=True)
-            sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
+            sys.exit(getattr(stop, "exit_code", 128 + signal.SIGINT))
 
 
 def _open_closed_streams() -> None:
@@ -81,6 +80,7 @@ def main() -> None:
     \b
     resnetlib list                          list the variants
     resnetlib run lite -p dataset digits    train one, in a minute, and write its report
+    resnetlib sweep lite -p seed 0..4       train it with five seeds
     resnetlib report                        put all runs on one page: outputs/index.html
     resnetlib runs                          list all runs, with time left and size on disk
     resnetlib lab                           explore in JupyterLab
@@ -108,8 +108,13 @@ def main() -> None:
     is_flag=True,
     help="Print the experiment, its size, device, folder and estimated time; train nothing.",
 )
+@click.option("--attached", is_flag=True, hidden=True, help="End when standard input ends.")
 def run_command(
-    variant: str, parameters: Sequence[tuple[str, str]], quiet: bool, dry_run: bool
+    variant: str,
+    parameters: Sequence[tuple[str, str]],
+    quiet: bool,
+    dry_run: bool,
+    attached: bool,
 ) -> None:
     """Train VARIANT, or resume it, and write its notebook and its report.
 
@@ -121,6 +126,7 @@ def run_command(
     resnetlib run lite
     resnetlib run lite -p epochs 10 -p lr 0.05 -p seed 1
     resnetlib run lite -p dataset digits -p optimizer.momentum 0.8 -p depths 2,2,2
+    resnetlib run lite -p stop_after 11h    save and stop in time; the exit code is then 4
     resnetlib run lite --dry-run
     """
     from .config import load_experiment
@@ -142,6 +148,10 @@ def run_command(
         return
 
     with _interruptible():
+        if attached:
+            from .sweep.process import end_with_stdin
+
+            end_with_stdin()
         from . import progress
         from .execute import notebook_arguments, run_experiment
 
@@ -180,6 +190,127 @@ def _values(parameters: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
 def parse(text: str) -> Any:
     """The value of a parameter as it is written on the command line."""
     return parse_value(text)
+
+
+@main.command("sweep", short_help="Train many runs: variants × seeds × parameters, or a search.")
+@click.argument("variants", metavar="VARIANT...", nargs=-1, required=True)
+@click.option(
+    "-p",
+    "--parameter",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUES",
+    help="A parameter with its alternatives: 0.05,0.1 or 0..4 or '[2,2,2],[3,3,3]'; "
+    "may be repeated.",
+)
+@click.option(
+    "--at-once", type=click.IntRange(1), help="Runs at a time; as many as fit by default."
+)
+@click.option(
+    "--gpus",
+    type=click.FloatRange(0),
+    help="GPUs of each run, or the share of one; 1 by default where there are GPUs, else 0. "
+    "Runs that share a GPU share its memory too.",
+)
+@click.option(
+    "--memory",
+    type=click.FloatRange(0, min_open=True),
+    default=2.0,
+    show_default=True,
+    metavar="GB",
+    help="Memory that a cluster reserves for each run.",
+)
+@click.option("--address", help="Run on this Ray cluster, such as head:6379 or auto.")
+@click.option(
+    "--search",
+    "ranges",
+    multiple=True,
+    metavar="NAME=RANGE",
+    help="Search a parameter: 'lr=log(0.01,0.3)', 'dropout=linear(0,0.5)', 'epochs=int(5,9)' or "
+    "'optimizer=choice(sgd,adam)'; may be repeated.",
+)
+@click.option("--trials", type=click.IntRange(1), help="Trials of the search, all calls together.")
+@click.option("--save", metavar="NAME", help="Write the best trial as the new variant NAME.")
+@click.option(
+    "--slurm",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a Slurm array script with one run per task; train nothing.",
+)
+@click.option("--dry-run", is_flag=True, help="List the runs and their state; train nothing.")
+def sweep_command(
+    variants: tuple[str, ...],
+    parameters: Sequence[tuple[str, str]],
+    at_once: int | None,
+    gpus: float | None,
+    memory: float,
+    address: str | None,
+    ranges: tuple[str, ...],
+    trials: int | None,
+    save: str | None,
+    slurm: Path | None,
+    dry_run: bool,
+) -> None:
+    """Train every combination of VARIANTs and parameters, each as `resnetlib run` would.
+
+    The same command resumes: finished runs are not repeated, interrupted ones are resumed. A run
+    that fails does not stop the others. On a CPU one run trains on each core with one thread
+    (`-p threads N`: N cores each). Commas separate alternatives, so a list stands in brackets.
+
+    \b
+    resnetlib sweep lite laptop -p seed 0..4
+    resnetlib sweep lite -p seed 0..2 -p lr 0.05,0.1 -p augment '[crop,flip],[]'
+    resnetlib sweep lite -p seed 0..9 --address auto        on a Ray cluster
+    resnetlib sweep lite -p seed 0..9 --slurm lite.sh       for sbatch
+
+    A search judges each trial on images held out of the training images (`holdout`, a tenth of
+    them by default), never on the test set, and stops the worst trials early:
+
+    \b
+    resnetlib sweep lite --search 'lr=log(0.01,0.3)' --trials 40 --save lite_tuned
+
+    Exit status: 0 all runs are done, 1 a run failed, 4 stopped in time (`-p stop_after 11h`, which
+    counts for the whole sweep).
+    """
+    from .sweep import command
+    from .sweep.grid import expand_grid
+
+    if ranges and (slurm or dry_run):
+        raise ConfigError("--search excludes --slurm and --dry-run")
+    if (trials or save) and not ranges:
+        raise ConfigError("--trials and --save belong to a search; add --search 'lr=log(0.01,0.3)'")
+    if ranges and not trials:
+        raise ConfigError("a search needs --trials N")
+    place = command.Place(at_once, gpus, memory, address)
+    with _interruptible():
+        if ranges:
+            code = command.sweep_search(
+                variants, parameters, place, ranges=ranges, trials=trials, save=save
+            )
+        elif dry_run:
+            click.echo(command.plan_table(expand_grid(variants, parameters)))
+            code = 0
+        elif slurm:
+            click.echo(command.write_slurm(variants, parameters, place, slurm))
+            code = 0
+        else:
+            code = command.sweep_grid(variants, parameters, place)
+    sys.exit(code)
+
+
+@main.command("data", short_help="Download CIFAR-10, or check the files that are here.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="The folder with CIFAR-10.")
+def data_command(data_root: Path | None) -> None:
+    """Download CIFAR-10 unless it is here, and check every file.
+
+    For machines whose compute nodes have no network: run it on a login node.
+    """
+    from .download import check_cifar10, find_cifar10, obtain_cifar10
+
+    folder = find_cifar10(data_root) or obtain_cifar10(data_root)
+    check_cifar10(folder)
+    click.echo(f"CIFAR-10 is complete in {display_path(folder)}")
 
 
 @main.command("list", short_help="List the variants: size, origin, accuracy.")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import files
-from .download import CIFAR10_MD5, find_cifar10, obtain_cifar10
+from .download import CIFAR10_MD5, damaged_file, find_cifar10, obtain_cifar10
 from .errors import ConfigError, DataError, closest_match
 from .experiment import TRAINING_IMAGES as TRAINING_IMAGES  # also imported from here
 from .paths import display_path
@@ -194,10 +194,7 @@ def _read_checked(folder: Path, name: str) -> dict[bytes, Any]:
     except OSError as error:
         raise DataError(f"{folder / name} cannot be read: {error.strerror}") from None
     if (found := files.md5_of(content)) != CIFAR10_MD5[name]:
-        raise DataError(
-            f"{folder / name} is damaged: its MD5 is {found} instead of {CIFAR10_MD5[name]}; "
-            "delete this file and run again"
-        )
+        raise damaged_file(folder / name, found)
     return files.unpickle_arrays(content)
 
 

@@ -97,6 +97,20 @@ def obtain_cifar10(
         raise DataError(f"CIFAR-10 cannot be written to {place}: {error.strerror}") from None
 
 
+def check_cifar10(folder: Path) -> None:
+    """Raise `DataError` where a file is not the published one."""
+    for name, expected in CIFAR10_MD5.items():
+        if (found := files.md5(folder / name)) != expected:
+            raise damaged_file(folder / name, found)
+
+
+def damaged_file(path: Path, found: str) -> DataError:
+    return DataError(
+        f"{path} is damaged: its MD5 is {found} instead of {CIFAR10_MD5[path.name]}; "
+        "delete this file and run again"
+    )
+
+
 def _unpack(archive: Path, place: Path) -> Path:
     if (found := files.md5(archive)) != CIFAR10_ARCHIVE_MD5:
         raise DataError(

@@ -69,7 +69,15 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, message: str, signal_number: int = signal.SIGINT):
         super().__init__(message)
-        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
+
+
+class OutOfTime(Interrupted):
+    """The time that a run may take (`stop_after`) is over; its state is saved."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.exit_code = 4
 
 
 def explain_interrupt(error: KeyboardInterrupt, message: str) -> None:

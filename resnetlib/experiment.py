@@ -7,11 +7,12 @@ An *experiment* is a variant with every override applied: complete and checked.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, field_validator, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, field_validator, model_validator
 
 from .errors import shorten
 from .paths import output_folder
@@ -29,6 +30,22 @@ from .yaml_core import write_yaml
 
 DEFAULT_BUDGET = 5_000_000  # trainable parameters; the rule every team works under
 TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_347}
+
+
+SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a time such as `90m`, `11h` or `1h30m`. Raises `ValueError`."""
+    if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
+        raise ValueError("give a time with its unit, such as 90m, 11h or 1h30m")
+    return sum(float(n) * SECONDS[unit] for n, unit in re.findall(r"([\d.]+)([dhms])", text))
+
+
+def _check_duration(value: Any) -> Any:
+    if value is not None:
+        parse_duration(str(value))
+    return value
 
 
 class Published(Model):
@@ -58,6 +75,8 @@ class Execution(Model):
     fresh: bool = False  # start over and remove the earlier results of this run
     keep_checkpoints: bool = False  # keep the last checkpoints of a finished run
     allow_inexact_resume: bool = False  # resume although the machine or software differs
+    # Time such as 90m, 11h or 1h30m after which the run is saved and stops; the exit code is then 4
+    stop_after: Annotated[str | None, BeforeValidator(_check_duration)] = None
 
     @field_validator("data_root", "output_root")
     @classmethod

@@ -8,6 +8,7 @@ import os
 import pickle
 import pickletools
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -159,17 +160,32 @@ def read_checksummed(path: Path, expected: str | None = None) -> bytes:
 
 
 LOCK_SECONDS = 0.5  # `is_locked` of another process holds a lock for a moment
+# What a file system without locks answers: some of NFS and Lustre.
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file; while another process does, wait, or raise `RunLocked`."""
+    """Hold a lock file; while another process does, wait, or raise `RunLocked`.
+
+    Where the file system has no locks, a file that exists while the lock is held stands for one,
+    and a line on stderr says so. A killed process leaves that file, which is then ignored on the
+    same machine and must be removed on another.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    held = filelock.FileLock(path, timeout=-1 if wait else LOCK_SECONDS)
+    held = _new_lock(path, timeout=-1 if wait else LOCK_SECONDS)
+    is_file = isinstance(held, filelock.SoftFileLock)
+    if is_file:
+        print(
+            f"{path.parent}: this file system has no locks; {Path(held.lock_file).name} marks the "
+            "folder as in use",
+            file=sys.stderr,
+        )
     try:
-        held.acquire()
+        held.acquire(poll_interval=0.05)
     except filelock.Timeout:
-        raise RunLocked(f"{path.parent} is in use by another process") from None
+        hint = f"; remove {held.lock_file} if that process no longer exists" if is_file else ""
+        raise RunLocked(f"{path.parent} is in use by another process{hint}") from None
     try:
         yield
     finally:
@@ -180,13 +196,33 @@ def is_locked(path: Path) -> bool:
     """Whether a process holds the lock file; also true where that cannot be determined."""
     if not path.is_file():
         return False
-    probe = filelock.FileLock(path, timeout=0)
+    probe = _new_lock(path, timeout=0)
     try:
         probe.acquire()
     except (filelock.Timeout, OSError):
         return True
     probe.release()
     return False
+
+
+def _new_lock(path: Path, timeout: float) -> filelock.BaseFileLock:
+    if _has_locks(path):
+        return filelock.FileLock(path, timeout)
+    return filelock.SoftFileLock(path.with_name(f"{path.name}.held"), timeout)
+
+
+def _has_locks(path: Path) -> bool:
+    """Whether the file system has locks; creates the file."""
+    if os.name == "nt":
+        return True
+    import fcntl
+
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in NO_LOCKS
+    return True
 
 
 class _ArrayUnpickler(pickle.Unpickler):

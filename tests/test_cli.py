@@ -288,6 +288,29 @@ def test_terminated_run_is_interrupted(tmp_path):
     assert load_run(run_folder(tmp_path)).status == "interrupted"
 
 
+def test_run_stopped_in_time_exits_with_4(tmp_path):
+    stopped = invoke(*words(tmp_path, epochs=400, stop_after="1s"), "--quiet")
+    assert stopped.exit_code == 4
+    (line,) = stopped.stderr.splitlines()
+    assert line.startswith("interrupted; ") and line.endswith("run it again to resume")
+    folder = run_folder(tmp_path)
+    assert load_run(folder).status == "interrupted"
+    assert "The run was interrupted" in (folder / "report.html").read_text()
+
+
+def test_run_attached_ends_with_its_input(tmp_path):
+    """As the runs of a sweep do when the sweep is killed."""
+    command = [PROGRAM, *words(tmp_path, epochs=400, widths=16), "--attached"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not process.stdout.readline().startswith("epoch   2"):
+        assert process.poll() is None
+    _, errors = process.communicate(timeout=120)  # which closes the input
+    assert process.returncode == 128 + signal.SIGTERM
+    assert errors.startswith("interrupted; saved after epoch")
+
+
 def test_signal_before_the_run_ends_the_command(tmp_path):
     process = start(tmp_path, epochs=400)
     maps = Path(f"/proc/{process.pid}/maps")
@@ -394,7 +417,10 @@ def test_list_has_every_variant_and_help_every_command():
     assert all(variant in table for variant in list_variants())
     assert "4,903,242" in table and "89.68" in table
     commands = call("--help").stdout
-    assert all(f"\n  {name} " in commands for name in ("run", "list", "report", "submit", "lab"))
+    assert all(
+        f"\n  {name} " in commands
+        for name in ("run", "sweep", "data", "list", "report", "submit", "lab")
+    )
 
 
 def test_console_without_unicode_loses_signs_only():

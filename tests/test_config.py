@@ -14,6 +14,7 @@ import yaml
 from resnetlib import list_variants, load_experiment, schema
 from resnetlib.config import apply_overrides, parse_value
 from resnetlib.errors import ConfigError
+from resnetlib.experiment import parse_duration
 from resnetlib.paths import PROJECT, params_folder
 from resnetlib.yaml_core import read_yaml, write_yaml
 
@@ -176,6 +177,8 @@ MISTAKES = [
     ("lite", {"optimizer": 5, "lr": 0.1}, ["optimizer = 5 has no lr"]),
     ("lite", {"nesterov": "no"}, ["recipe.optimizer.nesterov = 'no'", "true or false"]),
     ("lite", {"compile": "yes"}, ["execution.compile = 'yes'", "true or false"]),
+    ("lite", {"stop_after": "11"}, ["stop_after = '11'", "give a time with its unit"]),
+    ("lite", {"stop_after": 90}, ["stop_after = 90", "such as 90m, 11h or 1h30m"]),
     ("lite", {"threads": 0}, ["execution.threads = 0", "greater than or equal to 1"]),
     ("lite", {"threads": 1025}, ["execution.threads = 1025", "1024"]),
     ("lite", {"threads": True}, ["execution.threads = True", "number"]),
@@ -711,3 +714,10 @@ def test_json_schema_refuses_mistakes(wrong):
     content = read_yaml((params_folder() / "lite.yaml").read_text(encoding="utf-8")) | wrong
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(content, json.loads((params_folder() / "schema.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90m", 5400), ("11h", 39_600), ("1h30m", 5400), ("1d0.5h", 88_200)]
+)
+def test_parse_duration_reads_units(text, seconds):
+    assert parse_duration(text) == seconds

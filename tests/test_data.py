@@ -12,9 +12,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from sklearn.datasets import load_digits
 
 from resnetlib import data, download, files, load_dataset, load_experiment
+from resnetlib.cli import main
 from resnetlib.data import split_holdout
 from resnetlib.errors import ConfigError, DataError
 
@@ -225,6 +227,20 @@ def test_cifar10_is_found_under_kaggle_input(small, tmp_path, monkeypatch, place
     cache = tmp_path / "cache" / download.CIFAR10_FOLDER
     assert download.obtain_cifar10(None, addresses=[]) == cache
     assert sorted(path.name for path in cache.iterdir()) == sorted(download.CIFAR10_MD5)
+
+
+def test_data_command_fetches_and_checks(small, tmp_path, monkeypatch):
+    place = tmp_path / "place"
+    place.mkdir()
+    shutil.copy(small, place)
+    monkeypatch.setattr(download, "_download_cifar10", lambda *_: pytest.fail("not needed"))
+    done = CliRunner().invoke(main, ["data", "--data-root", str(place)])
+    assert done.exit_code == 0, done.output
+    assert f"CIFAR-10 is complete in {place / download.CIFAR10_FOLDER}" in done.output
+    (place / download.CIFAR10_FOLDER / "test_batch").write_bytes(b"x")
+    done = CliRunner().invoke(main, ["data", "--data-root", str(place)])
+    assert done.exit_code == 1
+    assert "test_batch is damaged" in done.output
 
 
 def test_load_dataset_names_damaged_file(small, tmp_path):

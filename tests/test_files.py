@@ -83,6 +83,50 @@ def test_lock_is_refused_to_a_second_process(tmp_path):
     assert not files.is_locked(tmp_path / "missing")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows always has locks")
+@pytest.mark.parametrize("error", ["ENOSYS", "EOPNOTSUPP", "ENOLCK"])
+def test_lock_falls_back_where_there_are_none(tmp_path, error):
+    """As on some network file systems; a process that was killed does not keep the lock."""
+    program = (
+        "import errno, fcntl, os, sys, pathlib\n"
+        f"def flock(*_): raise OSError(errno.{error}, 'no locks')\n"
+        "fcntl.flock = flock\n"
+        "from resnetlib import files\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "with files.lock(path):\n"
+        "    print(files.is_locked(path), flush=True)\n"
+        "    try:\n"
+        "        with files.lock(path): print('got it twice')\n"
+        "    except files.RunLocked as refused: print(refused, flush=True)\n"
+        "    if sys.argv[2:]: os.kill(os.getpid(), 9)\n"
+        "print(files.is_locked(path))\n"
+    )
+    path = tmp_path / "run" / ".lock"
+
+    def call(*words):
+        command = [sys.executable, "-c", program, str(path), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    killed = call("killed")
+    assert killed.returncode == -9 and (tmp_path / "run" / ".lock.held").exists()
+    done = call()
+    first, second, last = done.stdout.splitlines()
+    assert (first, last) == ("True", "False")
+    assert "in use by another process; remove" in second and ".lock.held" in second
+    assert "this file system has no locks; .lock.held marks the folder as in use" in done.stderr
+    assert not (tmp_path / "run" / ".lock.held").exists()
+
+
+def test_look_at_a_lock_does_not_refuse_it(tmp_path):
+    """`is_locked` holds it for a moment, in which a run may start."""
+    path = tmp_path / ".lock"
+    looking = filelock.FileLock(path, thread_local=False)
+    looking.acquire()
+    threading.Timer(0.1, looking.release).start()
+    with files.lock(path):
+        pass
+
+
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_unpickle_arrays_reads_plain_data(protocol):
     content = {b"data": np.arange(12, dtype=np.uint8).reshape(3, 4), b"ids": [1, 2, 3]}

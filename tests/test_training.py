@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from resnetlib import (
 from resnetlib import training as training_module
 from resnetlib.config import apply_overrides, override_paths
 from resnetlib.device import DeviceSettings
-from resnetlib.errors import ConfigError, Diverged, RunError
+from resnetlib.errors import ConfigError, Diverged, OutOfTime, RunError
 from resnetlib.rng import generator
 from resnetlib.runs import artifacts, checkpoint, lifecycle
 from resnetlib.schema import DEFAULT_LR, Clip
@@ -1294,3 +1295,26 @@ def test_a_handler_of_the_user_is_left_alone(tiny, monkeypatch):
 def test_train_in_a_thread_handles_no_signals(tiny):
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(train, tiny()).result().status == "done"
+
+
+# A time limit ------------------------------------------------------------------------------------
+
+
+def test_stop_after_saves_at_the_next_step_and_resumes(tiny, tmp_path, monkeypatch):
+    """The digest, and so the folder, is that of the run without a limit."""
+    experiment = tiny(epochs=3)
+    limited = tiny(epochs=3, stop_after="1h30m")
+    assert limited.folder == experiment.folder
+
+    class Late(Callback):
+        def after_step(self, training):
+            if training.epochs_done == 1 and training.progress.steps == 4:
+                later = time.monotonic() + 5400
+                monkeypatch.setattr("resnetlib.runs.interrupts.time.monotonic", lambda: later)
+
+    with pytest.raises(OutOfTime, match=r"saved after epoch 2, step 4 .* run it again to resume"):
+        train(limited, callbacks=[Late()])
+    monkeypatch.undo()
+    run = load_run(experiment.folder)
+    assert run.record["status"] == "interrupted"
+    assert outcome(train(limited)) == outcome(train(experiment, output=tmp_path / "whole"))

@@ -38,7 +38,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "split_unreadable",
         ],
         "imports": ["describe_source", "import_weights"],
-        "interrupts": ["StopOnSignal", "leave"],
+        "interrupts": ["StopOnSignal", "TimeLimit", "leave"],
         "lifecycle": ["check_experiment", "start_over", "train"],
         "matching": ["match_weights", "read_weights"],
         "prediction": ["predict_logits", "predict_pictures", "read_picture"],

@@ -1,13 +1,14 @@
-"""Signals that ask a training to end: the step is finished and the state saved before it does."""
+"""Signals and time limits that end a training: the step is finished and the state saved before."""
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from ..errors import stop_now
+from ..errors import OutOfTime, stop_now
 from ..training import Callback, Trainer
 from .checkpoint import Checkpointer
 
@@ -68,3 +69,18 @@ class StopOnSignal(Callback):
         """Everything is saved: from here on a signal need not wait."""
         self._stop_if_asked(training)
         self.deferred = False
+
+
+class TimeLimit(Callback):
+    """Ends a training after a time, once the step is finished and the state is saved."""
+
+    def __init__(self, checkpointer: Checkpointer, seconds: float):
+        self.checkpointer = checkpointer
+        self.until = time.monotonic() + seconds
+
+    def _stop_if_over(self, training: Trainer) -> None:
+        if time.monotonic() >= self.until:
+            self.checkpointer.save_progress(training)
+            raise OutOfTime("its time is over")
+
+    after_step = after_epoch = after_evaluation_batch = _stop_if_over

@@ -12,7 +12,7 @@ from ..data import TRAINING_IMAGES, Dataset, load_dataset
 from ..device import DeviceSettings, cpu_threads, resolve_device_settings
 from ..errors import ConfigError, Diverged, RunError, UserError, explain_interrupt
 from ..evaluation import Evaluation
-from ..experiment import Experiment
+from ..experiment import Experiment, parse_duration
 from ..paths import display_path, output_folder
 from ..resnet import NUM_CLASSES
 from ..size import check_size, model_summary
@@ -26,7 +26,7 @@ from .checkpoint import (
     load_checkpoint,
 )
 from .drive import CopyToDrive, copy_run, fetch_run, is_done, local_folder, read_record
-from .interrupts import StopOnSignal
+from .interrupts import StopOnSignal, TimeLimit
 from .record import (
     artifact_checksums,
     check_fingerprint,
@@ -64,7 +64,8 @@ def train(
     """Carry out the whole run of an experiment, or resume it; a finished one is loaded.
 
     On SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2 the step is finished and the state saved; then
-    `KeyboardInterrupt` (SIGINT) or `SystemExit` is raised. A second signal ends it at once.
+    `KeyboardInterrupt` (SIGINT) or `SystemExit` is raised. A second signal ends it at once. After
+    `stop_after` the same happens with `OutOfTime`.
 
     Args:
         experiment: what to train.
@@ -256,12 +257,14 @@ def _run_to_end(
     """
     checkpointer = Checkpointer(folder, record)
     stop = StopOnSignal(checkpointer)
+    limit = experiment.execution.stop_after
+    limits = [TimeLimit(checkpointer, parse_duration(limit))] if limit else []
     with stop.installed():
         try:
             with _explained(experiment, folder):
                 files.write_text(folder / "experiment.yaml", experiment.to_yaml())
                 files.write_text(folder / "summary.txt", model_summary(training.model) + "\n")
-                fit(training, experiment.recipe.epochs, [checkpointer, *callbacks, stop])
+                fit(training, experiment.recipe.epochs, [checkpointer, *callbacks, stop, *limits])
                 _write_results(training, experiment, dataset, folder)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)

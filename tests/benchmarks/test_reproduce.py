@@ -1,7 +1,6 @@
 """The command that trains the recorded runs: plan, stop, resume, status, keep."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import time
 
 import pytest
 import torch
-from conftest import PROJECT, TINY, benchmark, rewrite
+from conftest import TINY, benchmark, rewrite
 
 from resnetlib import files, list_variants, load_experiment, load_run, train
 from resnetlib.errors import ConfigError
@@ -18,13 +17,10 @@ from resnetlib.runs.lifecycle import check_experiment
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = PROJECT / "benchmarks" / "reproduce.py"
-
 
 @pytest.fixture(scope="module")
 def reproduce():
     with benchmark("reproduce") as module:
-        module.NICENESS = 0  # at the lowest priority the tests would wait for other work
         yield module
 
 
@@ -78,29 +74,7 @@ def test_unknown_variant_is_refused(reproduce):
 
 def tiny_runs(reproduce, folder, seeds, **overrides):
     settings = TINY | {"output_root": str(folder), "data_root": None, "epochs": 2} | overrides
-    return [reproduce.Planned("lite", settings | {"seed": seed}) for seed in seeds]
-
-
-def test_failed_run_is_named_and_others_finish(reproduce, tmp_path, capsys):
-    good = tiny_runs(reproduce, tmp_path / "runs", [0])
-    bad = tiny_runs(reproduce, tmp_path / "runs", [1], lr=1e30)
-    failed = reproduce.train_all(bad + good, 2, 1, tmp_path / "logs")
-    assert failed == [bad[0].name]
-    output = capsys.readouterr().out
-    assert "FAILED" in output and "a lower `lr`" in output
-    run = good[0].run
-    assert run.status == "done"
-    assert run.record["fingerprint"]["threads"] == 1
-    assert reproduce.train_all(good, 1, 1, tmp_path / "logs") == []
-    assert "1 of 1 runs are done" in capsys.readouterr().out
-
-
-def test_train_one_lowers_its_priority(reproduce, monkeypatch, tmp_path):
-    priorities = []
-    monkeypatch.setattr(reproduce, "lower_priority", priorities.append)
-    settings = TINY | {"epochs": 1, "output_root": str(tmp_path)}
-    reproduce.train_one("lite", settings, 19)
-    assert priorities == [19]
+    return [reproduce.Task("lite", settings | {"seed": seed}) for seed in seeds]
 
 
 def test_status_has_epochs_and_time_left(reproduce, tmp_path):
@@ -197,44 +171,39 @@ def test_weights_that_differ_from_the_record_are_reported(reproduce, tmp_path, c
     assert "DIFFERS" in capsys.readouterr().out
 
 
-def test_stopped_queue_leaves_nothing_and_resumes(reproduce, tmp_path):
-    """The script itself, terminated while a run trains; then the rest, to the same bits."""
+# The run without its notebook, which takes most of the time of a tiny one.
+WITHOUT_NOTEBOOK = (
+    "import sys\n"
+    "from resnetlib import cli, execute\n"
+    "execute.execute_notebook = lambda *_: None\n"
+    "cli.main(['run', *sys.argv[1:]])\n"
+)
+
+
+def test_stopped_queue_leaves_nothing_and_resumes(reproduce, tmp_path, monkeypatch):
+    """Terminated while a run trains; then the rest, to the same bits."""
     settings = {**TINY, "epochs": 30, "output_root": str(tmp_path / "runs")}
     parent = (
-        "import importlib.util, pathlib, signal, sys\n"
-        f"spec = importlib.util.spec_from_file_location('reproduce', {str(SCRIPT)!r})\n"
-        "module = importlib.util.module_from_spec(spec); sys.modules['reproduce'] = module\n"
-        "spec.loader.exec_module(module); module.NICENESS = 0\n"
+        "import signal, sys\n"
+        "from resnetlib.sweep import LocalPool, Needs, Task, carry_out, process\n"
+        f"process.PROGRAM = ('-c', {WITHOUT_NOTEBOOK!r})\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
-        f"run = module.Planned('lite', {settings!r})\n"
-        f"module.train_all([run], 1, 1, pathlib.Path({str(tmp_path / 'logs')!r}))\n"
+        f"carry_out([Task('lite', {settings!r})], LocalPool(Needs(), 1))\n"
     )
-    (run,) = [reproduce.Planned("lite", settings)]
+    (run,) = [reproduce.Task("lite", settings)]
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
-    history = run.experiment.folder / "history.csv"
     until = time.monotonic() + 90
-    while not history.is_file() and time.monotonic() < until:
+    while not run.history() and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 143
-    assert not _trained_by_anyone(str(tmp_path / "runs"))
+    assert process.wait(60) == 143
+    assert not run.is_locked
     assert run.run is None
-    assert reproduce.train_all([run], 1, 1, tmp_path / "logs") == []
-    elsewhere = reproduce.Planned("lite", {**settings, "output_root": str(tmp_path / "at-once")})
-    assert reproduce.train_all([elsewhere], 1, 1, tmp_path / "logs") == []
+    monkeypatch.setattr("resnetlib.sweep.process.PROGRAM", ("-c", WITHOUT_NOTEBOOK))
+    elsewhere = reproduce.Task("lite", {**settings, "output_root": str(tmp_path / "at-once")})
+    outcomes = reproduce.carry_out([run, elsewhere], reproduce.LocalPool(reproduce.Needs(), 2))
+    assert [outcome.status for outcome in outcomes.values()] == ["done", "done"]
+    assert run.run.record["fingerprint"]["threads"] == 1
     weights = [one.folder / "model.safetensors" for one in (run, elsewhere)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    log = next((tmp_path / "logs").glob("*.log")).read_text()
-    assert "resuming after epoch" in log
-
-
-def _trained_by_anyone(text):
-    """Whether a training process has this text in its command line."""
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
-                if "reproduce.py\0one" in (line := file.read()) and text in line:
-                    return True
-        except OSError:
-            continue
-    return False
+    assert "resuming after epoch" in run.log.read_text()

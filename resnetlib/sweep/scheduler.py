@@ -1,0 +1,191 @@
+"""Carry out tasks on an engine: wait for locks, start, retry what was lost, report."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
+
+from ..progress import duration
+from .display import Display
+from .process import STOPPED_IN_TIME, Exit
+from .task import Task
+
+ATTEMPTS = 3  # of a run whose process or node was lost
+LOCK_SECONDS = 2  # between two looks at a run that another process works on
+
+
+class Engine(Protocol):
+    """Where runs are carried out: `LocalPool` or `Cluster`."""
+
+    slots: int  # runs at a time
+
+    def start(self, task: Task, **settings: Any) -> None: ...
+
+    def finished(self) -> list[tuple[Task, Exit]]: ...
+
+    def stop(self, task: Task) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task."""
+
+    status: Literal["done", "failed", "stopped", "cancelled"]
+    message: str = ""
+
+
+class Scheduler:
+    """The tasks that wait and those that run.
+
+    The truth about a run is in its folder: a finished one is not started, and one that another
+    process works on is left to it. The end of a process says only whether to look there.
+
+    Args:
+        engine: where the tasks run.
+        display: what reports on them.
+        seconds: after this time no task is started and those that run stop, with their state saved.
+    """
+
+    def __init__(self, engine: Engine, display: Display, seconds: float = math.inf):
+        self.engine = engine
+        self.display = display
+        self.until = time.monotonic() + seconds
+        self.waiting: deque[Task] = deque()
+        self.running: dict[Task, float] = {}
+        self.attempts: dict[Task, int] = {}
+        self.not_before: dict[Task, float] = {}
+        self.cancelled: set[Task] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Stop what runs. Ctrl-C gets a message that says what is done."""
+        self.engine.close()
+        self.display.close()
+        if isinstance(error, KeyboardInterrupt):
+            error.args = (f"interrupted; {self.display.state()}: the same command resumes",)
+
+    def add(self, task: Task) -> None:
+        self.waiting.append(task)
+
+    def cancel(self, task: Task) -> None:
+        """Stop a task that runs; its state is saved."""
+        self.cancelled.add(task)
+        self.engine.stop(task)
+
+    @property
+    def has_time(self) -> bool:
+        return time.monotonic() < self.until
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    def poll(self) -> list[tuple[Task, Outcome]]:
+        """Start what can be started; the tasks that have ended since the last call."""
+        ended = self._start()
+        for task, end in self.engine.finished():
+            seconds = time.monotonic() - self.running.pop(task)
+            outcome = self._outcome(task, end)
+            if outcome is not None:
+                self._report(task, outcome, seconds)
+                ended.append((task, outcome))
+        self.display.update(self.running)
+        return ended
+
+    def _start(self) -> list[tuple[Task, Outcome]]:
+        """Start tasks while there is room; those that need no start."""
+        ended = []
+        slots = self.engine.slots
+        for _ in range(len(self.waiting)):
+            if not self.has_time:
+                ended.append((self.waiting.popleft(), Outcome("stopped")))
+                continue
+            if len(self.running) >= slots:
+                break
+            task = self.waiting.popleft()
+            if time.monotonic() < self.not_before.get(task, 0):
+                self.waiting.append(task)
+            elif task.is_locked:
+                self._wait_for_lock(task)
+            elif task.is_complete:
+                outcome = Outcome("done")
+                self._report(task, outcome, None)
+                ended.append((task, outcome))
+            else:
+                self._start_task(task)
+        return ended
+
+    def _wait_for_lock(self, task: Task) -> None:
+        if task not in self.not_before:
+            self.display.line(f"waiting   {task.name}: in use by another process")
+        self.not_before[task] = time.monotonic() + LOCK_SECONDS
+        self.waiting.append(task)
+
+    def _start_task(self, task: Task) -> None:
+        left = self.until - time.monotonic()
+        settings = {} if left == math.inf else {"stop_after": f"{left:.0f}s"}
+        self.engine.start(task, **settings)
+        self.running[task] = time.monotonic()
+        self.attempts[task] = self.attempts.get(task, 0) + 1
+        self.display.line(f"started   {task.name}")
+
+    def _outcome(self, task: Task, end: Exit) -> Outcome | None:
+        """What became of a task whose process ended; None where it is started again."""
+        if end.code == 0 and task.run:
+            return Outcome("done")
+        if task in self.cancelled:
+            return Outcome("cancelled")
+        if end.code == STOPPED_IN_TIME:
+            return Outcome("stopped", end.message)
+        was_killed = end.code is None or not 0 < end.code <= 128
+        if was_killed and self.attempts[task] < ATTEMPTS:
+            self.display.line(f"lost      {task.name}: {end.message or 'killed'}; started again")
+            self.waiting.append(task)
+            return None
+        if task.is_locked:
+            self._wait_for_lock(task)
+            return None
+        return Outcome("failed", end.message or "killed")
+
+    def _report(self, task: Task, outcome: Outcome, seconds: float | None) -> None:
+        accuracy = None
+        if outcome.status == "done":
+            accuracy = float(task.history()[-1][task.score])
+            taken = "by another process or trial" if seconds is None else duration(seconds)
+            what = task.score.replace("_accuracy", "")
+            self.display.line(f"finished  {task.name}: {what} {accuracy:.2%}, {taken}")
+        elif outcome.status == "failed":
+            self.display.line(
+                f"FAILED    {task.name}: {outcome.message} (full output in {task.log})"
+            )
+        elif outcome.status == "stopped":
+            self.display.line(f"stopped   {task.name}: its time is over")
+        self.display.ended(task, accuracy)
+
+
+def carry_out(
+    tasks: Sequence[Task], engine: Engine, seconds: float = math.inf
+) -> dict[Task, Outcome]:
+    """Carry out the tasks, in this order, and return what became of each."""
+    outcomes = {task: Outcome("done") for task in tasks if task.is_complete}
+    waiting = [task for task in tasks if task not in outcomes]
+    print(f"{len(outcomes)} of {len(tasks)} runs are done; {engine.slots} at once", flush=True)
+    work = sum(task.work for task in waiting)
+    with Scheduler(engine, Display(work, len(tasks), len(outcomes)), seconds) as scheduler:
+        for task in waiting:
+            scheduler.add(task)
+        while not scheduler.is_idle:
+            outcomes |= scheduler.poll()
+    return {task: outcomes[task] for task in tasks}
+
+
+def exit_code(outcomes: Iterable[Outcome]) -> int:
+    """0 if all are done, 1 if one failed, 4 if one was stopped in time."""
+    statuses = {outcome.status for outcome in outcomes}
+    return 1 if "failed" in statuses else STOPPED_IN_TIME if "stopped" in statuses else 0

@@ -1,0 +1,96 @@
+"""A Slurm array script: one `resnetlib run` line per task, resumed after its time limit."""
+
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import files
+from ..errors import ConfigError
+from ..experiment import parse_duration
+from ..paths import display_path
+from .pool import Needs
+from .task import Task
+
+HOURS = 12  # of a task unless `stop_after` is given
+MARGIN_SECONDS = 600  # between `stop_after` and the limit, for start, compilation and report
+
+SCRIPT = """\
+#!/bin/bash
+# Written by `resnetlib sweep --slurm`: one run per array task. Submit it with
+#     sbatch {file}
+# Edit the lines below for your cluster (partition, account, time). A task that is stopped before
+# its limit, or whose node fails, is queued again and resumes; a finished run is loaded. Fetch the
+# data on a login node first: resnetlib data
+#SBATCH --job-name=resnetlib
+#SBATCH --array=0-{last}
+#SBATCH --cpus-per-task={cpus}
+#SBATCH --mem={memory}M{gpus}
+#SBATCH --time={time}
+#SBATCH --signal=B:TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output={log}
+
+cd {directory} || exit 1
+PATH={programs}:"$PATH"{environment}
+
+case "$SLURM_ARRAY_TASK_ID" in
+{lines}
+esac
+run=$!
+trap 'kill -TERM "$run"' TERM  # sent 120 s before the limit: the run saves its state
+
+wait "$run"
+status=$?
+while kill -0 "$run" 2>/dev/null; do  # `wait` returns early on a signal
+    wait "$run"
+    status=$?
+done
+if [ "$status" -eq 143 ] || [ "$status" -eq 4 ]; then  # SIGTERM, or `stop_after` is over
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+fi
+exit "$status"
+"""
+
+
+def slurm_script(tasks: Sequence[Task], needs: Needs, file: Path) -> str:
+    """The script that carries out these tasks; `file` is where it will be."""
+    stop_after = tasks[0].experiment.execution.stop_after
+    seconds = parse_duration(stop_after) + MARGIN_SECONDS if stop_after else HOURS * 3600
+    lines = []
+    for number, task in enumerate(tasks):
+        settings = needs.settings(task.experiment.execution.model_dump())
+        lines.append(f"{number}) resnetlib run {shlex.join(task.words(**settings))} & ;;")
+    return SCRIPT.format(
+        file=shlex.quote(str(file)),
+        last=len(tasks) - 1,
+        cpus=needs.cpus,
+        memory=round(needs.memory * 1000),
+        # A share of a GPU is rounded up: how to share one differs between clusters.
+        gpus=f"\n#SBATCH --gpus={math.ceil(needs.gpus)}" if needs.gpus else "",
+        time=format_time(seconds),
+        log=f"{file.stem}-%a.log",
+        directory=shlex.quote(str(Path.cwd())),
+        programs=shlex.quote(str(Path(sys.executable).parent)),
+        environment="".join(
+            f"\nexport {name}={value}" for name, value in needs.environment().items()
+        ),
+        lines="\n".join(lines),
+    )
+
+
+def format_time(seconds: float) -> str:
+    """Such as `1-02:30:00`, as Slurm writes days, hours, minutes and seconds."""
+    minutes = math.ceil(seconds / 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}-{hours:02}:{minutes:02}:00" if days else f"{hours:02}:{minutes:02}:00"
+
+
+def write_slurm_script(tasks: Sequence[Task], needs: Needs, file: Path) -> None:
+    """Write the script. Raises `ConfigError` rather than replace another file."""
+    if file.exists() and "`resnetlib sweep --slurm`" not in file.read_text("utf-8", "replace"):
+        raise ConfigError(f"{display_path(file)} exists and is another file; name a new one")
+    files.write_text(file, slurm_script(tasks, needs, file))

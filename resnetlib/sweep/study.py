@@ -1,0 +1,359 @@
+"""Search for parameters by Optuna, judged on held-out training images alone."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import files
+from ..config import apply_overrides, list_variants, load_experiment, parse_value
+from ..errors import ConfigError, shorten
+from ..experiment import TRAINING_IMAGES, Execution, Variant
+from ..paths import display_path, output_folder, params_folder
+from ..size import check_size
+from ..yaml_core import read_yaml, write_yaml
+from .display import Display
+from .grid import each_note_once, split_outside_brackets
+from .scheduler import Engine, Outcome, Scheduler
+from .task import Task
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
+HOLDOUT_SHARE = 0.1  # of the training images, unless `holdout` is given: 5,000 of CIFAR-10
+REDUCTION = 3  # at each rung a third of the trials continues
+RUNGS = 2  # at a ninth and a third of the epochs
+METRIC = "holdout_accuracy"
+EPOCHS = "epochs"  # attribute of a trial: those reported so far
+AGAIN = "again"  # attribute of a trial: the number of the one, cut off, that it carries out again
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a parameter may take in a search."""
+
+    name: str
+    kind: str  # log, linear, int or choice
+    values: tuple[str, ...]  # lower and upper bound, or the choices
+
+    def suggest(self, trial: "Trial") -> Any:
+        if self.kind == "choice":
+            return parse_value(trial.suggest_categorical(self.name, self.values))
+        low, high = (parse_value(value) for value in self.values)
+        if self.kind == "int":
+            return trial.suggest_int(self.name, low, high)
+        value = trial.suggest_float(self.name, low, high, log=self.kind == "log")
+        return float(f"{value:.3g}")  # readable in names and files
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.kind}({','.join(self.values)})"
+
+
+def read_range(text: str) -> Range:
+    """`lr=log(0.01,0.3)` as a range. Raises `ConfigError`."""
+    hint = "write NAME=log(0.01,0.3), linear(0,1), int(2,5) or choice(sgd,adam)"
+    match = re.fullmatch(r"\s*([\w.]+)\s*=\s*(log|linear|int|choice)\((.*)\)\s*", text)
+    if not match:
+        raise ConfigError(f"--search {shorten(text)}: {hint}")
+    name, kind, inside = match.groups()
+    if name.rpartition(".")[2] in {"seed", "holdout", "dataset", *Execution.model_fields}:
+        raise ConfigError(f"--search {name}: a search chooses network and recipe; set -p {name}")
+    values = tuple(part.strip() for part in split_outside_brackets(inside))
+    if kind == "choice":
+        if len(set(values)) < len(values) or len(values) < 2 or "" in values:
+            raise ConfigError(f"--search {shorten(text)}: give two or more different choices")
+        return Range(name, kind, values)
+    number = int if kind == "int" else int | float
+    bounds = [parse_value(value) for value in values]
+    if len(bounds) != 2 or not all(
+        isinstance(bound, number) and not isinstance(bound, bool) and math.isfinite(bound)
+        for bound in bounds
+    ):
+        what = "whole numbers" if kind == "int" else "numbers"
+        raise ConfigError(f"--search {shorten(text)}: give two {what}; {hint}")
+    if not bounds[0] < bounds[1] or (kind == "log" and bounds[0] <= 0):
+        above = " above 0" if kind == "log" else ""
+        raise ConfigError(f"--search {shorten(text)}: give a lower bound{above} and a higher one")
+    return Range(name, kind, values)
+
+
+class Search:
+    """A study: a variant, fixed overrides and ranges; its trials are in a journal file.
+
+    The objective is the accuracy after the last epoch on images held out of the training images.
+    Test images are not used. Trials that are worse than others after a ninth or a third of the
+    epochs are stopped (asynchronous successive halving, Li et al. 2020).
+
+    Args:
+        variant: the variant that is varied.
+        overrides: the same in all trials; `holdout` is set if it is missing.
+        ranges: what is searched.
+        save: the name of a variant file to write for the best trial.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        overrides: Mapping[str, Any],
+        ranges: Sequence[Range],
+        save: str | None = None,
+    ):
+        names = [one.name for one in ranges]
+        for name in names:
+            if names.count(name) > 1 or name in overrides:
+                raise ConfigError(f"{name} is specified twice")
+        self.variant, self.ranges, self.save = variant, ranges, save
+        with each_note_once():
+            base = load_experiment(variant, **overrides)
+            self.overrides = dict(overrides)
+            if not base.recipe.holdout:
+                if any(name.rpartition(".")[2] == "holdout" for name in overrides):
+                    raise ConfigError("holdout = 0: a search needs held-out training images")
+                self.overrides["holdout"] = round(HOLDOUT_SHARE * TRAINING_IMAGES[base.dataset])
+            self.base = load_experiment(variant, **self.overrides)
+            for values in self._corners():
+                check_size(apply_overrides(self.base, values))
+        self._check_name()
+        self.name = f"{self.base.variant}-{self._digest()[:8]}"
+        root = output_folder(self.base.execution.output_root)
+        self.folder = root / "searches" / self.name
+
+    def _corners(self) -> Iterator[dict[str, Any]]:
+        """Lowest and highest values, each choice: mistakes are found before any work."""
+        yield {one.name: parse_value(one.values[0]) for one in self.ranges}
+        yield {one.name: parse_value(one.values[-1]) for one in self.ranges}
+        for one in self.ranges:
+            for value in one.values:
+                others = {two.name: parse_value(two.values[0]) for two in self.ranges}
+                yield others | {one.name: parse_value(value)}
+
+    def _digest(self) -> str:
+        """Of what trials of one study have in common."""
+        return files.sha256_of(
+            "\n".join([self.base.digest, *sorted(map(str, self.ranges))]).encode()
+        )
+
+    @contextmanager
+    def opened(self) -> Iterator["Study"]:
+        """The study; trials that were cut off are enqueued again."""
+        try:
+            import optuna
+            from optuna.storages import JournalStorage, journal
+        except ImportError:
+            raise ConfigError("--search needs Optuna: pip install 'resnetlib[sweep]'") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with files.lock(self.folder / ".lock"):
+            path = str(self.folder / "journal.log")
+            backend = journal.JournalFileBackend(path, journal.JournalFileOpenLock(path))
+            epochs = self.base.recipe.epochs
+            study = optuna.create_study(
+                study_name=self.name,
+                storage=JournalStorage(backend),
+                direction="maximize",
+                load_if_exists=True,
+                pruner=optuna.pruners.SuccessiveHalvingPruner(
+                    min_resource=max(1, round(epochs / REDUCTION**RUNGS)),
+                    reduction_factor=REDUCTION,
+                ),
+            )
+            # Not the same draws again in a study that is continued.
+            study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
+            again = _carried_out_again(study)
+            for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+                if trial.number not in again:
+                    study.enqueue_trial(trial.params, {AGAIN: trial.number})
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            self._check_save(study)
+            yield study
+
+    def carry_out(
+        self, study: "Study", engine: Engine, trials: int, seconds: float = math.inf
+    ) -> list[Outcome]:
+        """Carry out trials until the study has this many; what became of those of this call.
+
+        Args:
+            study: of `opened`.
+            engine: where the trials run.
+            trials: of the whole study, earlier calls included.
+            seconds: after this time the trials stop; the same call resumes them.
+        """
+        outcomes = []
+        display = Display(trials * Task(self.variant, self.overrides).work, trials, 0)
+        display.done = display.total.n = min(trials, _begun(study))
+        display.line(f"{display.done} of {trials} trials are done; {engine.slots} at once")
+        active: dict[Task, list[Trial]] = {}
+        with Scheduler(engine, display, seconds) as scheduler:
+            while True:
+                self._ask_for_trials(study, trials, scheduler, active)
+                for task, outcome in scheduler.poll():
+                    outcomes.append(outcome)
+                    for trial in active.pop(task):
+                        self._tell(study, trial, task, outcome)
+                for task in scheduler.running.keys() - scheduler.cancelled:
+                    if self._is_pruned(task, active[task]):
+                        display.line(f"pruned    {task.name}")
+                        scheduler.cancel(task)
+                if not active and (_begun(study) >= trials or not scheduler.has_time):
+                    break
+        return outcomes
+
+    def _ask_for_trials(
+        self, study: "Study", trials: int, scheduler: Scheduler, active: dict[Task, list["Trial"]]
+    ) -> None:
+        """Start trials while there is room.
+
+        Args:
+            study: which proposes them.
+            trials: the most of the whole study.
+            scheduler: to which their tasks are added.
+            active: the trials of each task that has not ended, which is updated.
+        """
+        from optuna.trial import TrialState
+
+        slots = scheduler.engine.slots
+        while scheduler.has_time and len(active) < slots and _begun(study) < trials:
+            trial = study.ask()
+            values = {one.name: one.suggest(trial) for one in self.ranges}
+            try:
+                with each_note_once():
+                    task = Task(self.variant, self.overrides | values)
+                    check_size(task.experiment)
+            except ConfigError as error:  # settings that contradict each other
+                scheduler.display.line(f"FAILED    trial {trial.number}: {error}")
+                study.tell(trial, state=TrialState.FAIL)
+                continue
+            same = next((other for other in active if other.folder == task.folder), None)
+            if same is None:
+                active[task] = [trial]
+                scheduler.add(task)
+            else:
+                active[same].append(trial)
+
+    def _is_pruned(self, task: Task, trials: Sequence["Trial"]) -> bool:
+        """Report the epochs saved so far; whether the trial is worse than others by now."""
+        history = task.history()
+        _report(trials[0], history[: task.experiment.recipe.epochs - 1])
+        return bool(history) and len(trials) == 1 and trials[0].should_prune()
+
+    def _tell(self, study: "Study", trial: "Trial", task: Task, outcome: Outcome) -> None:
+        """Tell the study how a trial ended; one that was stopped in time is left running."""
+        from optuna.trial import TrialState
+
+        trial.set_user_attr("run", f"{task.folder.parent.name}/{task.folder.name}")
+        if outcome.status == "done":
+            history = task.history()
+            _report(trial, history)
+            study.tell(trial, float(history[-1][METRIC]))
+        elif outcome.status == "cancelled" or (outcome.status == "failed" and task.has_diverged):
+            study.tell(trial, state=TrialState.PRUNED)
+        elif outcome.status == "failed":
+            study.tell(trial, state=TrialState.FAIL)
+
+    def describe(self, study: "Study") -> str:
+        """The best trials and the number of all, as text."""
+        from optuna.trial import TrialState
+
+        states = [trial.state for trial in study.trials]
+        complete = study.get_trials(states=[TrialState.COMPLETE])
+        lines = [
+            f"{len(complete)} trials complete, {states.count(TrialState.PRUNED)} stopped early, "
+            f"{states.count(TrialState.FAIL) - len(_carried_out_again(study))} failed; "
+            f"accuracy on {self.base.recipe.holdout:,} held-out training images, one seed each:"
+        ]
+        for trial in sorted(complete, key=lambda trial: -trial.value)[:5]:
+            settings = ", ".join(f"{k} {v}" for k, v in self._values(trial).items())
+            lines.append(f"  {trial.value:7.2%}  {settings}  ({trial.user_attrs['run']})")
+        return "\n".join(lines)
+
+    def _values(self, trial: Any) -> dict[str, Any]:
+        """The settings of a finished trial, as they were trained."""
+        from optuna.trial import FixedTrial
+
+        return {one.name: one.suggest(FixedTrial(trial.params)) for one in self.ranges}
+
+    # The best trial as a variant -----------------------------------------------------------------
+
+    @property
+    def _save_path(self) -> Path:
+        return params_folder() / f"{self.save}.yaml"
+
+    def _check_name(self) -> None:
+        if self.save and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", self.save):
+            raise ConfigError(f"--save {shorten(self.save)}: give a name of letters and digits")
+
+    def _check_save(self, study: "Study") -> None:
+        """Refuse, before any work, a file that could not be written at the end."""
+        if not self.save or not (path := self._save_path).exists():
+            return
+        if not _has_complete(study) or path.read_text("utf-8") != self.variant_yaml(study):
+            raise ConfigError(
+                f"--save {self.save}: {display_path(path)} exists and is not replaced; "
+                f"give another name than {', '.join(list_variants())}"
+            )
+
+    def variant_yaml(self, study: "Study") -> str:
+        """The best trial as a variant file, without `published`."""
+        best = study.best_trial
+        original = load_experiment(self.variant)
+        with each_note_once():
+            experiment = apply_overrides(self.base, self._values(best))
+        content = experiment.model_dump(
+            mode="json", include=set(Variant.model_fields), exclude_defaults=True
+        )
+        content.pop("published", None)
+        content["recipe"].pop("holdout", None)
+        if original.recipe.holdout:
+            content["recipe"]["holdout"] = original.recipe.holdout
+        chosen = [one.name for one in self.ranges]
+        content["assumed"] = [
+            name
+            for name in content.get("assumed", [])
+            if not any(f".{name}".endswith(f".{one}") for one in chosen)
+        ]
+        content["variant"] = self.save
+        content["title"] = f"{original.title}, {', '.join(chosen)} from a search"
+        count = len(study.trials) - len(_carried_out_again(study))
+        content["source"] = (
+            f"resnetlib sweep from variant {original.variant}: best of {count} trials over "
+            f"{', '.join(map(str, self.ranges))} by accuracy on {self.base.recipe.holdout} "
+            f"held-out training images of {self.base.dataset} ({best.value:.2%}, one seed)"
+        )
+        return write_yaml(content)
+
+    def write_variant(self, study: "Study") -> Path | None:
+        """Write the best trial as a variant file; None where no trial is complete."""
+        if not _has_complete(study):
+            return None
+        text = self.variant_yaml(study)
+        Variant.model_validate(read_yaml(text))
+        files.write_text(self._save_path, text)
+        return self._save_path
+
+
+def _has_complete(study: "Study") -> bool:
+    return any(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
+
+
+def _carried_out_again(study: "Study") -> set[int]:
+    """The numbers of trials that were cut off, and enqueued again under another number."""
+    trials = study.get_trials(deepcopy=False)
+    return {trial.user_attrs[AGAIN] for trial in trials if AGAIN in trial.user_attrs}
+
+
+def _begun(study: "Study") -> int:
+    """How many different trials have been started."""
+    again = _carried_out_again(study)
+    trials = study.get_trials(deepcopy=False)
+    return sum(t.number not in again and t.state.name != "WAITING" for t in trials)
+
+
+def _report(trial: "Trial", history: Sequence[Mapping[str, str]]) -> None:
+    """Report the epochs that were not reported yet."""
+    done = trial.user_attrs.get(EPOCHS, 0)
+    for row in history[done:]:
+        trial.report(float(row[METRIC]), int(row["epoch"]))
+    if len(history) > done:
+        trial.set_user_attr(EPOCHS, len(history))

@@ -1,0 +1,111 @@
+"""One run of a sweep: its experiment, its command line, and its progress."""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..config import load_experiment, parse_value
+from ..experiment import Execution, Experiment
+from ..runs.run import Run, load_run
+from ..size import measure_size
+
+
+@dataclass(eq=False)
+class Task:
+    """A run to train: the arguments of `load_experiment` and the experiment they give."""
+
+    variant: str
+    overrides: dict[str, Any]
+    experiment: Experiment = field(init=False)
+
+    def __post_init__(self):
+        self.experiment = load_experiment(self.variant, **self.overrides)
+
+    @property
+    def name(self) -> str:
+        return describe(self.variant, self.overrides)
+
+    @cached_property
+    def folder(self) -> Path:
+        return self.experiment.folder.absolute()
+
+    @property
+    def log(self) -> Path:
+        """The output of the run's process."""
+        return self.folder.parents[1] / "logs" / f"{self.folder.parent.name}-{self.folder.name}.log"
+
+    @property
+    def run(self) -> Run | None:
+        """The finished run; None while there is none."""
+        if not (self.folder / "run.json").is_file():
+            return None
+        run = load_run(self.folder)
+        is_same = run.record["experiment"] == self.experiment.digest
+        return run if is_same and run.record["status"] == "done" else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run is finished and has its report, unless it was trimmed."""
+        run = self.run
+        has_report = (self.folder / "report.html").is_file()
+        return run is not None and (has_report or "not_kept" in run.record)
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process works on the run."""
+        return files.is_locked(self.folder / ".lock")
+
+    @property
+    def has_diverged(self) -> bool:
+        return load_run(self.folder).status == "diverged"
+
+    @property
+    def score(self) -> str:
+        """The column of the history that runs are compared by: validation where there is one."""
+        return "holdout_accuracy" if self.experiment.recipe.holdout else "test_accuracy"
+
+    @cached_property
+    def work(self) -> int:
+        """Multiply-accumulates of the training, up to a constant factor."""
+        return self.experiment.recipe.epochs * measure_size(self.experiment.architecture).macs
+
+    def history(self) -> list[dict[str, str]]:
+        """The rows saved so far, without row 0 (the untrained network)."""
+        path = self.folder / "history.csv"
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8", newline="") as file:
+            return [row for row in csv.DictReader(file) if row["epoch"] != "0"]
+
+    def words(self, **settings: Any) -> list[str]:
+        """The arguments of `resnetlib run`; `settings` are added to the overrides."""
+        parameters = [
+            ("-p", name, format_value(value)) for name, value in (self.overrides | settings).items()
+        ]
+        return [self.variant, *(word for words in parameters for word in words)]
+
+
+def describe(variant: str, overrides: Mapping[str, Any]) -> str:
+    """The variant with its overrides, apart from those that say where and how it runs."""
+    settings = [
+        f"{name} {format_value(value)}"
+        for name, value in overrides.items()
+        if name.rpartition(".")[2] not in Execution.model_fields
+    ]
+    return ", ".join([variant, *settings])
+
+
+def format_value(value: Any) -> str:
+    """The text that `parse_value` reads back as this value."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, str):
+        return value if parse_value(value) == value else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)

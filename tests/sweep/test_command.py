@@ -1,0 +1,123 @@
+"""`resnetlib sweep` as its users see it: mistakes, dry run, script, results."""
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from resnetlib.cli import main
+from resnetlib.experiment import Execution
+from resnetlib.sweep import command
+from resnetlib.sweep.pool import LocalPool, Needs
+from resnetlib.sweep.scheduler import carry_out
+
+
+def invoke(*words):
+    return CliRunner().invoke(main, ["sweep", *map(str, words)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["liet"], "unknown variant 'liet'; did you mean 'lite'?"),
+        (["lite", "-p", "sed", "0..4"], "unknown parameter 'sed'; did you mean 'seed'?"),
+        (["lite", "-p", "depths", "2,2,2"], "a list stands in brackets"),
+        (["lite", "--trials", "3"], "--trials and --save belong to a search"),
+        (["lite", "--search", "lr=log(0.01,0.3)"], "a search needs --trials N"),
+        (["lite", "--search", "lr", "--trials", "3"], "write NAME=log(0.01,0.3)"),
+        (["lite", "se", "--search", "lr=log(0.1,1)", "--trials", "3"], "varies one variant"),
+        (
+            ["lite", "-p", "seed", "0,1", "--search", "lr=log(0.1,1)", "--trials", "3"],
+            "-p seed: give one value",
+        ),
+        (["lite", "--search", "lr=log(0.1,1)", "--trials", "3", "--dry-run"], "excludes"),
+    ],
+)
+def test_mistake_exits_with_2_and_starts_nothing(tmp_path, words, message):
+    done = invoke(*words, "-p", "output_root", tmp_path)
+    assert done.exit_code == 2
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["--help"], ["liet"], ["lite", "-p", "seed", "0..9", "--dry-run"]]
+)
+def test_sweep_lists_runs_without_heavy_imports(words):
+    program = (
+        "import sys\n"
+        "from resnetlib.cli import main\n"
+        "try: main(['sweep', *sys.argv[1:]])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'pandas', 'ray', 'optuna', 'papermill'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_dry_run_lists_runs_and_writes_nothing(tmp_path):
+    done = invoke("lite", "-p", "seed", "0..2", "-p", "output_root", tmp_path / "out", "--dry-run")
+    assert done.exit_code == 0
+    assert "new        lite, seed 2  (" in done.output
+    assert done.output.endswith("3 runs\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_slurm_writes_the_script_and_trains_nothing(tmp_path):
+    done = invoke("lite", "-p", "seed", "0..2", "--slurm", tmp_path / "lite.sh")
+    assert done.exit_code == 0
+    assert "3 tasks; submit them with: sbatch" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["lite.sh"]
+
+
+@pytest.mark.parametrize(
+    ("place", "settings", "has_gpus", "needs"),
+    [
+        ({}, {}, False, Needs(1, 0.0)),
+        ({}, {"threads": 4}, False, Needs(4, 0.0)),
+        ({}, {}, True, Needs(None, 1.0)),
+        ({}, {"device": "cpu"}, True, Needs(1, 0.0)),
+        ({"gpus": 0.25}, {}, True, Needs(None, 0.25, device="cuda")),
+        ({"gpus": 0}, {}, True, Needs(1, 0.0, device="cpu")),
+        ({"address": "auto", "memory": 4}, {}, False, Needs(1, 0.0, 4, "cpu")),
+        ({"address": "auto"}, {}, True, Needs(None, 1.0, device="cuda")),
+    ],
+)
+def test_place_says_what_a_run_needs(place, settings, has_gpus, needs):
+    """A device is named where a run might otherwise take a GPU that was not reserved."""
+    assert command.Place(**place).needs(Execution(**settings), has_gpus) == needs
+
+
+def test_given_device_and_threads_are_not_replaced():
+    execution = Execution(device="cuda:1", threads=2).model_dump()
+    assert Needs(2, 0.5, device="cuda").settings(execution) == {}
+    assert Needs(1, device="cpu").settings(Execution().model_dump()) == {
+        "threads": 1,
+        "device": "cpu",
+    }
+
+
+def test_runs_share_the_gpus_that_are_seen(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    pool = LocalPool(Needs(None, 0.5))
+    assert (pool.slots, pool.gpus) == (4, ["2", "5"])
+
+
+@pytest.mark.slow
+def test_results_are_means_over_seeds_and_compared(quick):
+    tasks = [quick(seed=seed, lr=lr, epochs=1 + seed) for seed in (0, 1) for lr in (0.1, 0.2, 0.3)]
+    carry_out(tasks, LocalPool(Needs(), 2))
+    for task in tasks:  # one setting, but for its seed
+        task.overrides["epochs"] = 1
+    header, *rows = command.results_summary(tasks).splitlines()
+    assert header.split() == ["accuracy", "on", "test", "set,", "per", "cent", "n", "mean", "s.d."]
+    assert rows[0] == "lite, dataset digits, epochs 1, lr 0.1   2   51.50  0.71"
+    assert rows[1].endswith("lr 0.2   2   41.50  0.71")
+    assert rows[3] == "compared with lite, dataset digits, epochs 1, lr 0.1 (Dunnett's test):"
+    assert rows[4].startswith("  lite, dataset digits, epochs 1, lr 0.2: −10.00 points (95 %")
+    assert rows[4].endswith("different")
+    assert command.plan_table(tasks).startswith("done       lite")
+    assert "compared" not in command.results_summary(tasks[:3])

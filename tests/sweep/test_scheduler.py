@@ -1,0 +1,163 @@
+"""What becomes of runs: done, failed alone, killed and started again, locked, stopped in time."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from resnetlib import files
+from resnetlib.sweep import process
+from resnetlib.sweep.pool import LocalPool, Needs
+from resnetlib.sweep.scheduler import ATTEMPTS, carry_out, exit_code
+
+pytestmark = pytest.mark.slow
+
+
+def local(at_once=2):
+    return LocalPool(Needs(), at_once)
+
+
+def starts(task):
+    return len((task.folder / "starts.txt").read_text().splitlines())
+
+
+def statuses(outcomes):
+    return [outcome.status for outcome in outcomes.values()]
+
+
+def test_failed_run_fails_alone_with_its_message(quick, capsys):
+    tasks = [quick(lr=0.9), quick(lr=0.1), quick(lr=0.2)]
+    outcomes = carry_out(tasks, local())
+    assert [outcomes[task].status for task in tasks] == ["failed", "done", "done"]
+    assert exit_code(outcomes.values()) == 1
+    printed = capsys.readouterr().out
+    assert "0 of 3 runs are done; 2 at once" in printed
+    assert f"FAILED    {tasks[0].name}: it fails (full output in {tasks[0].log})" in printed
+    assert f"finished  {tasks[1].name}: test 52.00%" in printed
+    assert starts(tasks[0]) == 1
+
+
+def test_finished_runs_are_not_repeated(quick, capsys):
+    first, second = quick(seed=0), quick(seed=1)
+    carry_out([first], local())
+    outcomes = carry_out([first, second], local())
+    assert statuses(outcomes) == ["done", "done"]
+    assert "1 of 2 runs are done" in capsys.readouterr().out
+    assert (starts(first), starts(second)) == (1, 1)
+
+
+def test_run_without_report_is_completed(quick):
+    task = quick()
+    carry_out([task], local())
+    (task.folder / "report.html").unlink()
+    carry_out([task], local())
+    assert (task.folder / "report.html").exists() and starts(task) == 2
+    (task.folder / "report.html").unlink()  # as of a recorded run that was trimmed
+    files.write_json(task.folder / "run.json", task.run.record | {"not_kept": {"report": ""}})
+    carry_out([task], local())
+    assert starts(task) == 2
+
+
+def test_killed_run_is_started_again_and_resumes(quick, capsys):
+    task = quick(lr=0.7)
+    assert statuses(carry_out([task], local())) == ["done"]
+    assert starts(task) == 2
+    assert [row["epoch"] for row in task.history()] == ["1", "2"]
+    assert "started again" in capsys.readouterr().out
+
+
+def test_run_that_is_always_killed_fails(quick, monkeypatch):
+    monkeypatch.setattr(process, "PROGRAM", ("-c", "import os; os.kill(os.getpid(), 9)"))
+    task = quick()
+    started = []
+    pool = local()
+    monkeypatch.setattr(
+        pool, "start", lambda *a, f=pool.start, **k: (started.append(1), f(*a, **k))
+    )
+    outcomes = carry_out([task], pool)
+    assert statuses(outcomes) == ["failed"] and len(started) == ATTEMPTS
+
+
+def test_locked_run_is_left_to_its_process(quick, capsys):
+    """Two sweeps at once: the second one waits for the run, and does not train it again."""
+    task, other = quick(seed=0, epochs=20), quick(seed=1)
+    words = [sys.executable, *process.PROGRAM, *task.words()]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as elsewhere:
+        while not task.is_locked:
+            time.sleep(0.01)
+        outcomes = carry_out([task, other], local())
+        elsewhere.stdin.close()
+    assert statuses(outcomes) == ["done", "done"]
+    assert starts(task) == 1
+    printed = capsys.readouterr().out
+    assert f"waiting   {task.name}: in use by another process" in printed
+    assert "by another process or trial\n" in printed
+
+
+def test_sweep_stops_in_time_and_resumes(quick):
+    """The limit holds for the sweep: the second run, which would start after it, does not."""
+    tasks = [quick(seed=seed, epochs=20) for seed in range(2)]
+    outcomes = carry_out(tasks, local(1), seconds=1)
+    assert statuses(outcomes) == ["stopped", "stopped"]
+    assert exit_code(outcomes.values()) == 4
+    assert starts(tasks[0]) == 1 and not tasks[1].folder.exists()
+    assert statuses(carry_out(tasks, local())) == ["done", "done"]
+    assert [starts(task) for task in tasks] == [2, 1]
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_runs_end_with_the_sweep(quick, end, tmp_path):
+    """Even a driver that is killed leaves no process behind; what was trained is kept."""
+    tasks = [quick(seed=seed, epochs=100) for seed in range(2)]
+    program = (
+        "import signal, sys\n"
+        "from resnetlib.errors import stop_now\n"
+        "from resnetlib.sweep import process\n"
+        "from resnetlib.sweep.pool import LocalPool, Needs\n"
+        "from resnetlib.sweep.scheduler import carry_out\n"
+        "from resnetlib.sweep.task import Task\n"
+        "signal.signal(signal.SIGTERM, stop_now)\n"
+        f"process.PROGRAM = {process.PROGRAM!r}\n"
+        f"tasks = [Task('lite', settings) for settings in {[t.overrides for t in tasks]!r}]\n"
+        "carry_out(tasks, LocalPool(Needs(), 2))\n"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not all(task.history() for task in tasks) and time.monotonic() < until:
+        time.sleep(0.05)
+    pids = [int((task.folder / "starts.txt").read_text()) for task in tasks]
+    os.kill(driver.pid, end)
+    _, errors = driver.communicate(timeout=60)
+    if end == signal.SIGTERM:
+        assert "interrupted; 0 of 2 runs are done: the same command resumes" in errors
+    until = time.monotonic() + 30
+    while any(map(is_alive, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(is_alive, pids))
+    for task in tasks:
+        assert files.read_json(task.folder / "run.json")["status"] == "interrupted"
+        assert 0 < len(task.history()) < 100
+
+
+def is_alive(pid):
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def test_lower_priority_holds_for_the_process(quick):
+    task = quick(epochs=100)
+    pool = LocalPool(Needs(), 1, niceness=7)
+    pool.start(task)
+    pid = pool.processes[task].process.pid
+    try:
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 7
+        assert os.getsid(pid) != os.getsid(0)  # whose priority is lowered too
+    finally:
+        pool.close()
+    assert not is_alive(pid)

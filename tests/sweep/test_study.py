@@ -1,0 +1,177 @@
+"""Searches: ranges, trials, pruning, resuming, and the variant file of the best trial."""
+
+import pytest
+
+from resnetlib import load_experiment
+from resnetlib.errors import ConfigError
+from resnetlib.sweep.pool import LocalPool, Needs
+from resnetlib.sweep.study import Search, read_range
+
+optuna = pytest.importorskip("optuna")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr", "write NAME=log"),
+        ("lr=normal(0,1)", "write NAME=log"),
+        ("lr=log(0,0.1)", "give a lower bound above 0"),
+        ("lr=log(0.2,0.1)", "give a lower bound"),
+        ("lr=log(0.1)", "give two numbers"),
+        ("lr=log(a,b)", "give two numbers"),
+        ("epochs=int(1.5,3)", "give two whole numbers"),
+        ("optimizer=choice(sgd)", "two or more different choices"),
+        ("seed=int(0,5)", "a search chooses network and recipe"),
+        ("threads=int(1,2)", "a search chooses network and recipe"),
+    ],
+)
+def test_mistake_in_a_range_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        read_range(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("lr=log(0.01,0.3)", 0.123),
+        ("dropout=linear(0,0.5)", 0.123),
+        ("epochs=int(2,5)", 4),
+        ("depths=choice([1,1],[2,2])", [2, 2]),
+    ],
+)
+def test_range_suggests_values(text, value):
+    one = read_range(text)
+    raw = {"choice": one.values[-1]}.get(one.kind, value if one.kind == "int" else 0.12345)
+    assert one.suggest(optuna.trial.FixedTrial({one.name: raw})) == value
+    assert str(one) == text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ranges", "message"),
+    [
+        ({"holdout": 0}, ["lr=log(0.01,0.3)"], "needs held-out training images"),
+        ({"lr": 0.1}, ["lr=log(0.01,0.3)"], "lr is specified twice"),
+        ({}, ["momentun=linear(0,0.9)"], "did you mean 'momentum'"),
+        ({}, ["momentum=linear(0,2)"], "momentum = 2"),
+        ({}, ["block=choice(basic,plain)"], "block = 'plain'"),
+        ({}, ["widths=choice([16,32,64],[512,1024,2048])"], "exceed the budget"),
+    ],
+)
+def test_search_that_cannot_work_is_refused(overrides, ranges, message):
+    with pytest.raises(ConfigError, match=message):
+        Search("lite", overrides, [read_range(text) for text in ranges])
+
+
+def test_search_holds_training_images_out():
+    ranges = [read_range("lr=log(0.01,0.3)")]
+    assert Search("lite", {}, ranges).base.recipe.holdout == 5000
+    assert Search("lite", {"dataset": "digits"}, ranges).base.recipe.holdout == 135
+    assert Search("lite", {"holdout": 1000}, ranges).base.recipe.holdout == 1000
+
+
+def test_study_is_that_of_the_same_settings():
+    ranges = [read_range("lr=log(0.01,0.3)"), read_range("weight_decay=log(1e-5,1e-2)")]
+    first = Search("lite", {}, ranges).folder
+    assert Search("lite", {}, ranges[::-1], save="tuned").folder == first
+    assert Search("lite", {"epochs": 20}, ranges).folder != first
+    assert Search("lite", {}, ranges[:1]).folder != first
+
+
+@pytest.fixture
+def search(quick, tmp_path, monkeypatch):
+    """Makes a search of quick trials; `params/` for its result is an empty folder."""
+    monkeypatch.setattr("resnetlib.sweep.study.params_folder", lambda: tmp_path / "params")
+
+    def make(*ranges, save=None, **overrides):
+        return Search("lite", quick(**overrides).overrides, [*map(read_range, ranges)], save)
+
+    return make
+
+
+def carry_out(search, trials, seconds=float("inf")):
+    """The study after these trials and what became of them."""
+    with search.opened() as study:
+        outcomes = search.carry_out(study, LocalPool(Needs(), 2), trials, seconds)
+        return study, [outcome.status for outcome in outcomes]
+
+
+def states(study):
+    return [trial.state.name for trial in study.get_trials()]
+
+
+@pytest.mark.slow
+def test_search_finds_the_best_and_saves_it(search, tmp_path, capsys):
+    made = search("lr=choice(0.05,0.1,0.3)", save="tuned", epochs=1)
+    study, outcomes = carry_out(made, 6)
+    assert outcomes.count("done") == len(outcomes)
+    assert states(study) == ["COMPLETE"] * 6
+    assert study.best_value == max(trial.value for trial in study.get_trials())
+    path = made.write_variant(study)
+    assert path == tmp_path / "params" / "tuned.yaml"
+    saved, base = load_experiment(path), load_experiment("lite")
+    best = float(study.best_params["lr"])
+    assert saved.recipe.optimizer.lr == best and saved.recipe.holdout == 0
+    assert saved.architecture == base.architecture and saved.recipe.epochs == 1
+    assert saved.published.test_accuracy is None
+    assert "from variant lite: best of 6 trials over lr=choice(0.05,0.1,0.3)" in saved.source
+    assert "135 held-out training images of digits" in saved.source
+    assert "optimizer.lr" not in saved.assumed and "batch_size" in saved.assumed
+    assert f"lr {best}" in made.describe(study).splitlines()[1]
+    # The same command again: nothing is left to do, and the file is its own.
+    assert carry_out(made, 6)[1] == []
+    with pytest.raises(ConfigError, match="exists and is not replaced"):
+        carry_out(search("lr=choice(0.05,0.1)", save="tuned", epochs=1), 1)
+    path.write_text("changed by hand")
+    with pytest.raises(ConfigError, match="exists and is not replaced"):
+        carry_out(made, 6)
+
+
+@pytest.mark.slow
+def test_search_stops_bad_trials_early(search, capsys):
+    """Nine epochs: after 1 and 3 only the best third of the trials continues."""
+    made = search("lr=choice(0.1,0.4,0.45,0.6)", epochs=9)
+    with made.opened() as study:
+        for lr in ("0.1", "0.4", "0.45", "0.6"):
+            study.enqueue_trial({"lr": lr})
+    study, _ = carry_out(made, 4)
+    by_rate = {trial.params["lr"]: trial for trial in study.get_trials()}
+    assert by_rate["0.1"].state.name == "COMPLETE"
+    pruned = [trial for trial in by_rate.values() if trial.state.name == "PRUNED"]
+    assert pruned and all(len(trial.intermediate_values) < 9 for trial in pruned)
+    assert "pruned " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_failed_and_diverged_trials_are_told_apart(search):
+    made = search("lr=choice(0.8,0.9)")
+    with made.opened() as study:
+        for lr in ("0.8", "0.9"):
+            study.enqueue_trial({"lr": lr})
+    study, outcomes = carry_out(made, 2)
+    assert outcomes == ["failed", "failed"]
+    assert {t.params["lr"]: t.state.name for t in study.get_trials()} == {
+        "0.8": "PRUNED",
+        "0.9": "FAIL",
+    }
+
+
+@pytest.mark.slow
+def test_search_resumes_the_trials_that_were_cut_off(search, monkeypatch):
+    monkeypatch.setattr(Search, "_is_pruned", lambda *_: False)
+    made = search("lr=linear(0.1,0.2)", epochs=15)
+    study, outcomes = carry_out(made, 2, seconds=1)
+    assert outcomes == ["stopped", "stopped"]
+    assert states(study) == ["RUNNING", "RUNNING"]
+    cut_off = [trial.params for trial in study.get_trials()]
+    study, outcomes = carry_out(made, 2)
+    assert states(study) == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    assert [trial.params for trial in study.get_trials()[2:]] == cut_off
+    assert made.describe(study).startswith("2 trials complete, 0 stopped early, 0 failed")
+    (log, _) = sorted((made.folder.parents[1] / "lite").glob("*/starts.txt"))
+    assert len(log.read_text().splitlines()) == 2
+
+
+def test_search_of_another_process_is_refused(search):
+    made = search("lr=linear(0.1,0.2)")
+    with made.opened(), pytest.raises(BlockingIOError, match="in use"), made.opened():
+        pass
