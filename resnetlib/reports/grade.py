@@ -26,18 +26,9 @@ from .. import files
 from ..data import Dataset, Split
 from ..experiment import DEFAULT_BUDGET
 from ..paths import PACKAGE, display_path, params_folder
+from ..runs.evidence import Damaged, Evidence, Unavailable, clean_line, describe_error
 from ..runs.run import WEIGHTS
-from ..runs.verify import (
-    FAIL,
-    NOT_CHECKED,
-    PASS,
-    Damaged,
-    Evidence,
-    Result,
-    Unavailable,
-    clean_line,
-    describe_error,
-)
+from ..runs.verify import FAIL, NOT_CHECKED, PASS, Result
 from ..schema import Architecture
 from ..size import measure_size
 

@@ -18,19 +18,17 @@ from conftest import TINY, recorded_lite
 
 from resnetlib import build_model, files, load_experiment, load_run, train
 from resnetlib.cli import main
-from resnetlib.runs import verify
+from resnetlib.runs import evidence, verify
 from resnetlib.runs.artifacts import run_metrics
+from resnetlib.runs.evidence import DETAIL_CHARACTERS, LARGEST_FILE, PARSERS, Evidence, Unavailable
 from resnetlib.runs.find import reference_runs
 from resnetlib.runs.imports import import_weights
 from resnetlib.runs.record import ARTIFACTS
 from resnetlib.runs.run import WEIGHTS
 from resnetlib.runs.verify import (
     CLAIMS,
-    DETAIL_CHARACTERS,
     FAIL,
-    LARGEST_FILE,
     NOT_CHECKED,
-    PARSERS,
     PASS,
     Result,
     format_results,
@@ -304,9 +302,11 @@ def renew_checksums(folder):
 
 @pytest.fixture(autouse=True)
 def digits_read_once(monkeypatch, digits):
-    real = verify.load_dataset
+    real = evidence.load_dataset
     monkeypatch.setattr(
-        verify, "load_dataset", lambda name, root: digits if name == "digits" else real(name, root)
+        evidence,
+        "load_dataset",
+        lambda name, root: digits if name == "digits" else real(name, root),
     )
 
 
@@ -319,7 +319,7 @@ def test_verify_run_as_trained(trained):
 
 @pytest.mark.parametrize("name", DOCTORED)
 def test_verify_doctored_with_new_checksums(folder, name, monkeypatch):
-    monkeypatch.setattr(verify, "find_cifar10", lambda root: None)
+    monkeypatch.setattr(evidence, "find_cifar10", lambda root: None)
     doctor, broken = DOCTORED[name]
     doctor(folder)
     renew_checksums(folder)
@@ -330,12 +330,12 @@ def test_verify_rates_of_a_plateau_follow_the_history(tiny, tmp_path):
     """A recorded loss that does not lead to the recorded rates is found."""
     experiment = tiny(epochs=4, schedule={"name": "plateau", "factor": 0.5, "patience": 0})
     files.write_text(tmp_path / "experiment.yaml", experiment.to_yaml())
-    columns = dict.fromkeys(verify.HISTORY_COLUMNS, [0.5] * 5)
+    columns = dict.fromkeys(evidence.HISTORY_COLUMNS, [0.5] * 5)
     columns |= {"epoch": range(5), "lr": [0, 0.1, 0.1, 0.05, 0.025]}
     pd.DataFrame(columns).to_csv(tmp_path / "history.csv", index=False)
 
     def check():
-        return CLAIMS["learning rates"](verify.Evidence(tmp_path, verify.Unavailable))
+        return CLAIMS["learning rates"](Evidence(tmp_path, Unavailable))
 
     assert check() == Result(PASS, "5 epochs")
     edit_history(2, "train_loss", 0.1)(tmp_path)  # an improvement after all
@@ -440,7 +440,7 @@ def test_verify_without_weights_and_report(folder):
 
 
 def test_verify_recorded_runs_without_data(monkeypatch):
-    monkeypatch.setattr(verify, "find_cifar10", lambda root: None)
+    monkeypatch.setattr(evidence, "find_cifar10", lambda root: None)
     for folder, results in verify_runs([run.path for run in reference_runs()]):
         statuses = {name: result.status for name, result in results.items()}
         assert statuses.pop("accuracy") == statuses.pop("predictions") == NOT_CHECKED
@@ -557,7 +557,7 @@ def test_verify_command_prints_json(folder):
 @pytest.mark.slow
 def test_verify_sixty_runs_in_one_table(folder, monkeypatch, digits):
     reads = []
-    monkeypatch.setattr(verify, "load_dataset", lambda *names: reads.append(names) or digits)
+    monkeypatch.setattr(evidence, "load_dataset", lambda *names: reads.append(names) or digits)
     monkeypatch.setattr(verify, "_check_summary", lambda run: Result(PASS, ""))  # for time
     folders = [folder.with_name(f"run{number:02}") for number in range(60)]
     for copy in folders:

@@ -1,0 +1,287 @@
+"""The evidence that a run folder gives: each file read once, of bounded size, whoever wrote it."""
+
+import io
+import json
+import stat
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..config import load_experiment
+from ..data import Dataset, load_dataset, normalization
+from ..device import EVALUATION_BATCH, choose_device, no_tf32
+from ..download import find_cifar10
+from ..errors import UserError
+from ..evaluation import Evaluation, evaluate
+from ..experiment import Experiment
+from ..resnet import ResNet
+from .run import WEIGHTS
+
+LARGEST_FILE = {WEIGHTS: 2**31, "predictions.npz": 2**26}  # bytes, when uncompressed
+LARGEST_OTHER_FILE = 2**28
+DETAIL_CHARACTERS = 300
+
+
+class Unavailable(Exception):
+    """What a claim rests on is not there; the claim is not checked."""
+
+
+class Damaged(Unavailable):
+    """A file that is there and cannot be read."""
+
+
+@dataclass
+class Evidence:
+    """The files of a run folder, each read once, and the data set that it was measured on."""
+
+    folder: Path
+    find_dataset: Callable[[str], Dataset | Unavailable]
+    contents: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, name: str) -> Any:
+        """The parsed content of a file. Raises `Unavailable` where it is missing or damaged."""
+        if name not in self.contents:
+            try:
+                self.contents[name] = PARSERS[name](self.path(name))
+            except Unavailable as error:
+                self.contents[name] = error
+            except Exception as error:  # of any parser, on a file that a stranger may have written
+                reason = describe_error(error).removeprefix(f"{self.folder / name}: ")
+                self.contents[name] = Damaged(f"{name} is damaged: {reason}")
+        if isinstance(self.contents[name], Unavailable):
+            raise self.contents[name]
+        return self.contents[name]
+
+    def path(self, name: str) -> Path:
+        """The path of a regular file of bounded size; `Unavailable` where it is anything else."""
+        path = self.folder / name
+        try:
+            info = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            kept = "no weights are kept" if name == WEIGHTS else f"{name} is missing"
+            raise Unavailable(kept) from None
+        except OSError as error:
+            raise Damaged(f"{name} cannot be read: {error.strerror}") from None
+        if not stat.S_ISREG(info.st_mode):
+            raise Damaged(f"{name} is not a regular file")
+        if info.st_size > LARGEST_FILE.get(name, LARGEST_OTHER_FILE):
+            raise Damaged(f"{name} is too large: {info.st_size:,} bytes")
+        return path
+
+    def has(self, name: str) -> bool:
+        try:
+            self.path(name)
+        except Damaged:
+            return True
+        except Unavailable:
+            return False
+        return True
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self.read("run.json")
+
+    @property
+    def status(self) -> str:
+        """The status in run.json; `unknown` where that cannot be read."""
+        try:
+            return self.record["status"]
+        except Unavailable:
+            return "unknown"
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.read("experiment.yaml")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return self.read("metrics.json")
+
+    @property
+    def predictions(self) -> Evaluation:
+        """The kept logits of the selected weights."""
+        return self.read("predictions.npz")[0]
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Raises `Unavailable` for an imported run, which was trained elsewhere."""
+        if self.status == "imported":
+            raise Unavailable("an imported run has no history of its own")
+        return self.read("history.csv")
+
+    @property
+    def dataset(self) -> Dataset:
+        dataset = self.find_dataset(self.experiment.dataset)
+        if isinstance(dataset, Unavailable):
+            raise dataset
+        return dataset
+
+    @cached_property
+    def model(self) -> ResNet:
+        """The network with the kept weights in float32. Raises `Unavailable` if they do not fit."""
+        weights: Mapping[str, Tensor] = self.read(WEIGHTS)
+        with torch.device("meta"):  # takes no memory, whatever experiment.yaml says
+            model = ResNet(self.experiment.architecture)
+        try:
+            model.load_state_dict(weights, assign=True)
+        except RuntimeError:
+            raise Unavailable(f"{WEIGHTS} does not fit experiment.yaml") from None
+        return model.eval()
+
+    @cached_property
+    def recomputed(self) -> Evaluation:
+        """The kept weights on the genuine test set, in float32."""
+        model, dataset = self.model, self.dataset
+        mean, std = normalization(self.experiment.recipe, dataset)
+        device = choose_device("auto")
+        batch_size = EVALUATION_BATCH[device.type]
+        try:
+            with no_tf32():
+                return evaluate(
+                    model, *dataset.test, mean=mean, std=std, batch_size=batch_size, device=device
+                )
+        except (MemoryError, RuntimeError) as error:  # the weights fit: it is this machine
+            raise Unavailable(f"the weights cannot be evaluated here: {error}") from None
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    def refuse(word: str) -> None:
+        raise ValueError(f"it holds {word}")
+
+    content = json.loads(path.read_bytes(), parse_constant=refuse)
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    return content
+
+
+RECORD_KEYS = {"status": str, "variant": str, "dataset": str, "seed": int, "experiment": str}
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = _read_json(path)
+    for key, kind in (RECORD_KEYS | {"artifacts": dict}).items():
+        if not isinstance(record.get(key), kind):
+            raise ValueError(f"its {key!r} is missing or of the wrong kind")
+    return record
+
+
+def _read_experiment(path: Path) -> Experiment:
+    return load_experiment(str(path))
+
+
+HISTORY_COLUMNS = {"epoch", "lr", "seconds"} | {
+    f"{split}_{measure}" for split in ("train", "test") for measure in ("loss", "accuracy")
+}
+
+
+def _read_history(path: Path) -> pd.DataFrame:
+    history = pd.read_csv(path).astype(float)
+    missing = HISTORY_COLUMNS.difference(history)
+    if missing:
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    return history
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, index_col=0, keep_default_na=False)
+    table.index = table.index.map(str)
+    return table.astype(float)
+
+
+def _read_predictions(path: Path) -> tuple[Evaluation, np.ndarray]:
+    """The kept logits with labels and classes, and the kept predictions."""
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(part.file_size for part in archive.infolist()) > LARGEST_FILE[path.name]:
+            raise ValueError("it is too large when uncompressed")
+    with np.load(io.BytesIO(content), allow_pickle=False) as kept:
+        logits, labels, predictions, classes = (
+            kept[name] for name in ("logits", "labels", "predictions", "classes")
+        )
+    count, width = logits.shape
+    if labels.shape != (count,) or predictions.shape != (count,) or classes.shape != (width,):
+        raise ValueError("its arrays do not belong together")
+    if not count or not np.isfinite(logits).all():
+        raise ValueError("its logits are empty or not finite")
+    for numbers in (labels, predictions):
+        if numbers.dtype.kind != "i" or numbers.min() < 0 or numbers.max() >= width:
+            raise ValueError("it holds a label that is not a class")
+    evaluation = Evaluation(
+        torch.from_numpy(logits.astype(np.float32)),
+        torch.from_numpy(labels.astype(np.int64)),
+        tuple(map(str, classes)),
+    )
+    return evaluation, predictions
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    weights = safetensors.torch.load(path.read_bytes())
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+
+
+def _read_notebook(path: Path) -> str:
+    """All text that the cells of a notebook printed or displayed."""
+    outputs = [out for cell in _read_json(path)["cells"] for out in cell.get("outputs", [])]
+    texts = [
+        text
+        for out in outputs
+        for text in (out.get("text", ""), *out.get("data", {}).values())
+        if isinstance(text, str | list)
+    ]
+    return "\n".join(text if isinstance(text, str) else "".join(text) for text in texts)
+
+
+PARSERS: dict[str, Callable[[Path], Any]] = {
+    "run.json": _read_record,
+    "experiment.yaml": _read_experiment,
+    "summary.txt": _read_text,
+    "history.csv": _read_history,
+    "metrics.json": _read_json,
+    "confusion_matrix.csv": _read_table,
+    "per_class.csv": _read_table,
+    "predictions.npz": _read_predictions,
+    WEIGHTS: _read_weights,
+    "notebook.ipynb": _read_notebook,
+    "report.html": _read_text,
+}
+
+
+def describe_error(error: Exception) -> str:
+    """The error in one printable line."""
+    if isinstance(error, MemoryError | RecursionError):
+        return "it needs too much memory or is nested too deeply"
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return str(error) or type(error).__name__
+
+
+def clean_line(detail: str) -> str:
+    """One line of bounded length without control characters: file contents may be hostile."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(detail.split()))
+    return line if len(line) <= DETAIL_CHARACTERS else f"{line[: DETAIL_CHARACTERS - 4]} ..."
+
+
+def genuine_data(name: str, root: str | Path | None) -> Dataset | Unavailable:
+    """The data set, which is never downloaded for this; the reason where it is not here."""
+    if name == "cifar10" and find_cifar10(root) is None:
+        return Unavailable("CIFAR-10 is not on this machine")
+    try:
+        return load_dataset(name, root)
+    except (UserError, OSError) as error:
+        return Unavailable(str(error))
