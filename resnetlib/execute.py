@@ -52,7 +52,7 @@ def run_experiment(experiment: Experiment, arguments: Mapping[str, Any]) -> Run:
         if isinstance(error, SystemExit):  # a signal other than Ctrl-C
             raise Interrupted(describe_saved(folder), error.code - 128) from None
         if isinstance(error, KeyboardInterrupt) and _status(folder) == "done":
-            number = getattr(error, "signal_number", signal.SIGINT)
+            number = getattr(error, "exit_code", 128 + signal.SIGINT) - 128
             raise Interrupted(
                 f"interrupted; the run is finished in {display_path(folder)}: the same command "
                 "executes its notebook",

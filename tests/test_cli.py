@@ -1,5 +1,6 @@
 """The command line as its users see it: messages, files and exit statuses."""
 
+import contextlib
 import json
 import math
 import os
@@ -331,8 +332,9 @@ def start_notebook(root):
     kernels = []
     while not kernels:
         assert process.poll() is None
-        children = psutil.Process(process.pid).children(recursive=True)
-        kernels = [child for child in children if "ipykernel_launcher" in child.cmdline()]
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ends meanwhile
+            children = psutil.Process(process.pid).children(recursive=True)
+            kernels = [child for child in children if "ipykernel_launcher" in child.cmdline()]
         time.sleep(0.05)
     return process, kernels[0]
 

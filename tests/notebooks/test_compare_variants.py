@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import papermill
 import pytest
-from conftest import NOTEBOOKS, run_papermill
+from conftest import NOTEBOOKS, history_with, run_papermill
 
 from resnetlib import analysis, files, load_experiment, load_run, train
 from resnetlib.analysis.significance import (
@@ -226,10 +226,11 @@ def with_accuracy(folder, target, seed, accuracy, **overrides):
     variant = load_run(folder).record["variant"]
     experiment = load_experiment(variant, seed=seed, epochs=2, **SMALL | overrides)
     files.write_text(target / "experiment.yaml", experiment.to_yaml())
+    files.write_text(target / "history.csv", history_with(load_run(folder), accuracy))
     metrics = files.read_json(target / "metrics.json") | {"test_accuracy": accuracy}
     files.write_json(target / "metrics.json", metrics)
     record = files.read_json(target / "run.json")
-    for name in ("experiment.yaml", "metrics.json"):
+    for name in ("experiment.yaml", "metrics.json", "history.csv"):
         record["artifacts"][name] = files.sha256(target / name)
     own = {"seed": seed, "experiment": experiment.digest, "overrides": experiment.overrides}
     files.write_json(target / "run.json", record | own | {"started": target.name})
