@@ -253,6 +253,7 @@ def test_dropout_of_values_ends_the_block():
     assert ((kept.mean((2, 3)) > 0) & (kept.mean((2, 3)) < 1)).all()  # no channel as a whole
 
 
+@pytest.mark.slow
 def test_head_dropout_zeroes_features():
     model = network(head_dropout=0.4, depths=[1], widths=[64]).train()
     seen = []

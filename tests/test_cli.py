@@ -251,7 +251,7 @@ def test_diverged_run_exits_with_1_and_has_a_report(tmp_path):
 
 
 def test_interrupted_run_says_so_and_resumes(tmp_path):
-    process = start(tmp_path, epochs=40, widths=16)
+    process = start(tmp_path, epochs=20, widths=16)
     while not process.stdout.readline().startswith("epoch  2"):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -265,7 +265,7 @@ def test_interrupted_run_says_so_and_resumes(tmp_path):
     assert "The run was interrupted" in report and "data:image/png" in report
     assert not (folder / "notebook.ipynb").exists()
 
-    command = words(tmp_path, epochs=40, widths=16)
+    command = words(tmp_path, epochs=20, widths=16)
     refused = invoke(*command, "-p", "memory_format", "contiguous")
     assert refused.exit_code == 1
     assert "memory_format was" in refused.stderr and "allow_inexact_resume" in refused.stderr
@@ -273,7 +273,7 @@ def test_interrupted_run_says_so_and_resumes(tmp_path):
     done = call(*command)
     assert done.returncode == 0, done.stderr
     assert "resuming after epoch" in done.stdout
-    assert len(load_run(folder).history) == 41
+    assert len(load_run(folder).history) == 21
     assert (folder / "notebook.ipynb").exists()
     assert "reproduced</span>" in (folder / "report.html").read_text()
 

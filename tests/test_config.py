@@ -682,6 +682,7 @@ def reference():
     return module
 
 
+@pytest.mark.slow
 def test_reference_pages_are_up_to_date(reference):
     for path, text in reference.pages().items():
         assert path.read_text(encoding="utf-8") == text, "run: python docs/reference.py"

@@ -40,6 +40,7 @@ def test_digits_split_is_stratified_and_fixed(digits):
     assert shares.abs().max() < 0.002
 
 
+@pytest.mark.slow
 def test_cifar10_equals_torchvision(cifar10, cifar10_folder):
     from torchvision.datasets import CIFAR10
 
@@ -50,6 +51,7 @@ def test_cifar10_equals_torchvision(cifar10, cifar10_folder):
         assert list(cifar10.classes) == theirs.classes
 
 
+@pytest.mark.slow
 def test_cifar10_statistics(cifar10):
     assert cifar10.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=5e-5)
     assert cifar10.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=5e-5)
@@ -250,6 +252,7 @@ def test_load_dataset_names_damaged_file(small, tmp_path):
         load_dataset("cifar10", folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
 def test_load_dataset_names_damaged_genuine_file(cifar10, tmp_path, name):
     for path in download.find_cifar10().iterdir():

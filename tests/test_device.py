@@ -248,6 +248,7 @@ report()
 """
 
 
+@pytest.mark.slow
 def test_compile_of_any_number_of_networks(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
@@ -259,6 +260,7 @@ def test_compile_of_any_number_of_networks(monkeypatch):
         assert compiled(torch.ones(width)) == 2 * width
 
 
+@pytest.mark.slow
 def test_compile_is_refused_without_a_compiler(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
     assert not resolve_device_settings(load_experiment("lite", device="cpu")).compiled

@@ -127,6 +127,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_train_on_a_device_equals_the_cpu(digits_60, cuda, recipe):
     experiment = experiment_of(**RECIPES[recipe])
@@ -198,6 +199,7 @@ def test_train_epoch_waits_every_sixteen_steps(digits_60, cuda, monkeypatch):
     assert cuda.waits - before == 1 + 2 + 1
 
 
+@pytest.mark.slow
 def test_resume_on_a_device_is_exact(digits_60, cuda):
     experiment = experiment_of(**RECIPES["every option"])
     whole = train(trainer(experiment, digits_60, "cuda", torch.float16), 2, cuda)

@@ -198,6 +198,7 @@ def test_predict_uses_the_normalization_of_the_recipe(tiny, digits, normalize):
     assert torch.equal(logits, run.evaluation.logits)
 
 
+@pytest.mark.slow
 def test_predict_reproduces_the_recorded_lite(cifar10):
     run = recorded_lite()
     test_set = kaggle.dry_run(cifar10)
@@ -361,6 +362,7 @@ def test_upload_command_names_file_run_and_views(run):
     )
 
 
+@pytest.mark.slow
 def test_submit_accepts_a_variant(write, cifar10):
     data = cifar10.test[0][:20].permute(0, 2, 3, 1).numpy()
     file = write({b"data": data, b"ids": list(range(20))})
@@ -408,6 +410,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_read_competition_refuses_bombs_in_one_line(write, pixels, tmp_path, name):
     path = tmp_path / "bomb.pkl"

@@ -64,6 +64,7 @@ ODD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", list_variants())
 def test_measure_size_equals_torch_for_variants(variant):
     architecture = architecture_of(variant)
@@ -156,6 +157,7 @@ def random_architecture(rng):
         return random_architecture(rng)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(60))
 def test_measure_size_equals_torch_for_any_network(seed):
     architecture = random_architecture(random.Random(seed))

@@ -61,6 +61,7 @@ def test_comparison_is_symmetric():
     assert one.interval == pytest.approx(tuple(-bound for bound in other.interval[::-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "shares"),
     [(10_000, (0.74, 0.07, 0.06, 0.13)), (450, (0.90, 0.04, 0.02, 0.04))],
@@ -127,6 +128,7 @@ def test_compare_predictions_refuses_one_network_twice():
 # Several networks --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_holm_matches_a_known_example():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]).tolist() == [1, 1]

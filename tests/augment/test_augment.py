@@ -129,6 +129,7 @@ def batch():
 # ---- Every augmentation --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_draws_repeat_and_leave_the_input(name, batch):
     images, labels = (part.clone() for part in batch)
@@ -347,6 +348,7 @@ def test_affine_equals_torchvision(options, batch):
         assert torch.equal(result[i], expected), drawn
 
 
+@pytest.mark.slow
 def test_affine_draws_as_torchvision():
     count = 6_000
     drawn = draws.draw_affine(

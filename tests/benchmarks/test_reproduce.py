@@ -180,6 +180,7 @@ WITHOUT_NOTEBOOK = (
 )
 
 
+@pytest.mark.exhaustive  # tests/sweep proves the same of the scheduler, with shorter runs
 def test_stopped_queue_leaves_nothing_and_resumes(reproduce, tmp_path, monkeypatch):
     """Terminated while a run trains; then the rest, to the same bits."""
     settings = {**TINY, "epochs": 30, "output_root": str(tmp_path / "runs")}

@@ -90,6 +90,7 @@ CROWDED = {  # with as much as there is room for
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*list_variants(), *CROWDED])
 def test_draw_keeps_texts_inside_and_apart(name):
     if name in CROWDED:

@@ -282,6 +282,7 @@ def displayed(monkeypatch):
     return recorder.images
 
 
+@pytest.mark.slow
 def test_live_curves_draw_every_epoch_before_a_person(tiny, few_digits, displayed, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     monkeypatch.setattr("resnetlib.plots.live.is_interactive", lambda: True)
@@ -296,6 +297,7 @@ def test_live_curves_draw_every_epoch_before_a_person(tiny, few_digits, displaye
     assert not plt.get_fignums()  # nothing that the notebook would display again
 
 
+@pytest.mark.slow
 def test_live_curves_leave_quick_epochs_out(tiny, few_digits, displayed, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     monkeypatch.setattr("resnetlib.plots.live.is_interactive", lambda: True)

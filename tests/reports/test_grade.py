@@ -71,6 +71,7 @@ def edit_weights(folder, change):
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(change(weights)))
 
 
+@pytest.mark.slow
 def test_grade_is_the_accuracy_of_the_weights(trained, submission, data):
     result = grade_submission(submission, data, DIGITS)
     assert result.accuracy == trained[0].metrics["test_accuracy"]

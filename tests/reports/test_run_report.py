@@ -189,6 +189,7 @@ def test_diverged_run_has_a_report(tiny, open_page):
     assert page.get_by_text("Diverged: nan").is_visible()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
 def test_unfinished_run_has_no_measurements(recorded, status):
     run = change(recorded, "run.json", status=status, error="<b>KeyError</b>")
@@ -304,6 +305,7 @@ LARGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LARGE)
 def test_report_of_a_large_notebook_is_bounded(recorded, kind):
     path = recorded.path / "large.ipynb"

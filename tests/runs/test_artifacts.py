@@ -27,6 +27,7 @@ def contents(folder):
     }
 
 
+@pytest.mark.slow
 def test_redraw_figures_changes_figures_and_checksums_only(run):
     before, record = contents(run.path), run.record
     images = torch.zeros(10_000, 3, 32, 32, dtype=torch.uint8)
@@ -46,6 +47,7 @@ def test_redraw_figures_changes_figures_and_checksums_only(run):
     assert load_run(run.path).record | {"artifacts": {}} == record | {"artifacts": {}}
 
 
+@pytest.mark.slow
 def test_redraw_figures_of_a_run_without_any(run):
     shutil.rmtree(run.path / "figures")
     before = contents(run.path)

@@ -187,6 +187,7 @@ def test_find_run_prefers_the_variants_own_recipe(outputs):
     assert find_run("lite", outputs.root).path == recorded_lite().path
 
 
+@pytest.mark.slow
 def test_find_run_prefers_the_users_runs_and_the_newest(outputs):
     outputs("older", finished="2100-01-01T00:00:00+00:00")
     newer = outputs("newer", finished="2100-01-02T00:00:00+00:00")
@@ -202,6 +203,7 @@ def test_find_run_prefers_the_users_runs_and_the_newest(outputs):
     assert find_run("laptop", outputs.root).path.parent == PROJECT / "outputs/reference/laptop"
 
 
+@pytest.mark.slow
 def test_find_run_uses_the_lowest_recorded_seed(tmp_path):
     assert find_run(output_root=tmp_path).path == recorded_lite().path
     assert find_run("lite", tmp_path).path == recorded_lite().path

@@ -23,6 +23,7 @@ def pictures(cifar10, tmp_path):
     return paths
 
 
+@pytest.mark.slow
 def test_predict_pictures_is_the_evaluation_of_the_run(cifar10, pictures):
     run = recorded_lite()
     shares, labels = run.evaluation.logits[:3].double().softmax(1).topk(3)

@@ -143,6 +143,7 @@ FORGED = {  # each with a matching checksum where there is one
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgery", FORGED)
 def test_forged_run_is_nowhere_a_result(folder, forgery):
     """Not found, reported, compared or on the page; the other commands go their way."""

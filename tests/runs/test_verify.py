@@ -439,6 +439,7 @@ def test_verify_without_weights_and_report(folder):
     assert "2 not kept" in verified(folder)["checksums"].detail
 
 
+@pytest.mark.slow
 def test_verify_recorded_runs_without_data(monkeypatch):
     monkeypatch.setattr(evidence, "find_cifar10", lambda root: None)
     for folder, results in verify_runs([run.path for run in reference_runs()]):
@@ -466,6 +467,7 @@ def test_verify_unfinished_run(folder):
     assert failing(folder) == {"learning rates"}
 
 
+@pytest.mark.slow
 def test_verify_imported_run(trained, tmp_path):
     experiment = load_experiment("lite", **TINY, epochs=6, output_root=tmp_path)
     folder = import_weights(trained.path / WEIGHTS, experiment).path
