@@ -274,6 +274,7 @@ def test_training_images_are_those_of_the_data_sets(name, request):
     assert len(dataset.train[1]) == TRAINING_IMAGES[name]
 
 
+@pytest.mark.slow
 def test_resume_refuses_other_device_settings(tiny, monkeypatch):
     experiment = tiny(epochs=2, precision="float32", memory_format="contiguous", compile=False)
     save = checkpoint.save_checkpoint

@@ -65,6 +65,7 @@ def test_normalize_is_torchvisions():
     torch.testing.assert_close(normalize(images, mean, std), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_evaluate_restores_the_model_at_any_batch_size(digits):
     model = build_model(load_experiment("lite").architecture).train()
     model.stages[0].eval()  # a frozen part stays frozen

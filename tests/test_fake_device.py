@@ -136,6 +136,7 @@ def test_train_on_a_device_equals_the_cpu(digits_60, cuda, recipe):
     assert_equal(training, train(trainer(experiment, digits_60, "cpu"), 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", schema.tagged_models(schema.Optimizer))
 def test_every_optimizer_on_a_device_equals_the_cpu(digits_60, fake, name):
     """The same bits, but for those without fused kernels: a GPU updates all tensors at once."""

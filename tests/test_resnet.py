@@ -67,6 +67,7 @@ def test_model_summary_equals_the_published_table(variant):
         assert kind == published_kind or {kind, published_kind} <= BLOCK_NAMES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", SIZES)
 def test_sizes_equal_the_published_ones(variant):
     parameters, megabytes, million_macs = SIZES[variant]

@@ -76,6 +76,7 @@ def test_measure_size_equals_torch_for_variants(variant):
     assert memory == kept_bytes(model, 3) - kept_bytes(model, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "settings"),
     [
@@ -164,6 +165,7 @@ def test_measure_size_equals_torch_for_any_network(seed):
     assert measure_size(architecture) == size_by_torch(architecture)
 
 
+@pytest.mark.slow
 def test_size_search_and_refusal_need_no_torch():
     program = (
         "import sys\n"

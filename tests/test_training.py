@@ -187,6 +187,7 @@ def test_normalize_changes_the_weights(tiny, few_digits, normalize):
     assert not torch.equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", DEFAULT_LR)
 def test_trainer_resumes_each_optimizer_and_plateau(tiny, few_digits, optimizer):
     """Stopped within the epoch that has the first drop; the state goes through a checkpoint."""
@@ -413,6 +414,7 @@ def test_train_repeats_a_written_experiment(tiny, tmp_path):
     assert weights_of(again) == weights_of(run)
 
 
+@pytest.mark.slow
 def test_train_refuses_a_folder_of_another_experiment(tiny, tmp_path):
     train(tiny(), output=tmp_path / "run")
     with pytest.raises(ConfigError, match="another experiment"):
@@ -420,6 +422,7 @@ def test_train_refuses_a_folder_of_another_experiment(tiny, tmp_path):
     assert load_run(tmp_path / "run").experiment.seed == 0
 
 
+@pytest.mark.slow
 def test_train_restores_the_random_state(tiny):
     before = torch.get_rng_state()
     train(tiny(block="dropout", dropout=0.2))
@@ -916,6 +919,7 @@ def test_clipping_by_value_makes_an_infinite_gradient_finite():
     assert gradient_clipping(Clip(by="norm", limit=1))([parameter]).item() == math.inf
 
 
+@pytest.mark.slow
 def test_divergence_in_the_last_step_is_not_saved(tiny):
     experiment = tiny(epochs=2, batch_size=1347, lr=1e30)  # one step an epoch
     with pytest.raises(Diverged, match="in epoch 1"):
@@ -1058,6 +1062,7 @@ def test_train_of_narrow_stages(tiny):
     assert train(tiny(widths=[16])).record["fingerprint"]["memory_format"] == "channels_last"
 
 
+@pytest.mark.slow
 def test_fresh_removes_report_and_notebook_first(tiny, monkeypatch):
     """A failed fresh run never leaves a report, or a record, that says `done`."""
     run = train(tiny())
@@ -1269,6 +1274,7 @@ class Sending(Callback):
                 signal.raise_signal(number)
 
 
+@pytest.mark.slow
 @needs_signals
 def test_a_second_signal_stops_the_run_at_once(tiny):
     handler = signal.getsignal(signal.SIGTERM)

@@ -311,6 +311,7 @@ def test_compare_recipes_of_one_recipe_is_students_test():
     assert tuple(table.loc["other", ["low", "high"]]) == pytest.approx(interval, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_compare_networks_is_welchs_test_with_holms_correction():
     baseline = [0.80, 0.81, 0.82]
     others = {"a": [0.83, 0.86], "b": [0.90, 0.901, 0.902], "c": [0.80, 0.82], "single": [0.9]}

@@ -297,6 +297,7 @@ def test_repeated_seed_counts_once(runs_of):
     assert row["accuracies"] == pytest.approx((0.81, 0.82))
 
 
+@pytest.mark.slow
 def test_significantly_best_needs_spread_and_a_clear_lead(runs_of):
     def best(runs):
         table = experiments(runs)
@@ -375,6 +376,7 @@ def test_sampling_noise_needs_undamaged_predictions_of_the_last_epoch(tmp_path):
     assert len(one.accuracies) == 3 and one.sampling_sd is None
 
 
+@pytest.mark.slow
 def test_recipes_are_compared_with_the_least_changed_one(runs_of):
     runs = runs_of("lite", 0.80, 0.81, 0.82, epochs=20)
     runs += runs_of("lite", 0.90, 0.91, 0.92, epochs=20, lr=0.2)

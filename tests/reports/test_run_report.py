@@ -323,6 +323,7 @@ def test_report_bounds_the_cells(recorded):
     assert write_report(recorded, path).stat().st_size < 5_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["a\ud800b", "$\\frac{$", "a\0\x1b[31m", "x" * 300_000])
 def test_report_of_a_record_with_any_text(recorded, text):
     values = {

@@ -317,6 +317,7 @@ def test_verify_run_as_trained(trained):
     assert {name: result for name, result in results.items() if result.status != PASS} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DOCTORED)
 def test_verify_doctored_with_new_checksums(folder, name, monkeypatch):
     monkeypatch.setattr(evidence, "find_cifar10", lambda root: None)
