@@ -119,6 +119,8 @@ def _check_family(architecture: Architecture) -> None:
         "squeeze_excitation.blocks": architecture.squeeze_excitation.blocks,
         "activation": len(architecture.activation) > 1,
         "conv_kind": len(architecture.conv_kind) > 1,
+        "conv_kernel": len(architecture.conv_kernel) > 1,
+        "shortcut.kernel": len(architecture.shortcut.kernel) > 1,
     }
     if names := [name for name, value in single.items() if value]:
         raise ConfigError(
