@@ -30,6 +30,10 @@ is listed here. An unknown key, a value out of range and contradictory settings 
 The first line gives completion and checks in editors that know
 [the YAML language server](https://github.com/redhat-developer/yaml-language-server).
 
+The files of `params/class/` are networks of public teams of the same course task, named
+`class/<team>`: `resnetlib run class/yifei`. `resnetlib list --class` lists them with what they
+claim; the header of each says what the source leaves open and what differs.
+
 Values follow the core schema of YAML 1.2: `1e-3` is a number, `yes` and `no` are text, numbers have
 no leading zeros. Aliases, merge keys, tags and duplicate keys are refused. `crop` is short for
 `{{name: crop}}`, and one value for a list of one.

@@ -14,24 +14,51 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    """3×3 convolution with padding 1."""
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias)
-
-
-def depthwise3x3(
-    channels: int, out_channels: int, stride: int = 1, bias: bool = False
+def full_conv(
+    in_channels: int, out_channels: int, stride: int = 1, *, kernel: int = 3, bias: bool = False
 ) -> nn.Conv2d:
-    """3×3 convolution of each channel by itself, with padding 1."""
-    return nn.Conv2d(channels, out_channels, 3, stride, padding=1, groups=channels, bias=bias)
+    """Convolution over all channels whose padding keeps the resolution.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: of the convolution.
+        kernel: pixels of its side, an odd number.
+        bias: it has a bias.
+    """
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias)
 
 
-def separable3x3(
-    in_channels: int, out_channels: int, stride: int = 1, bias: bool = False
+def depthwise_conv(
+    channels: int, out_channels: int, stride: int = 1, *, kernel: int = 3, bias: bool = False
+) -> nn.Conv2d:
+    """The same of each channel by itself.
+
+    Args:
+        channels: channels of the input.
+        out_channels: channels of the output, a multiple of them.
+        stride: of the convolution.
+        kernel: pixels of its side, an odd number.
+        bias: it has a bias.
+    """
+    options = {"padding": kernel // 2, "groups": channels, "bias": bias}
+    return nn.Conv2d(channels, out_channels, kernel, stride, **options)
+
+
+def separable_conv(
+    in_channels: int, out_channels: int, stride: int = 1, *, kernel: int = 3, bias: bool = False
 ) -> nn.Sequential:
-    """depthwise 3×3 - conv1x1, with nothing between them (Chollet 2016, section 2)."""
+    """depthwise convolution - conv1x1, with nothing between them (Chollet 2016, section 2).
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: of the depthwise convolution.
+        kernel: pixels of its side, an odd number.
+        bias: both convolutions have a bias.
+    """
     return nn.Sequential(
-        depthwise3x3(in_channels, in_channels, stride, bias),
+        depthwise_conv(in_channels, in_channels, stride, kernel=kernel, bias=bias),
         nn.Conv2d(in_channels, out_channels, 1, bias=bias),
     )
 
@@ -43,15 +70,15 @@ class BlockParts:
     A convolution or shortcut is made from (in_channels, out_channels, stride).
     """
 
-    conv3x3: Callable[..., nn.Module]
+    conv: Callable[..., nn.Module]  # 3×3 unless the network has another kernel
     conv1x1: Callable[..., nn.Module]
     shortcut: Callable[[int, int, int], nn.Module]
     activation: Callable[[Tensor], Tensor]
     activation_layer: Callable[[], nn.Module]  # the same as a module
     expansion: int  # of a bottleneck
     dropout: nn.Module  # before the last convolution of the residual path
-    tail: nn.Module  # ends the residual path: attention, stochastic depth, both or neither
-    attention: nn.Module  # follows the addition
+    tail: nn.Module  # ends the residual path: dropout, attention, stochastic depth, or none
+    attention: nn.Module  # follows the addition: attention, dropout, both or neither
     output_dropout: nn.Module  # ends the block
 
 
@@ -95,7 +122,14 @@ def padded_shortcut(in_channels: int, out_channels: int, stride: int, pool: str)
 
 
 def projection(
-    in_channels: int, out_channels: int, stride: int, *, pool: str, bias: bool, batch_norm: bool
+    in_channels: int,
+    out_channels: int,
+    stride: int,
+    *,
+    kernel: int,
+    pool: str,
+    bias: bool,
+    batch_norm: bool,
 ) -> nn.Module:
     """conv1x1 - BN where the shape changes, else the identity (He et al. 2015, option B).
 
@@ -105,6 +139,7 @@ def projection(
         in_channels: channels of the block's input.
         out_channels: channels of the block's output.
         stride: of the block.
+        kernel: pixels of the convolution's side, an odd number; 1 in the paper.
         pool: `average`, `max`, or `none`: the stride is the convolution's.
         bias: the convolution has a bias.
         batch_norm: BatchNorm follows it.
@@ -115,7 +150,7 @@ def projection(
     if stride == 2 and pool != "none":
         layers.append(SHORTCUT_POOLS[pool]())
         stride = 1
-    layers.append(nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias))
+    layers.append(full_conv(in_channels, out_channels, stride, kernel=kernel, bias=bias))
     if batch_norm:
         layers.append(nn.BatchNorm2d(out_channels))
     return nn.Sequential(*layers) if len(layers) > 1 else layers[0]
@@ -219,9 +254,9 @@ class BasicBlock(ResidualBlock):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, parts: BlockParts):
         super().__init__(parts)
-        self.conv1 = parts.conv3x3(in_channels, out_channels, stride)
+        self.conv1 = parts.conv(in_channels, out_channels, stride)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = parts.conv3x3(out_channels, out_channels)
+        self.conv2 = parts.conv(out_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.tail = parts.tail
         self.shortcut = parts.shortcut(in_channels, out_channels, stride)
@@ -251,7 +286,7 @@ class BottleneckBlock(ResidualBlock):
         channels = out_channels // parts.expansion
         self.conv1 = parts.conv1x1(in_channels, channels)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = parts.conv3x3(channels, channels, stride)
+        self.conv2 = parts.conv(channels, channels, stride)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = parts.conv1x1(channels, out_channels)
         self.bn3 = nn.BatchNorm2d(out_channels)
@@ -282,9 +317,9 @@ class DropoutBlock(ResidualBlock):
     def __init__(self, in_channels: int, out_channels: int, stride: int, parts: BlockParts):
         super().__init__(parts)
         self.shortcut = parts.shortcut(in_channels, out_channels, stride)
-        self.conv1 = parts.conv3x3(in_channels, out_channels, stride)
+        self.conv1 = parts.conv(in_channels, out_channels, stride)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = parts.conv3x3(out_channels, out_channels)
+        self.conv2 = parts.conv(out_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.tail = parts.tail
 
@@ -327,9 +362,9 @@ class PreActBlock(ResidualBlock):
         if not changes:
             parts.conv1x1(in_channels, out_channels)  # unused: keeps the weights that a seed gives
         self.shortcut = parts.shortcut(in_channels, out_channels, stride)
-        self.conv1 = parts.conv3x3(in_channels, out_channels, stride)
+        self.conv1 = parts.conv(in_channels, out_channels, stride)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.conv2 = parts.conv3x3(out_channels, out_channels)
+        self.conv2 = parts.conv(out_channels, out_channels)
         self.tail = parts.tail
 
     def zero_init_last(self) -> None:
@@ -355,9 +390,9 @@ class PyramidBlock(ResidualBlock):
     def __init__(self, in_channels: int, out_channels: int, stride: int, parts: BlockParts):
         super().__init__(parts)
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = parts.conv3x3(in_channels, out_channels, stride)
+        self.conv1 = parts.conv(in_channels, out_channels, stride)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.conv2 = parts.conv3x3(out_channels, out_channels)
+        self.conv2 = parts.conv(out_channels, out_channels)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.tail = parts.tail
         self.shortcut = parts.shortcut(in_channels, out_channels, stride)
@@ -385,10 +420,10 @@ class PooledBlock(ResidualBlock):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, parts: BlockParts):
         super().__init__(parts)
-        self.conv1 = parts.conv3x3(in_channels, out_channels)
+        self.conv1 = parts.conv(in_channels, out_channels)
         self.pool = MaxPool2x2() if stride == 2 else nn.Sequential()
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = parts.conv3x3(out_channels, out_channels)
+        self.conv2 = parts.conv(out_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.tail = parts.tail
 

@@ -314,12 +314,23 @@ def data_command(data_root: Path | None) -> None:
 
 
 @main.command("list", short_help="List the variants: size, origin, accuracy.")
-def list_command() -> None:
-    """List the variants: size, origin, published and reproduced accuracy."""
-    from .reports.leaderboard import results_table, text_table
+@click.option("--class", "of_class", is_flag=True, help="List the public teams of the class.")
+def list_command(of_class: bool) -> None:
+    """List the variants: size, origin, published and reproduced accuracy.
+
+    With --class, the networks that public teams of the same course task designed, the highest
+    claimed accuracy first. What is claimed differs: the accuracy of the last epoch, of the epoch
+    best on the test set, of held-out training images, or of the competition's hidden test set.
+    """
+    from .config import list_class_variants
+    from .reports.leaderboard import class_table, results_table, text_table
     from .runs.find import find_runs
 
-    click.echo(text_table(results_table(find_runs(output_folder()))))
+    runs = find_runs(output_folder())
+    if of_class:
+        click.echo(class_table(results_table(runs, list_class_variants())))
+    else:
+        click.echo(text_table(results_table(runs)))
 
 
 @main.command("report", short_help="Write index.html: all runs on one page.")

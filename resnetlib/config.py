@@ -40,11 +40,21 @@ def list_variants() -> list[str]:
     return sorted(path.stem for path in params_folder().glob("*.yaml"))
 
 
+def list_class_variants() -> list[str]:
+    """The names of the public teams' variants in `params/class/`, such as `class/yifei`, sorted."""
+    return sorted(f"class/{path.stem}" for path in params_folder().glob("class/*.yaml"))
+
+
+def known_variants() -> list[str]:
+    """Every name that `load_experiment` accepts: `list_variants()`, then the class."""
+    return [*list_variants(), *list_class_variants()]
+
+
 def load_experiment(variant: str | Path | None = None, /, **overrides: Any) -> Experiment:
     """Read a variant and apply overrides, by flat or dotted name; `None` keeps the variant's value.
 
-    `variant` is a name from `list_variants()`, or the path of a variant file or of a run's
-    `experiment.yaml`. Examples: `load_experiment("lite", epochs=10, lr=0.05)`,
+    `variant` is a name from `list_variants()` or `list_class_variants()`, or the path of a variant
+    file or of a run's `experiment.yaml`. Examples: `load_experiment("lite", epochs=10, lr=0.05)`,
     `load_experiment("lite", optimizer="adam", schedule="constant")`,
     `load_experiment("lite", **{"recipe.optimizer.momentum": 0.8})`. A new kind of optimizer or
     schedule prints a line on stderr: which settings take their defaults, and which do not apply.
@@ -57,8 +67,10 @@ def load_experiment(variant: str | Path | None = None, /, **overrides: Any) -> E
         raise ConfigError("the variant is the first argument; omit `variant`")
     path = _find_variant(variant)
     content = _read_file(path)
-    if path.parent == params_folder() and _validate(content, path, Variant).variant != path.stem:
-        raise ConfigError(f"{path}: variant is {content['variant']!r}; it must be {path.stem!r}")
+    if path.is_relative_to(params_folder()):
+        name = path.relative_to(params_folder()).with_suffix("").as_posix()
+        if _validate(content, path, Variant).variant != name:
+            raise ConfigError(f"{path}: variant is {content['variant']!r}; it must be {name!r}")
     experiment = apply_overrides(_validate(content, path), overrides)
     is_recorded = "overrides" in content  # older versions accepted settings that cannot act
     if not is_recorded and (problem := experiment.contradiction()):
@@ -336,9 +348,15 @@ def _find_variant(variant: Any) -> Path:
         raise ConfigError(f"variant = {shorten(variant)}: give a name, one of {', '.join(names)}")
     if str(variant).endswith((".yaml", ".yml")):
         return Path(variant)
-    if variant not in names:
-        close = closest_match(str(variant), names) or "."
-        raise ConfigError(f"unknown variant {shorten(variant)}{close} One of: {', '.join(names)}")
+    if variant not in known_variants():
+        team = str(variant).removeprefix("class/")
+        teams = [name.removeprefix("class/") for name in list_class_variants()]
+        close = closest_match(str(variant), names)
+        close = close or closest_match(team, teams).replace("mean '", "mean 'class/") or "."
+        raise ConfigError(
+            f"unknown variant {shorten(variant)}{close} One of: {', '.join(names)}, or of "
+            "`resnetlib list --class`"
+        )
     return params_folder() / f"{variant}.yaml"
 
 

@@ -29,6 +29,14 @@ from .schema import (
 from .yaml_core import write_yaml
 
 DEFAULT_BUDGET = 5_000_000  # trainable parameters; the rule every team works under
+# Kinds of accuracy that a source claims for new images, the most telling first: which is published.
+# `test` is of the last epoch, or of one that the source does not name.
+CLAIM_KINDS = {
+    "test": "test_accuracy",
+    "best on test": "best_test_accuracy",
+    "validation": "validation_accuracy",
+    "competition": "competition_accuracy",
+}
 TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_347}
 
 
@@ -55,8 +63,16 @@ class Published(Model):
     train_accuracy: UnitInterval | None = None  # after the last epoch, as a fraction of 1
     test_accuracy: UnitInterval | None = None  # after the last epoch, as a fraction of 1
     best_test_accuracy: UnitInterval | None = None  # of the epoch best on the test set
+    validation_accuracy: UnitInterval | None = None  # of held-out training images, the best epoch
+    competition_accuracy: UnitInterval | None = None  # of the hidden test set of the class
     train_loss: NonNegativeFloat | None = None  # cross-entropy in nats
     test_loss: NonNegativeFloat | None = None  # cross-entropy in nats
+
+    @property
+    def claim(self) -> tuple[float, str] | None:
+        """The accuracy claimed for new images and its kind, a key of `CLAIM_KINDS`."""
+        values = ((getattr(self, name), kind) for kind, name in CLAIM_KINDS.items())
+        return next(((value, kind) for value, kind in values if value is not None), None)
 
 
 class Execution(Model):
@@ -95,8 +111,8 @@ class Execution(Model):
 class Variant(Model):
     """One file of `params/`."""
 
-    # Name of the file without `.yaml`
-    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
+    # Name of the file without `.yaml`; `class/` before it for a file of `params/class/`
+    variant: Annotated[str, Field(pattern=r"^(class/)?[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
     title: str  # the network in a few words
     source: str  # where every published figure comes from
     budget: Count | Literal["none"] = DEFAULT_BUDGET  # most trainable parameters allowed

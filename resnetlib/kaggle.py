@@ -277,7 +277,7 @@ def submission_path(
         output_root: `outputs/` by default.
     """
     check_tta(tta)
-    parts = [Path(file).stem, run.record["variant"], run.path.resolve().name]
+    parts = [Path(file).stem, run.record["variant"].replace("/", "-"), run.path.resolve().name]
     parts += [tta] if tta != "none" else []
     root = output_folder(output_root)
     path = expand_home(output) if output else root / "submissions" / f"{'-'.join(parts)}.csv"

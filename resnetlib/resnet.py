@@ -19,11 +19,11 @@ from .blocks import (
     SqueezeExcitation,
     StochasticDepth,
     Whitening,
-    conv3x3,
-    depthwise3x3,
+    depthwise_conv,
+    full_conv,
     padded_shortcut,
     projection,
-    separable3x3,
+    separable_conv,
 )
 from .rng import derive_seed
 from .schema import (
@@ -41,9 +41,9 @@ class ResNet(nn.Module):
 
     The first block of every stage but the first has stride 2, unless `strides` are given; a stage
     of depth 0 is the identity. Where they are asked for: squeeze-and-excitation and max-pooling
-    after the stem, dropout before the linear layer. Pre-activation networks have the stem's BN -
-    ReLU after the last stage instead; the whitening stem has no BN. Input (N, 3, 32, 32), output
-    logits (N, 10). After He et al. 2015, section 4.2.
+    after the stem, dropout before the linear layer or before pooling. Pre-activation networks have
+    the stem's BN - ReLU after the last stage instead; the whitening stem has no BN. Input
+    (N, 3, 32, 32), output logits (N, 10). After He et al. 2015, section 4.2.
     """
 
     def __init__(self, architecture: Architecture):
@@ -58,9 +58,10 @@ class ResNet(nn.Module):
         for index in range(len(architecture.depths)):
             self.stages.append(_stage(architecture, index))
         self.final_activation = _final_activation(architecture)
+        self.map_dropout = _head_dropout(architecture, "map")
         self.pool = _pool(architecture)
-        self.dropout = _dropout(nn.Dropout, architecture.head_dropout)
-        self.linear = nn.Linear(architecture.outputs[-1][0], NUM_CLASSES)
+        self.dropout = _head_dropout(architecture, "features")
+        self.linear = nn.Linear(architecture.features, NUM_CLASSES)
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,8 +71,9 @@ class ResNet(nn.Module):
         out = self.stem_attention(out)
         out = self.stages(out)  # (N, C, H, W) of the last stage that has blocks
         out = self.final_activation(out)
-        out = self.pool(out)  # (N, C, 1, 1)
-        out = self.dropout(out.flatten(1))  # (N, C)
+        out = self.map_dropout(out)
+        out = self.pool(out)  # (N, C, 1, 1), or more positions where `pool_size` is given
+        out = self.dropout(out.flatten(1))  # (N, features)
         return self.linear(out)  # (N, 10)
 
 
@@ -79,7 +81,7 @@ ACTIVATIONS = {  # the function, and the same as a module
     "relu": (F.relu, nn.ReLU),
     "leaky_relu": (F.leaky_relu, nn.LeakyReLU),
 }
-CONVOLUTIONS = {"full": conv3x3, "depthwise": depthwise3x3, "separable": separable3x3}
+CONVOLUTIONS = {"full": full_conv, "depthwise": depthwise_conv, "separable": separable_conv}
 BLOCKS = {
     "basic": BasicBlock,
     "bottleneck": BottleneckBlock,
@@ -137,7 +139,10 @@ def _final_activation(architecture: Architecture) -> nn.Sequential:
 
 
 def _pool(architecture: Architecture) -> Callable[[Tensor], Tensor]:
-    """Global mean, (N, C, H, W) -> (N, C, 1, 1)."""
+    """Global mean, (N, C, H, W) -> (N, C, 1, 1), or the means of windows."""
+    if size := architecture.pool_size:
+        is_listed = "pool" in architecture.listed_layers
+        return nn.AvgPool2d(size) if is_listed else partial(F.avg_pool2d, kernel_size=size)
     return nn.AdaptiveAvgPool2d(1) if "pool" in architecture.listed_layers else _mean
 
 
@@ -150,6 +155,11 @@ def _attention(architecture: Architecture, placement: str, channels: int) -> nn.
     if attention.placement != placement:
         return nn.Sequential()
     return SqueezeExcitation(channels, attention.reduction, attention.bias)
+
+
+def _head_dropout(architecture: Architecture, place: str) -> nn.Module:
+    here = architecture.head_dropout_place == place
+    return _dropout(nn.Dropout, architecture.head_dropout if here else 0)
 
 
 def _dropout(kind: type[nn.Module], probability: float) -> nn.Module:
@@ -177,31 +187,42 @@ def build_block(architecture: Architecture, shape: BlockShape, number: int = 0) 
 
 def _parts(architecture: Architecture, shape: BlockShape, number: int) -> BlockParts:
     activation, activation_layer = ACTIVATIONS[architecture.activations[shape.stage + 1]]
-    bias, rate = architecture.conv_bias, architecture.dropout
-    dropout = nn.Dropout2d if architecture.dropout_unit == "channels" else nn.Dropout
-    at_output = architecture.dropout_place == "output"
-    always = architecture.block == "dropout" and not at_output  # a row of its table, also at 0
+    bias, conv = architecture.conv_bias, CONVOLUTIONS[architecture.conv_kinds[shape.stage]]
     return BlockParts(
-        conv3x3=partial(CONVOLUTIONS[architecture.conv_kinds[shape.stage]], bias=bias),
+        conv=partial(conv, kernel=architecture.conv_kernels[shape.stage], bias=bias),
         conv1x1=partial(nn.Conv2d, kernel_size=1, bias=bias),
-        shortcut=_shortcut(architecture),
+        shortcut=_shortcut(architecture, shape.stage),
         activation=activation,
         activation_layer=activation_layer,
         expansion=architecture.expansion,
-        dropout=dropout(rate) if always else _dropout(dropout, 0 if at_output else rate),
+        dropout=_block_dropout(architecture, "residual"),
         tail=_tail(architecture, shape, number),
-        attention=_block_attention(architecture, "addition", shape),
-        output_dropout=_dropout(dropout, rate if at_output else 0),
+        attention=_after_addition(architecture, shape),
+        output_dropout=_block_dropout(architecture, "output"),
     )
 
 
-def _shortcut(architecture: Architecture) -> Callable[[int, int, int], nn.Module]:
+def _block_dropout(architecture: Architecture, place: str) -> nn.Module:
+    if architecture.dropout_place != place:
+        return nn.Sequential()
+    dropout = nn.Dropout2d if architecture.dropout_unit == "channels" else nn.Dropout
+    if architecture.block == "dropout" and place == "residual":  # a row of its table, also at 0
+        return dropout(architecture.dropout)
+    return _dropout(dropout, architecture.dropout)
+
+
+def _shortcut(architecture: Architecture, stage: int) -> Callable[[int, int, int], nn.Module]:
     """Makes the shortcut from input channels, output channels and stride."""
-    shortcut, batch_norm = architecture.shortcut, architecture.shortcut_norm
+    shortcut = architecture.shortcut
     if shortcut.kind == "zero_pad":
         return partial(padded_shortcut, pool=shortcut.pool)
-    bias = architecture.conv_bias
-    return partial(projection, pool=shortcut.pool, bias=bias, batch_norm=batch_norm)
+    return partial(
+        projection,
+        kernel=architecture.shortcut_kernels[stage],
+        pool=shortcut.pool,
+        bias=architecture.conv_bias,
+        batch_norm=architecture.shortcut_norm,
+    )
 
 
 def _block_attention(architecture: Architecture, placement: str, shape: BlockShape) -> nn.Module:
@@ -211,12 +232,22 @@ def _block_attention(architecture: Architecture, placement: str, shape: BlockSha
 
 
 def _tail(architecture: Architecture, shape: BlockShape, number: int) -> nn.Module:
-    """The end of the residual path: attention, stochastic depth."""
+    """The end of the residual path: dropout, attention, stochastic depth."""
     tail = _block_attention(architecture, "block", shape)
+    if architecture.dropout_place == "residual_end":
+        tail = nn.Sequential(_block_dropout(architecture, "residual_end"), tail)
     if architecture.stochastic_depth:
         depth = (number + 1) / sum(architecture.depths)  # linear decay (Huang et al. 2016, fig. 2)
         tail = nn.Sequential(tail, StochasticDepth(depth * architecture.stochastic_depth))
     return tail
+
+
+def _after_addition(architecture: Architecture, shape: BlockShape) -> nn.Module:
+    """What follows the addition before the activation: attention, dropout."""
+    attention = _block_attention(architecture, "addition", shape)
+    if architecture.dropout_place == "addition":
+        attention = nn.Sequential(attention, _block_dropout(architecture, "addition"))
+    return attention
 
 
 def _initialise(model: ResNet) -> None:

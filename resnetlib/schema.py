@@ -6,10 +6,12 @@ of a key is its description in `docs/variant_file.md` and `params/schema.json`.
 
 from collections.abc import Mapping
 from functools import cache
+from operator import attrgetter
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -31,6 +33,15 @@ PositiveUnit = Annotated[float, Field(gt=0, le=1)]
 OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 AtLeastOne = Annotated[float, Field(ge=1)]
 Shear = Annotated[float, Field(ge=0, lt=90)]  # degrees
+
+
+def _odd(kernel: int) -> int:
+    if kernel % 2 == 0:
+        raise ValueError("give an odd number")
+    return kernel
+
+
+OddKernel = Annotated[int, Field(ge=1, le=31), AfterValidator(_odd)]
 
 SIDE = 32  # pixels of every image here
 IMAGE_SHAPE = (3, SIDE, SIDE)  # channels, height, width of every data set here
@@ -136,21 +147,23 @@ class SqueezeExcitationConfig(Model):
 class ShortcutConfig(Model):
     """The shortcut of a block that changes the shape; that of every other block is the identity."""
 
-    # A 1×1 convolution (He et al. 2015, option B), or as many channels of zeros on both sides as
-    # are missing, without parameters (option A)
+    # A convolution, 1×1 unless `kernel` is given (He et al. 2015, option B), or as many channels of
+    # zeros on both sides as are missing, without parameters (option A)
     kind: Literal["conv1x1", "zero_pad"] = "conv1x1"
+    kernel: tuple[OddKernel, ...] = (1,)  # pixels of its side, odd; one value, or one per stage
     # How a stride of 2 halves the image: as the stride of the convolution (zero_pad: every second
     # pixel), or by 2×2 pooling before it
     pool: Literal["none", "average", "max"] = "none"
-    # BatchNorm after the 1×1 convolution; unless given, in every block but `preact` and `pyramid`
+    # BatchNorm after the convolution; unless given, in every block but `preact` and `pyramid`
     batch_norm: bool | None = None
     # What it starts from in block `preact`: the first activation's output, or the block's input
     input: Literal["activated", "raw"] = "activated"
 
     @model_validator(mode="after")
-    def _batch_norm_acts(self) -> Self:
-        if self.kind == "zero_pad" and self.batch_norm is not None:
-            raise ValueError("batch_norm has no effect: kind 'zero_pad' has no convolution")
+    def _convolution_has_settings(self) -> Self:
+        given = {"batch_norm": self.batch_norm is not None, "kernel": set(self.kernel) != {1}}
+        for name in [name for name in given if given[name] and self.kind == "zero_pad"]:
+            raise ValueError(f"{name} has no effect: kind 'zero_pad' has no convolution")
         return self
 
 
@@ -189,11 +202,17 @@ class BlockShape(NamedTuple):
         return self._replace(in_channels=self.out_channels, in_side=self.out_side, stride=1)
 
 
+def _per_stage(values: tuple, count: int) -> tuple:
+    """One value for the network, or one per stage, as one per stage."""
+    return values * count if len(values) == 1 else values
+
+
 Activation = Literal["relu", "leaky_relu"]
 ConvKind = Literal["full", "depthwise", "separable"]
 PREACTIVATED = ("preact", "pyramid")  # blocks that begin with BatchNorm and add without activation
 STEM_KERNELS = {  # of the convolutions of each stem, one after the other
     "conv1x1": (1,),
+    "conv2x2": (2,),
     "conv3x3": (3,),
     "conv5x5": (5,),
     "conv7x7": (7,),
@@ -216,9 +235,9 @@ class Architecture(Model):
     strides: tuple[Annotated[int, Field(ge=1, le=2)], ...] | None = None
     # First layer: a convolution of that kernel, two of 3×3, or fixed 2×2 filters that whiten the
     # image's patches
-    stem: Literal["conv1x1", "conv3x3", "conv5x5", "conv7x7", "double_conv3x3", "whitening"] = (
-        "conv3x3"
-    )
+    stem: Literal[
+        "conv1x1", "conv2x2", "conv3x3", "conv5x5", "conv7x7", "double_conv3x3", "whitening"
+    ] = "conv3x3"
     stem_width: Count | None = None  # channels of the stem; the first stage's unless given
     stem_stride: Annotated[int, Field(ge=1, le=2)] = 1  # of the stem's first convolution
     stem_padding: Natural | None = None  # pixels on each side; half the kernel unless given
@@ -230,6 +249,8 @@ class Architecture(Model):
     # The 3×3 convolutions of blocks, one for the network or one per stage: over all channels; over
     # each channel by itself (block `bottleneck`); or that, then a 1×1 convolution (Chollet 2016)
     conv_kind: tuple[ConvKind, ...] = ("full",)
+    # Pixels of the side of these 3×3 convolutions, odd: one value, or one per stage
+    conv_kernel: tuple[OddKernel, ...] = (3,)
     conv_bias: bool = False  # convolutions have a bias
     batch_norm_scale: bool = True  # the weight of BatchNorm is trained; otherwise it stays 1
     zero_init_residual: bool = False  # each block begins as its shortcut (Goyal et al. 2017, 5.1)
@@ -238,10 +259,16 @@ class Architecture(Model):
     shortcut: ShortcutConfig = ShortcutConfig()  # of blocks that change the shape
     dropout: Rate = 0.0  # probability that a channel (or value) is zeroed, in every block
     dropout_unit: Literal["channels", "values"] = "channels"  # what is zeroed as one
-    # Where: before the last 3×3 convolution (block `bottleneck`: before the last convolution), or
+    # Where: before the last 3×3 convolution (block `bottleneck`: before the last convolution), at
+    # the end of the residual path, between the addition and the activation that follows it, or
     # after the block's last layer
-    dropout_place: Literal["residual", "output"] = "residual"
-    head_dropout: Rate = 0.0  # probability that a feature is zeroed before the linear layer
+    dropout_place: Literal["residual", "residual_end", "addition", "output"] = "residual"
+    # Side of the windows in which the last map is averaged, one beside the other (`AvgPool2d`); the
+    # linear layer takes the mean of each; the whole map unless given
+    pool_size: Count | None = None
+    head_dropout: Rate = 0.0  # probability that a value is zeroed before the linear layer
+    # What is zeroed: the values that the linear layer takes, or those of the map before pooling
+    head_dropout_place: Literal["features", "map"] = "features"
     squeeze_excitation: SqueezeExcitationConfig = SqueezeExcitationConfig()  # channel attention
     # Probability of skipping the last block; rises linearly from the first (Huang et al. 2016)
     stochastic_depth: Rate = 0.0
@@ -285,9 +312,11 @@ class Architecture(Model):
         for name, count, what in (
             ("activation", stages + 1, "one for the stem and one per stage"),
             ("conv_kind", stages, "one per stage"),
+            ("conv_kernel", stages, "one per stage"),
+            ("shortcut.kernel", stages, "one per stage"),
         ):
-            if len(getattr(self, name)) not in (1, count):
-                given = len(getattr(self, name))
+            given = len(attrgetter(name)(self))
+            if given not in (1, count):
                 raise ValueError(f"{name} has {given} values; give one, or {what} ({count})")
 
     def _check_stem(self) -> None:
@@ -312,6 +341,8 @@ class Architecture(Model):
         blocks = [block for stage in self.blocks for block in stage]
         if not self.outputs[-1][1]:
             raise ValueError(f"too many stride-2 stages for a {SIDE}×{SIDE} image")
+        if self.pool_size and self.pool_size > (side := self.outputs[-1][1]):
+            raise ValueError(f"pool_size = {self.pool_size}: the last map has {side}×{side} pixels")
         if self.block == "bottleneck":
             for block in blocks:
                 if block.out_channels % self.expansion:
@@ -350,6 +381,12 @@ class Architecture(Model):
             )
         if not self.dropout and (self.dropout_unit, self.dropout_place) != ("channels", "residual"):
             raise ValueError("dropout_unit and dropout_place have no effect while dropout is 0")
+        if self.dropout_place == "addition" and self.block in PREACTIVATED:
+            raise ValueError(
+                f"dropout_place 'addition' is 'output' in block {self.block!r}, which adds last"
+            )
+        if not self.head_dropout and self.head_dropout_place != "features":
+            raise ValueError("head_dropout_place has no effect while head_dropout is 0")
 
     @property
     def stage_strides(self) -> tuple[int, ...]:
@@ -360,13 +397,32 @@ class Architecture(Model):
     @property
     def activations(self) -> tuple[Activation, ...]:
         """Of the stem and of each stage."""
-        count = len(self.depths) + 1
-        return self.activation * count if len(self.activation) == 1 else self.activation
+        return _per_stage(self.activation, len(self.depths) + 1)
 
     @property
     def conv_kinds(self) -> tuple[ConvKind, ...]:
         """Of each stage."""
-        return self.conv_kind * len(self.depths) if len(self.conv_kind) == 1 else self.conv_kind
+        return _per_stage(self.conv_kind, len(self.depths))
+
+    @property
+    def conv_kernels(self) -> tuple[int, ...]:
+        """Of each stage."""
+        return _per_stage(self.conv_kernel, len(self.depths))
+
+    @property
+    def shortcut_kernels(self) -> tuple[int, ...]:
+        """Of each stage."""
+        return _per_stage(self.shortcut.kernel, len(self.depths))
+
+    @property
+    def features(self) -> int:
+        """Values that the linear layer takes: channels times positions."""
+        channels, side = self.outputs[-1]
+        return channels * self.positions(side)
+
+    def positions(self, side: int) -> int:
+        """Means that pooling leaves of one channel of a map of this height and width."""
+        return (side // self.pool_size) ** 2 if self.pool_size else 1
 
     @property
     def shortcut_norm(self) -> bool:

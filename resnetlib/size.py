@@ -59,21 +59,23 @@ class LayerSizes:
 
     bias: bool  # of convolutions
     scale: bool  # of BatchNorm: whether its weight is trained, besides its bias
-    conv_kind: str = "full"  # of 3×3 convolutions
+    conv_kind: str = "full"  # of the convolutions that `block_conv` measures
+    conv_kernel: int = 3  # pixels of their side
     expansion: int = 1  # of a bottleneck
     projects: bool = True  # a shortcut that changes the shape is a convolution
     shortcut_norm: bool = True  # which has a BatchNorm
+    shortcut_kernel: int = 1  # pixels of its side
 
     def conv(self, kernel: int, in_channels: int, out_channels: int, out_side: int) -> Size:
         """A convolution whose output has `out_side` × `out_side` pixels."""
         weights = kernel**2 * in_channels * out_channels
         return Size(weights + self.bias * out_channels, weights * out_side**2)
 
-    def conv3x3(self, in_channels: int, out_channels: int, out_side: int) -> Size:
-        """A 3×3 convolution of the block's kind."""
+    def block_conv(self, in_channels: int, out_channels: int, out_side: int) -> Size:
+        """A 3×3 convolution of the block's kind, or one of another kernel."""
         if self.conv_kind == "full":
-            return self.conv(3, in_channels, out_channels, out_side)
-        weights = 9 * in_channels
+            return self.conv(self.conv_kernel, in_channels, out_channels, out_side)
+        weights = self.conv_kernel**2 * in_channels
         depthwise = Size(weights + self.bias * in_channels, weights * out_side**2)
         if self.conv_kind == "depthwise":
             return depthwise
@@ -83,10 +85,11 @@ class LayerSizes:
         return Size((1 + self.scale) * channels)
 
     def shortcut(self, block: BlockShape) -> Size:
-        """Where the shape changes, conv1x1 and, unless it has none, BN."""
+        """Where the shape changes, its convolution and, unless it has none, BN."""
         if not block.changes_shape or not self.projects:
             return Size()
-        size = self.conv(1, block.in_channels, block.out_channels, block.out_side)
+        kernel = self.shortcut_kernel
+        size = self.conv(kernel, block.in_channels, block.out_channels, block.out_side)
         return size + self.norm(block.out_channels) if self.shortcut_norm else size
 
 
@@ -105,8 +108,8 @@ def squeeze_excitation(channels: int, reduction: int, bias: bool = True) -> Size
 def basic_block(block: BlockShape, layers: LayerSizes) -> Size:
     """conv3x3, BN, conv3x3, BN; the shortcut."""
     channels, side = block.out_channels, block.out_side
-    size = layers.conv3x3(block.in_channels, channels, side) + layers.norm(channels)
-    size += layers.conv3x3(channels, channels, side) + layers.norm(channels)
+    size = layers.block_conv(block.in_channels, channels, side) + layers.norm(channels)
+    size += layers.block_conv(channels, channels, side) + layers.norm(channels)
     return size + layers.shortcut(block)
 
 
@@ -115,7 +118,7 @@ def bottleneck_block(block: BlockShape, layers: LayerSizes) -> Size:
     channels, side = block.out_channels, block.out_side
     inner = channels // layers.expansion
     size = layers.conv(1, block.in_channels, inner, block.in_side) + layers.norm(inner)
-    size += layers.conv3x3(inner, inner, side) + layers.norm(inner)
+    size += layers.block_conv(inner, inner, side) + layers.norm(inner)
     size += layers.conv(1, inner, channels, side) + layers.norm(channels)
     return size + layers.shortcut(block)
 
@@ -123,8 +126,8 @@ def bottleneck_block(block: BlockShape, layers: LayerSizes) -> Size:
 def preact_block(block: BlockShape, layers: LayerSizes) -> Size:
     """BN, conv3x3, BN, conv3x3; the shortcut."""
     channels, side = block.out_channels, block.out_side
-    size = layers.norm(block.in_channels) + layers.conv3x3(block.in_channels, channels, side)
-    size += layers.norm(channels) + layers.conv3x3(channels, channels, side)
+    size = layers.norm(block.in_channels) + layers.block_conv(block.in_channels, channels, side)
+    size += layers.norm(channels) + layers.block_conv(channels, channels, side)
     return size + layers.shortcut(block)
 
 
@@ -136,8 +139,8 @@ def pyramid_block(block: BlockShape, layers: LayerSizes) -> Size:
 def pooled_block(block: BlockShape, layers: LayerSizes) -> Size:
     """conv3x3 before the image is pooled, BN, conv3x3, BN."""
     channels = block.out_channels
-    size = layers.conv3x3(block.in_channels, channels, block.in_side) + layers.norm(channels)
-    return size + layers.conv3x3(channels, channels, block.out_side) + layers.norm(channels)
+    size = layers.block_conv(block.in_channels, channels, block.in_side) + layers.norm(channels)
+    return size + layers.block_conv(channels, channels, block.out_side) + layers.norm(channels)
 
 
 BLOCK_SIZES: dict[str, Callable[[BlockShape, LayerSizes], Size]] = {
@@ -156,9 +159,11 @@ def block_size(architecture: Architecture, block: BlockShape) -> Size:
         architecture.conv_bias,
         architecture.batch_norm_scale,
         architecture.conv_kinds[block.stage],
+        architecture.conv_kernels[block.stage],
         architecture.expansion,
         architecture.shortcut.kind == "conv1x1",
         architecture.shortcut_norm,
+        architecture.shortcut_kernels[block.stage],
     )
     size = BLOCK_SIZES[architecture.block](block, layers)
     if block.attention:
@@ -185,10 +190,9 @@ def stem_size(architecture: Architecture) -> Size:
 
 def head_size(architecture: Architecture) -> Size:
     """The linear layer, before it the BatchNorm that ends a pre-activation network."""
-    channels, _ = architecture.outputs[-1]
-    size = linear(channels, NUM_CLASSES)
+    size = linear(architecture.features, NUM_CLASSES)
     if architecture.block in PREACTIVATED and architecture.final_norm:
-        size += _layer_sizes(architecture).norm(channels)
+        size += _layer_sizes(architecture).norm(architecture.outputs[-1][0])
     return size
 
 
@@ -403,6 +407,9 @@ def _one_stage(
     changes |= {"block_widths": None, "strides": None, "squeeze_excitation": attention}
     changes |= {"activation": (architecture.activations[activation],)}
     changes |= {"conv_kind": (architecture.conv_kinds[stage],)}
+    changes |= {"conv_kernel": (architecture.conv_kernels[stage],)}
+    kernel = (architecture.shortcut_kernels[stage],)
+    changes |= {"shortcut": architecture.shortcut.model_copy(update={"kernel": kernel})}
     return architecture.model_copy(update=changes)
 
 
@@ -428,9 +435,14 @@ def _block_memory(family: Architecture, block: BlockShape) -> int:
 
 @cache
 def _head_memory(family: Architecture, side: int) -> int:
+    import torch
+    from torch import nn
+
     model = _without_blocks(family)
-    parts = (model.final_activation, model.pool, lambda out: out.flatten(1), model.dropout)
-    return _saved_bytes([*parts, model.linear], (family.widths[0], side, side))
+    with torch.device("meta"):  # the map of a network without blocks has another size
+        linear = nn.Linear(family.widths[0] * family.positions(side), NUM_CLASSES)
+    parts = (model.final_activation, model.map_dropout, model.pool, nn.Flatten(), model.dropout)
+    return _saved_bytes([*parts, linear], (family.widths[0], side, side))
 
 
 def _without_blocks(family: Architecture) -> "nn.Module":

@@ -265,6 +265,62 @@ def test_head_dropout_zeroes_features():
     assert abs((features == 0).float().mean() - 0.4) < 0.02
 
 
+def test_head_dropout_of_the_map_zeroes_its_values():
+    settings = {"head_dropout": 0.4, "head_dropout_place": "map", "listed_layers": ["pool"]}
+    model = network(depths=[1], widths=[16], **settings)
+    seen = []
+    model.pool.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    torch.manual_seed(0)
+    model(IMAGES)
+    model.train()(IMAGES)
+    kept, zeroed = ((out != 0).float().mean((2, 3)) for out in seen)
+    whole = kept > 0.9  # channels whose values are nearly all above zero without dropout
+    assert whole.any()
+    assert ((zeroed[whole] > 0.5) & (zeroed[whole] < 0.7)).all()
+
+
+def test_kernels_of_convolutions_and_shortcuts_equal_plain_torch():
+    settings = {"conv_kernel": [5, 3], "shortcut": {"kernel": [1, 5]}}
+    first, second = (block_of(stage, **settings) for stage in (0, 1))
+
+    def residual(block, x, padding, stride):
+        out = F.conv2d(x, block.conv1.weight, padding=padding, stride=stride)
+        out = F.conv2d(batch_norm(block.bn1, out).relu(), block.conv2.weight, padding=padding)
+        return batch_norm(block.bn2, out)
+
+    def expected(x):
+        shortcut = F.conv2d(x, second.shortcut[0].weight, padding=2, stride=2)
+        return (residual(second, x, 1, 2) + batch_norm(second.shortcut[1], shortcut)).relu()
+
+    assert_computes(first, lambda x: (residual(first, x, 2, 1) + x).relu())
+    assert_computes(second, expected)
+    assert_computes(second, expected, side=33)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("listed", [[], ["pool"]])
+def test_pool_size_is_that_of_windows(listed):
+    model = network(pool_size=3, listed_layers=listed)  # the last map has 8×8 pixels
+    out = model.stages(model.stem(IMAGES).relu())[:, :, :6, :6]
+    means = out.unflatten(3, (2, 3)).unflatten(2, (2, 3)).mean((3, 5))  # (N, C, 2, 2)
+    torch.testing.assert_close(model(IMAGES), model.linear(means.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("place", "levels"), [("residual_end", {1.0, 3.0}), ("addition", {0.0, 4.0})]
+)
+def test_dropout_place_in_the_block(place, levels):
+    """The residual path gives 1 and the shortcut 1: dropout acts on the first, or on their sum."""
+    settings = {"dropout_place": place, "dropout_unit": "values", "architecture.dropout": 0.5}
+    block = block_of(depths=[1], widths=[8], **settings).train()
+    block.zero_init_last()
+    block.bn2.bias.data.fill_(1.0)
+    torch.manual_seed(0)
+    out = block(torch.ones(20, 8, 8, 8))
+    assert set(out.unique().tolist()) == levels
+    assert abs((out == max(levels)).float().mean() - 0.5) < 0.02
+
+
 def test_kaiming_fan_out_has_its_variance():
     model = build_model(
         load_experiment("lite", init="kaiming_fan_out", widths=[64] * 3).architecture
@@ -304,6 +360,16 @@ REFUSED = [
     ({"squeeze_excitation": {"bias": False}}, "bias has no effect while placement is 'none'"),
     ({"stem_pool": {"kernel": 3, "padding": 2}}, "padding = 2: give at most half the kernel"),
     ({"stem": "whitening", "stem_stride": 2}, "stem_stride has no effect"),
+    ({"conv_kernel": [3, 5]}, "conv_kernel has 2 values; give one, or one per stage"),
+    ({"conv_kernel": 4}, "conv_kernel.0 = 4: give an odd number"),
+    ({"shortcut": {"kernel": [1, 3]}}, "shortcut.kernel has 2 values; give one, or one per"),
+    ({"shortcut": {"kind": "zero_pad", "kernel": 3}}, "kernel has no effect: kind 'zero_pad'"),
+    ({"pool_size": 9}, "pool_size = 9: the last map has 8×8 pixels"),
+    ({"head_dropout_place": "map"}, "head_dropout_place has no effect while head_dropout is 0"),
+    (
+        {"block": "preact", "architecture.dropout": 0.1, "dropout_place": "addition"},
+        "'addition' is 'output' in block 'preact'",
+    ),
 ]
 
 

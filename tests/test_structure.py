@@ -143,9 +143,11 @@ def choices(key):
 
 KINDS = ("stem", "activation", "conv_kind", "shortcut.kind", "shortcut.pool")
 KINDS += ("squeeze_excitation.placement",)
+CHOICES = {key: choices(key) for key in KINDS}
+CHOICES |= {key: list(PARTS[key]) for key in ("conv_kernel", "shortcut.kernel", "pool_size")}
 
 
-@pytest.mark.parametrize(("key", "name"), [(key, name) for key in KINDS for name in choices(key)])
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key in CHOICES for name in CHOICES[key]])
 def test_part_of_a_network_is_complete(key, name):
     check_parts(key, name, {f"tests/golden/parts.yaml under {key} (its count)": PARTS[key]})
     outer, _, inner = key.partition(".")

@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "designs": ["published", "rank_by_size", "search", "to_yaml"],
+        "designs": ["claims", "published", "rank_by_size", "search", "to_yaml"],
         "widget": ["ArchitectureExplorer", "budget_bar"],
     },
 )

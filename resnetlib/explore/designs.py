@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ..config import list_variants, load_experiment
+from ..config import known_variants, list_variants, load_experiment
 from ..errors import ConfigError
 from ..experiment import DEFAULT_BUDGET
 from ..schema import SIDE, Architecture
@@ -35,6 +35,26 @@ def published() -> pd.DataFrame:
     }
     frame = pd.DataFrame.from_dict(rows, orient="index").astype({"published_accuracy": float})
     return frame.sort_values("parameters", kind="stable")
+
+
+def claims() -> pd.DataFrame:
+    """Every variant and every team of the class with a claimed accuracy, by parameters.
+
+    `claimed` is a fraction of 1 and `kind` says of what: the last epoch, the epoch best on the test
+    set, held-out training images or the competition's test set. `group` is `variants` or `class`.
+    """
+    rows = {}
+    for experiment in map(load_experiment, known_variants()):
+        if claim := experiment.published.claim:
+            accuracy, kind = claim
+            group = "class" if experiment.variant.startswith("class/") else "variants"
+            rows[experiment.variant] = {
+                **asdict(measure_size(experiment.architecture)),
+                "claimed": accuracy,
+                "kind": kind,
+                "group": group,
+            }
+    return pd.DataFrame.from_dict(rows, orient="index").sort_values("parameters", kind="stable")
 
 
 def rank_by_size(architecture: Architecture, name: str = "this design") -> pd.DataFrame:
@@ -119,6 +139,8 @@ def _check_family(architecture: Architecture) -> None:
         "squeeze_excitation.blocks": architecture.squeeze_excitation.blocks,
         "activation": len(architecture.activation) > 1,
         "conv_kind": len(architecture.conv_kind) > 1,
+        "conv_kernel": len(architecture.conv_kernel) > 1,
+        "shortcut.kernel": len(architecture.shortcut.kernel) > 1,
     }
     if names := [name for name, value in single.items() if value]:
         raise ConfigError(

@@ -10,7 +10,7 @@ import ipywidgets as widgets
 from matplotlib.axes import Axes
 from pandas.io.formats.style import Styler
 
-from ..config import list_variants, load_experiment
+from ..config import known_variants, load_experiment
 from ..errors import ConfigError
 from ..experiment import DEFAULT_BUDGET
 from ..plots.architecture import describe_drawing, draw
@@ -160,7 +160,7 @@ def _controls(variant: str) -> dict[str, widgets.Widget]:
     """The controls by name, in their order on the page."""
     return {
         "start": widgets.Dropdown(
-            options=list_variants(), value=variant, description="start from", **LABEL
+            options=known_variants(), value=variant, description="start from", **LABEL
         ),
         "block": widgets.Dropdown(options=block_names(), description="block", **LABEL),
         "depths": widgets.Text(

@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "leaderboard": [
             "accuracy_against",
+            "claimed_accuracy",
             "overlaid_curves",
             "pareto_front",
             "published_against_reproduced",

@@ -153,9 +153,11 @@ def _parts(architecture: Architecture) -> list[_Part]:
     for index, (depth, output) in enumerate(zip(architecture.depths, stages, strict=True)):
         name, note = f"stage {index + 1}", _count(depth, "block")
         parts.append(_Part(name, format_shape(*output), note, *output, depth))
-    layers = ["mean", "linear"]
+    size = architecture.pool_size
+    layers = [f"mean {size}×{size}" if size else "mean", "linear"]
     if architecture.head_dropout:
-        layers.insert(1, f"dropout {architecture.head_dropout:g}")
+        place = 0 if architecture.head_dropout_place == "map" else 1
+        layers.insert(place, f"dropout {architecture.head_dropout:g}")
     if architecture.block in PREACTIVATED and architecture.final_norm:
         layers = ["BN", ACTIVATION_NAMES[architecture.activations[-1]], *layers]
     head = ", ".join(layers)
@@ -183,22 +185,22 @@ def _count(number: int, noun: str) -> str:
 
 def _basic_layers(architecture: Architecture, block: BlockShape) -> BlockLayers:
     activation = _activation(architecture, block)
-    residual = [*_conv3x3(architecture, block), "BN", activation]
-    residual += [*_dropout(architecture, "residual"), *_conv3x3(architecture, block.next), "BN"]
+    residual = [*_conv(architecture, block), "BN", activation]
+    residual += [*_dropout(architecture, "residual"), *_conv(architecture, block.next), "BN"]
     return BlockLayers(residual, (), _shortcut(architecture, block), [activation])
 
 
 def _bottleneck_layers(architecture: Architecture, block: BlockShape) -> BlockLayers:
     activation = _activation(architecture, block)
-    residual = ["conv 1×1", "BN", activation, *_conv3x3(architecture, block), "BN", activation]
+    residual = ["conv 1×1", "BN", activation, *_conv(architecture, block), "BN", activation]
     residual += [*_dropout(architecture, "residual"), "conv 1×1", "BN"]
     return BlockLayers(residual, (), _shortcut(architecture, block), [activation])
 
 
 def _preact_layers(architecture: Architecture, block: BlockShape) -> BlockLayers:
     first = ["BN", _activation(architecture, block)]
-    residual = [*_conv3x3(architecture, block), *first, *_dropout(architecture, "residual")]
-    residual += _conv3x3(architecture, block.next)
+    residual = [*_conv(architecture, block), *first, *_dropout(architecture, "residual")]
+    residual += _conv(architecture, block.next)
     shortcut = _shortcut(architecture, block)
     if shortcut and architecture.shortcut.input == "activated":
         return BlockLayers(residual, first, shortcut)  # the first BN and ReLU serve both paths
@@ -206,13 +208,13 @@ def _preact_layers(architecture: Architecture, block: BlockShape) -> BlockLayers
 
 
 def _pyramid_layers(architecture: Architecture, block: BlockShape) -> BlockLayers:
-    residual = ["BN", *_conv3x3(architecture, block), "BN", _activation(architecture, block)]
-    residual += [*_dropout(architecture, "residual"), *_conv3x3(architecture, block.next), "BN"]
+    residual = ["BN", *_conv(architecture, block), "BN", _activation(architecture, block)]
+    residual += [*_dropout(architecture, "residual"), *_conv(architecture, block.next), "BN"]
     return BlockLayers(residual, (), _shortcut(architecture, block))
 
 
 def _pooled_layers(architecture: Architecture, block: BlockShape) -> BlockLayers:
-    activation, conv = _activation(architecture, block), _conv3x3(architecture, block.next)
+    activation, conv = _activation(architecture, block), _conv(architecture, block.next)
     pool = ["max-pool 2×2"] if block.stride == 2 else []
     residual = [*_dropout(architecture, "residual"), *conv, "BN"]
     return BlockLayers(residual, [*conv, *pool, "BN", activation], (), [activation])
@@ -228,11 +230,10 @@ def _dropout(architecture: Architecture, place: str) -> list[str]:
     return [f"dropout {architecture.dropout:g}"] if here else []
 
 
-def _conv3x3(architecture: Architecture, block: BlockShape) -> list[str]:
-    kind, stride = architecture.conv_kinds[block.stage], _stride(block)
-    if kind == "full":
-        return [f"conv 3×3{stride}"]
-    return [f"depthwise 3×3{stride}", *["conv 1×1"] * (kind == "separable")]
+def _conv(architecture: Architecture, block: BlockShape) -> list[str]:
+    kind, kernel = architecture.conv_kinds[block.stage], architecture.conv_kernels[block.stage]
+    layer = f"{'conv' if kind == 'full' else 'depthwise'} {kernel}×{kernel}{_stride(block)}"
+    return [layer, *["conv 1×1"] * (kind == "separable")]
 
 
 def _shortcut(architecture: Architecture, block: BlockShape) -> list[str]:
@@ -245,7 +246,8 @@ def _shortcut(architecture: Architecture, block: BlockShape) -> list[str]:
         layers.append(SHORTCUT_POOLS[shortcut.pool])
     if padded:
         return layers + ["zero channels"] * (block.in_channels != block.out_channels)
-    layers.append("conv 1×1" if layers else f"conv 1×1{_stride(block)}")
+    kernel = architecture.shortcut_kernels[block.stage]
+    layers.append(f"conv {kernel}×{kernel}{'' if layers else _stride(block)}")
     return layers + ["BN"] * architecture.shortcut_norm
 
 
@@ -271,8 +273,9 @@ def _layers(architecture: Architecture, block: BlockShape) -> BlockLayers:
     attention = ["SE"] * block.attention
     at_end = architecture.squeeze_excitation.placement == "block"
     drop_path = ["drop path"] * bool(architecture.stochastic_depth)
-    residual = [*residual, *attention * at_end, *drop_path]
-    after = [*attention * (not at_end), *after, *_dropout(architecture, "output")]
+    residual += [*_dropout(architecture, "residual_end"), *attention * at_end, *drop_path]
+    after = [*_dropout(architecture, "addition"), *after, *_dropout(architecture, "output")]
+    after = [*attention * (not at_end), *after]
     return BlockLayers(tuple(residual), tuple(before), tuple(shortcut), tuple(after))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
@@ -23,7 +24,7 @@ from matplotlib.transforms import Bbox
 
 from ..analysis.significance import format_points
 from ..experiment import DEFAULT_BUDGET
-from .architecture import INK
+from .architecture import COLORBLIND, INK
 from .style import drawable_names, figure_style, variant_color
 
 
@@ -142,6 +143,66 @@ def accuracy_against(table: pd.DataFrame, size: Literal["parameters", "macs"]) -
         budget = DEFAULT_BUDGET if size == "parameters" else None
         _label_points(axes, points, marks=np.concatenate(kinds), budget=budget)
     return axes
+
+
+CLAIM_MARKERS = {"test": "o", "best on test": "^", "validation": "s", "competition": "D"}
+CLAIM_GROUPS = {"class": ("the class", COLORBLIND[0]), "variants": ("variants here", COLORBLIND[1])}
+NAMED_CLAIMS = 8  # the most accurate claims, which are named besides the front
+
+
+def claimed_accuracy(claims: pd.DataFrame) -> list[Axes]:
+    """Claimed accuracies against parameters and against MACs, the marker by what is claimed.
+
+    Named are the Pareto front (bold) and the most accurate. `claims` is as from `explore.claims`.
+    """
+    claims = claims.assign(y=100 * claims["claimed"], name=claims.index.str.removeprefix("class/"))
+    with figure_style():
+        figure, both = plt.subplots(1, 2, figsize=(12, 5.4), layout="constrained", sharey=True)
+        for axes, size in zip(both, SIZES, strict=True):
+            axes.set_xscale("log")
+            for (kind, group), rows in claims.groupby(["kind", "group"]):
+                style = {"ls": "", "ms": 7, "mec": "white", "mew": 0.6, "alpha": 0.85}
+                color = CLAIM_GROUPS[group][1]
+                axes.plot(rows[size], rows["y"], CLAIM_MARKERS[kind], color=color, **style)
+            best = pareto_front(claims[size], claims["y"])
+            front = claims[best].sort_values(size)
+            axes.step(front[size], front["y"], "--", where="post", color="0.6", lw=1.2, zorder=1)
+            axes.margins(x=0.18, y=0.08)  # room for names
+            axes.set_xlabel(f"{SIZES[size]}, log scale")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        both[0].axvline(DEFAULT_BUDGET, color="0.35", lw=1, ls=":", zorder=0)
+        both[0].set(ylabel="claimed accuracy (CIFAR-10)")
+        both[0].yaxis.set(major_formatter=PER_CENT, major_locator=MaxNLocator(integer=True))
+        figure.suptitle("Claimed accuracy for its size and for its work", fontweight="bold")
+        _claims_legend(figure, claims)
+        figure.canvas.draw()  # fixes the positions that labels are placed by
+        for axes, size in zip(both, SIZES, strict=True):
+            best = pareto_front(claims[size], claims["y"])
+            named = best | (claims["y"].rank(ascending=False) <= NAMED_CLAIMS).to_numpy()
+            points = claims.assign(x=claims[size], bold=best)[named].sort_values(
+                "y", ascending=False
+            )
+            budget = DEFAULT_BUDGET if size == "parameters" else None
+            _label_points(axes, points, marks=claims[[size, "y"]].to_numpy(), budget=budget)
+    return list(both)
+
+
+def _claims_legend(figure: plt.Figure, claims: pd.DataFrame) -> None:
+    """What is claimed by marker, whose it is by colour, and the front."""
+    entries = [
+        Line2D([], [], marker=marker, ls="", color="0.35", ms=7, label=kind)
+        for kind, marker in CLAIM_MARKERS.items()
+        if kind in set(claims["kind"])
+    ]
+    entries += [Patch(fc=color, label=label) for label, color in CLAIM_GROUPS.values()]
+    entries.append(Line2D([], [], ls="--", color="0.6", lw=1.2, label="Pareto front"))
+    figure.legend(
+        handles=entries,
+        loc="outside lower center",
+        ncols=len(entries),
+        frameon=False,
+        fontsize=8.5,
+    )
 
 
 def overlaid_curves(histories: Sequence[tuple[str, str, pd.DataFrame]]) -> Axes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..config import list_variants, load_experiment
+from ..config import known_variants, list_variants, load_experiment
 from ..errors import RunError
 from ..experiment import Experiment
 from ..runs.find import machine_of, reference_runs, split_unreadable
@@ -27,6 +27,8 @@ END = "<!-- /results -->"
 def experiments(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One row per experiment apart from its seed, and one for each variant without a run.
 
+    A team of the class has a row where it has a run.
+
     `accuracies` (fractions of 1) are those after the last epoch, one per seed; runs that repeat a
     seed are averaged. `reproduced` is their mean and `spread` their sample standard deviation, in
     per cent. `changes` names the settings, `changed` of them, that differ from the variant's file;
@@ -34,7 +36,9 @@ def experiments(runs: Sequence[Run]) -> list[dict[str, Any]]:
     (`split_unreadable`); imported weights are left out.
     """
     runs = [run for run in runs if not run.is_imported]
-    own = {variant: load_experiment(variant) for variant in list_variants()}
+    of_runs = {run.experiment.variant for run in runs} & set(known_variants())
+    names = [*list_variants(), *sorted(of_runs - set(list_variants()))]
+    own = {variant: load_experiment(variant) for variant in names}
     groups: dict[str, tuple[Experiment, list[Run]]] = {}
     for experiment in (*own.values(), *(run.experiment for run in runs)):
         groups.setdefault(without_seed(experiment), (experiment, []))
@@ -55,16 +59,19 @@ def experiments(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def results_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def results_table(
+    runs: Sequence[Run], variants: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """One row per variant: size, published and reproduced accuracy in per cent, spread, machine.
 
+    The variants are those of `list_variants()` unless others are given.
     Only finished, undamaged runs of a variant's own recipe on CIFAR-10 count. No other file of a
     run than run.json and metrics.json is read.
     """
     readable, _ = split_unreadable(list(runs), metrics_only=True)
     done = [run for run in readable if run.status == "done"]
     rows = []
-    for variant in list_variants():
+    for variant in list_variants() if variants is None else variants:
         own = load_experiment(variant)
         rows.append(_row(own, [run for run in done if _is_run_of(own, run.record)]))
     return rows
@@ -92,6 +99,7 @@ def _row(experiment: Experiment, done: list[Run]) -> dict[str, Any]:
         by_seed.setdefault(run.record["seed"], []).append(run.metrics["test_accuracy"])
     accuracies = tuple(statistics.fmean(by_seed[seed]) for seed in sorted(by_seed))
     published = experiment.published_for_dataset.test_accuracy
+    claimed, claim_kind = experiment.published_for_dataset.claim or (None, "")
     return {
         "variant": experiment.variant,
         "title": experiment.title,
@@ -100,6 +108,8 @@ def _row(experiment: Experiment, done: list[Run]) -> dict[str, Any]:
         "epochs": experiment.recipe.epochs,
         "recipe_selected_on_test": experiment.recipe_selected_on_test,
         "published": None if published is None else 100 * published,
+        "claimed": None if claimed is None else 100 * claimed,
+        "claim_kind": claim_kind,
         "accuracies": accuracies,
         "reproduced": 100 * statistics.fmean(accuracies) if done else None,
         "spread": 100 * statistics.stdev(accuracies) if len(accuracies) > 1 else None,
@@ -191,12 +201,27 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [heads, *map(_cells, rows)]
     for row, line in zip(rows, lines[1:], strict=True):
         line[0] += " *" if row["recipe_selected_on_test"] else ""
+    return "\n".join([*_aligned(lines), *_caveat("*", rows)])
+
+
+def class_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of the class for a terminal, the highest claim first, with what is claimed."""
+    heads = ("team", "parameters", "MACs", "epochs", "claimed", "reproduced", "runs", "of")
+    lines = []
+    for row in sorted(rows, key=lambda row: -(row["claimed"] or 0)):
+        cells = _cells(row)
+        cells[4] = format_accuracy(row["claimed"])
+        lines.append([*cells, row["claim_kind"] or "–"])
+    return "\n".join(_aligned([heads, *lines]))
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """The cells in columns, the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [
+    return [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
         for line in lines
     ]
-    return "\n".join([*table, *_caveat("*", rows)])
 
 
 def _caveat(mark: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:

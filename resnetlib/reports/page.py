@@ -12,15 +12,22 @@ from matplotlib.colors import to_hex
 
 from .. import files
 from ..analysis.significance import ALPHA, format_p_value, format_points
+from ..config import list_class_variants, load_experiment
 from ..errors import RunError
 from ..experiment import DEFAULT_BUDGET
+from ..explore.designs import claims
 from ..paths import display_path, output_folder
-from ..plots.leaderboard import accuracy_against, overlaid_curves, published_against_reproduced
+from ..plots.leaderboard import (
+    accuracy_against,
+    claimed_accuracy,
+    overlaid_curves,
+    published_against_reproduced,
+)
 from ..plots.style import figure_svg, variant_color
 from ..progress import duration
 from ..runs.find import find_runs, split_unreadable
 from ..runs.run import PAGES, RECIPE_CAVEAT, Run
-from .leaderboard import experiments, format_accuracy, own_recipes
+from .leaderboard import experiments, format_accuracy, own_recipes, results_table
 from .ranking import best_for_size, significantly_best, with_statistics, within_budget
 from .run_report import TEMPLATES
 
@@ -28,7 +35,7 @@ from .run_report import TEMPLATES
 def write_index(root: Path | None = None) -> Path:
     """Write `index.html` over all runs under `root` (default: `outputs/`) and return its path.
 
-    It needs no network; its links are relative, so that the folder can be moved as a whole. Raises
+    It needs no network; its links to runs are relative, so that the folder can be moved. Raises
     `RunError` when `root` is not a folder.
     """
     root = output_folder(root)
@@ -60,6 +67,7 @@ def write_index(root: Path | None = None) -> Path:
             imported=[_imported_row(run, root) for run in imported],
             datasets=sorted({row["dataset"] for row in rows}),
             figures=_figures(own_recipes(rows)),
+            teams=_teams(runs),
             finished=sum(run.status == "done" for run in runs),
             newest=max(dates, default=""),
             damaged={path.relative_to(root).as_posix(): why for path, why in damaged.items()},
@@ -151,6 +159,14 @@ def _page_of(run: Run) -> Path:
     return next((run.path / name for name in PAGES if run.keeps(name)), run.path)
 
 
+def _teams(runs: list[Run]) -> list[dict[str, Any]]:
+    """The public teams of the class, the highest claim first, with the address of each source."""
+    rows = results_table(runs, list_class_variants())
+    for row in rows:
+        row["source"] = load_experiment(row["variant"]).source
+    return sorted(rows, key=lambda row: -(row["claimed"] or 0))
+
+
 def _figures(own: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     """Each figure as an image in the page itself, with its title."""
     table = pd.DataFrame(own)
@@ -158,6 +174,7 @@ def _figures(own: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
         "parameters": accuracy_against(table, "parameters"),
         "macs": accuracy_against(table, "macs"),
         "reproduced": published_against_reproduced(table),
+        "claims": claimed_accuracy(claims())[0],
     }
     histories = [
         (row["variant"], row["variant"] + " †" * row["recipe_selected_on_test"], run.history)
@@ -170,7 +187,7 @@ def _figures(own: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     prefix = "data:image/svg+xml;base64,"
     return {
         name: {
-            "title": axes.get_title(),
+            "title": axes.get_title() or axes.figure.get_suptitle(),
             "source": prefix + base64.b64encode(figure_svg(axes)).decode(),
         }
         for name, axes in figures.items()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import list_variants
+from ..config import known_variants
 from ..errors import ConfigError, RunError, UserError, closest_match, shorten, shorten_line
 from ..paths import PROJECT, display_path, expand_home, output_folder
 from .run import FINISHED, WEIGHTS, Run, load_run
@@ -68,7 +68,7 @@ def _run_folder(wanted: str | Path, output_root: str | Path | None) -> Path | No
     """The run folder of this name; None where there is none."""
     relative = expand_home(wanted)
     places = [Path(), PROJECT]
-    if len(relative.parts) == 2:  # variant/folder-name
+    if len(relative.parts) == 2 + (relative.parts[:1] == ("class",)):  # variant/folder-name
         places += [output_folder(output_root), _reference()]
     return next((p / relative for p in places if (p / relative / "run.json").is_file()), None)
 
@@ -100,13 +100,17 @@ def _nothing_found(
     name = "" if wanted is None else str(wanted)
     variants = sorted({run.record["variant"] for run in runs})
     existing = f"Variants with one: {', '.join(variants) or 'none'}"
-    if len(Path(name).parts) > 1:
-        known = [f"{run.path.parent.name}/{run.path.name}" for run in runs]
+    if len(Path(name).parts) > 1 + name.startswith("class/"):
+        known = [f"{run.record['variant']}/{run.path.name}" for run in runs]
         known += [display_path(run.path) for run in runs]
         nearest = closest_match(name, known) or "."
         return RunError(f"{name} is not a run folder: it has no run.json{nearest} {existing}")
     _, damaged = split_unreadable(_known_runs(output_root))
-    faults = [f"{display_path(p)} ({why})" for p, why in damaged.items() if p.parent.name == name]
+    faults = [
+        f"{display_path(path)} ({why})"
+        for path, why in damaged.items()
+        if f"/{path.parent.as_posix()}".endswith(f"/{name}")
+    ]
     return ConfigError(
         f"no finished run{f' of {name!r}' if name else ''}{conditions}"
         f"{closest_match(name, variants) or '.'} {existing}"
@@ -176,7 +180,7 @@ def load_pretrained(variant: str) -> "nn.Module":
     for run in recorded:
         if run.record["variant"] == variant:
             return run.model()
-    known = list_variants()
+    known = known_variants()
     reason = (
         "has no recorded weights"
         if variant in known

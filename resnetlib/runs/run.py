@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
-from ..config import list_variants, load_experiment
+from ..config import known_variants, load_experiment
 from ..errors import RunError, shorten_line
 from ..experiment import Experiment
 from ..paths import display_path
@@ -204,7 +204,7 @@ class Run:
         experiment = self.experiment
         if self.is_imported:
             return False
-        if experiment.variant not in list_variants():
+        if experiment.variant not in known_variants():
             return experiment.recipe_selected_on_test
         own = load_experiment(experiment.variant)
         return own.recipe_selected_on_test or experiment.recipe_selected_on_test

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from .. import files
-from ..config import list_variants, load_experiment
+from ..config import known_variants, load_experiment
 from ..data import TRAINING_IMAGES, Dataset
 from ..experiment import DEFAULT_BUDGET, Experiment
 from ..paths import display_path
@@ -168,7 +168,7 @@ def _check_experiment(run: Evidence) -> Result:
     if problems:
         return Result(FAIL, "; ".join(problems))
     name = experiment.variant
-    if name not in list_variants():
+    if name not in known_variants():
         return Result(PASS, f"as in run.json; there is no variant file {name}.yaml to compare with")
     problems = _unrecorded_changes(experiment)
     overrides = ", ".join(experiment.overrides)

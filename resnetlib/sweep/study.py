@@ -117,7 +117,7 @@ class Search:
             for values in self._corners():
                 check_size(apply_overrides(self.base, values))
         self._check_name()
-        self.name = f"{self.base.variant}-{self._digest()[:8]}"
+        self.name = f"{self.base.variant.replace('/', '-')}-{self._digest()[:8]}"
         root = output_folder(self.base.execution.output_root)
         self.folder = root / "searches" / self.name
 

@@ -69,6 +69,7 @@ def test_search_gives_the_size_of_each_network(variant):
         {"block": "bottleneck", "expansion": 3, "squeeze_excitation": {"placement": "block"}},
         {"block": "pyramid", "shortcut": {"kind": "zero_pad"}, "stem_width": 12},
         {"conv_kind": "separable", "activation": "leaky_relu", "stem": "double_conv3x3"},
+        {"conv_kernel": [5], "shortcut": {"kernel": [3]}, "pool_size": 4},
     ],
 )
 def test_search_keeps_the_parts_of_the_family(settings):
@@ -88,6 +89,8 @@ def test_search_keeps_the_parts_of_the_family(settings):
         ({"placement": "block", "squeeze_excitation.blocks": [1]}, "squeeze_excitation.blocks"),
         ({"activation": ["relu", "relu", "relu", "leaky_relu"]}, "activation"),
         ({"conv_kind": ["full", "full", "separable"]}, "conv_kind"),
+        ({"conv_kernel": [5, 3, 3]}, "conv_kernel"),
+        ({"shortcut": {"kernel": [1, 1, 3]}}, "shortcut.kernel"),
     ],
 )
 def test_search_refuses_settings_of_single_stages(settings, name):

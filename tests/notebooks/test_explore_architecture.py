@@ -247,7 +247,7 @@ def test_explore_architecture_runs_in_batch(variant, tmp_path):
         for name, all_of in outputs.items()
         if any("image/png" in output.get("data", {}) for output in all_of)
     }
-    assert pictures == {"diagram", "sizes"}
+    assert pictures == {"diagram", "sizes", "class-claims"}
     architecture = load_experiment(variant).architecture
     parameters = f"{size.measure_size(architecture).parameters:,}"
     for cell in ("size", "summary", "published"):

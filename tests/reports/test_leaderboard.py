@@ -619,12 +619,14 @@ def test_figures_are_on_white_in_dark_mode(root, open_page):
 
 def test_figures_are_drawn_and_described(page, root):
     images = page.locator("img")
-    assert images.count() == 4
+    assert images.count() == 5
     for image in images.all():
         assert image.evaluate("image => image.naturalWidth") > 300
     alts = [image.get_attribute("alt") for image in images.all()]
-    assert len(set(alts)) == 4
-    assert all(len(alt) > 100 and "table “All experiments”" in alt for alt in alts)
+    assert len(set(alts)) == 5
+    tables = [re.search("table (of the teams|“All experiments”)", alt)[1] for alt in alts]
+    assert tables == ["“All experiments”"] * 4 + ["of the teams"]
+    assert all(len(alt) > 100 for alt in alts)
     assert (root / "index.html").stat().st_size < 3_000_000
 
 
@@ -633,7 +635,7 @@ def test_links_survive_a_move(root, tmp_path):
     moved = shutil.copytree(root, tmp_path / "elsewhere")
     (moved / "reference/lite/cifar10-seed1-652727f4/report.html").write_text("report")
     html = (moved / "index.html").read_text()
-    links = re.findall(r'href="([^"]+)"', html)
+    links = re.findall(r'href="(?!https://github.com/)([^"]+)"', html)
     assert len(links) >= 6
     assert all(link.startswith("./") for link in links)
     assert "./stopped%20here/run" in links
@@ -653,13 +655,25 @@ def test_links_survive_a_move(root, tmp_path):
 
 
 def test_unreadable_folders_are_listed_as_text(page, root):
-    page.locator("summary").click()
-    text = page.locator("details").inner_text()
+    folders = page.locator("details", has_text="could not be read")
+    folders.locator("summary").click()
+    text = folders.inner_text()
     assert "2 folders could not be read" in text
     assert "broken:" in text and "not JSON" in text
     assert "begun: has no run.json" in text
     assert "<script>alert(1)</script>" in page.locator("#experiments").inner_text()
     assert page.locator("em.failed").inner_text() == "failed"
+
+
+@pytest.mark.browser
+def test_teams_are_listed_by_claim_with_their_source(page):
+    teams = page.locator("details", has_text="Table of the teams")
+    teams.locator("summary").click()
+    first = teams.locator("tbody tr").first
+    assert first.inner_text().split()[:2] == ["class/yifei", "SE-ResNet"]
+    assert "97.80" in first.inner_text() and "best on test" in first.inner_text()
+    address = first.locator("a").get_attribute("href")
+    assert address == "https://github.com/yifeihsu/DL25_Course_Project"
 
 
 def test_missing_folder_is_refused_and_not_created(tmp_path):
