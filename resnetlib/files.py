@@ -10,10 +10,11 @@ import pickletools
 import stat
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 
@@ -291,19 +292,105 @@ def pickle_arrays(content: Any) -> bytes:
     return pickle.dumps(content)
 
 
+class _ScalarType:
+    """Stands for `numpy.dtype`, whose state in a hostile file would change numpy itself."""
+
+    def __init__(self, name: str, *_: Any):
+        if name not in ("f2", "f4", "f8", "i4", "i8", "b1"):
+            raise pickle.UnpicklingError(f"refused a numpy scalar of type {name[:20]!r}")
+        self.name = name
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] not in ("<", "|"):
+            raise pickle.UnpicklingError("refused a numpy scalar of another byte order")
+
+
+def _read_scalar(kind: _ScalarType, content: bytes) -> Any:
+    import numpy as np
+
+    return np.frombuffer(content, kind.name)[0].item()
+
+
+MAX_EXPANDED = 10_000_000  # objects, each counted wherever it appears
+MAX_DEPTH = 1000  # objects inside each other
+
+
+def _check_expansion(pickled: BinaryIO) -> None:
+    """Refuse a pickle that would take for ever to hash, or that is nested too deeply.
+
+    A small file may hold a tuple of tuples that are shared, with 10^30 objects in all.
+    """
+    stack: list[tuple[int, int] | None] = []  # objects in each object, and depth; None for a mark
+    memo = {}
+    for opcode, argument, _ in pickletools.genops(pickled):
+        name, taken = opcode.name, list(opcode.stack_before)
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else int(argument)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[int(argument)])
+        elif name == "MARK":
+            stack.append(None)
+        else:
+            parts = []
+            if pickletools.markobject in taken:
+                while (part := stack.pop()) is not None:
+                    parts.append(part)
+                taken = taken[: taken.index(pickletools.markobject)]
+            parts += [stack.pop() for _ in taken]
+            objects = 1 + sum(count for count, _ in parts)
+            depth = 1 + max((depth for _, depth in parts), default=0)
+            depth -= name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
+            if objects > MAX_EXPANDED or depth > MAX_DEPTH:
+                raise pickle.UnpicklingError("it holds too many objects inside each other")
+            stack += [(objects, depth)] * len(opcode.stack_after)
+
+
+def _check_archive(content: bytes) -> None:
+    """Check each pickle in what `torch.save` wrote, in its present format or the one before."""
+    file = io.BytesIO(content)
+    if not content.startswith(b"PK"):
+        for _ in range(4):  # magic number, version, machine, content; then tensors
+            _check_expansion(file)
+        return
+    with zipfile.ZipFile(file) as archive:
+        for record in archive.infolist():
+            if record.compress_type != zipfile.ZIP_STORED:
+                raise pickle.UnpicklingError("it is compressed")
+            if record.filename.endswith(".pkl"):
+                _check_expansion(io.BytesIO(archive.read(record)))
+
+
+@contextmanager
+def _bounded_memory(allowance: int) -> Iterator[None]:
+    """Where allocating more bytes than these raises an error; only Linux has such a bound."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    bound = int(statm.read_text().split()[0]) * resource.getpagesize() + allowance
+    bound = min([bound, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def unpickle_tensors(content: bytes) -> Any:
     """Read what `torch.save` wrote: tensors on the CPU and plain data; never runs code.
 
     Scalars of numpy and `argparse.Namespace`, which scripts save beside weights, are plain data.
+    A file that would take for ever, or memory out of proportion to its size, is refused.
     """
-    import _codecs
     import argparse
 
-    import numpy as np
     import torch  # slow to import
 
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = [np.dtype, *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?"))]
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    with torch.serialization.safe_globals([argparse.Namespace, _codecs.encode, *kinds, *names]):
+    _check_archive(content)
+    names = [(_read_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    known = [argparse.Namespace, (_ScalarType, "numpy.dtype"), *names]
+    with torch.serialization.safe_globals(known), _bounded_memory(2**30 + 3 * len(content)):
         return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")

@@ -15,8 +15,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    PositiveFloat,
     ValidationError,
     field_validator,
     model_validator,
@@ -31,8 +29,16 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 PositiveUnit = Annotated[float, Field(gt=0, le=1)]
 OpenUnit = Annotated[float, Field(gt=0, lt=1)]
-AtLeastOne = Annotated[float, Field(ge=1)]
+AtLeastOne = Annotated[float, Field(ge=1, le=10**12)]
 Shear = Annotated[float, Field(ge=0, lt=90)]  # degrees
+# Where nothing else limits a number: neither it nor a product of two overflows or vanishes in
+# float32, but for a rate that diverges.
+Positive = Annotated[float, Field(ge=1e-30, le=1e30)]
+NonNegative = Annotated[float, Field(ge=0, le=1e30)]
+Level = Annotated[float, Field(ge=-(10**6), le=10**6)]
+Deviation = Annotated[float, Field(ge=1e-6, le=10**6)]
+Ratio = Annotated[float, Field(ge=0.01, le=100)]
+Strength = Annotated[float, Field(ge=0, le=10)]  # all pixels are black or white long before
 
 
 def _odd(kernel: int) -> int:
@@ -170,8 +176,9 @@ class ShortcutConfig(Model):
 class StemPool(Model):
     """Max-pooling at the end of the stem (`torch.nn.MaxPool2d`)."""
 
-    kernel: Count = 3  # pixels of the window's side; that of the ImageNet networks
-    stride: Count = 2  # pixels from one window to the next
+    # Pixels of the window's side; that of the ImageNet networks
+    kernel: Annotated[int, Field(ge=1, le=2 * SIDE)] = 3
+    stride: Annotated[int, Field(ge=1, le=2 * SIDE)] = 2  # pixels from one window to the next
     padding: Natural = 0  # pixels on each side; at most half the kernel
 
     @model_validator(mode="after")
@@ -492,11 +499,12 @@ class Architecture(Model):
 
 class _Optimizer(Model):
     name: str
-    lr: PositiveFloat  # learning rate at its peak
-    weight_decay: NonNegativeFloat = 0.0  # per unit of the rate; L2 unless it is decoupled (adamw)
+    lr: Annotated[float, Field(ge=1e-12, le=1e30)]  # learning rate at its peak
+    weight_decay: NonNegative = 0.0  # per unit of the rate; L2 unless it is decoupled (adamw)
     # Parameters that decay: all, or only the weights of convolutions and of the linear layer
     decay_on: Literal["all", "weights"] = "all"
-    bias_lr_factor: PositiveFloat = 1.0  # multiple of the rate for biases and BatchNorm
+    # Multiple of the rate for biases and BatchNorm
+    bias_lr_factor: Annotated[float, Field(ge=1e-6, le=10**6)] = 1.0
 
 
 class Sgd(_Optimizer):
@@ -515,7 +523,7 @@ class Sgd(_Optimizer):
 
 class _Moments(_Optimizer):
     betas: tuple[Rate, Rate] = (0.9, 0.999)  # decay of the averages of gradient and its square
-    eps: PositiveFloat = 1e-8  # added to the denominator
+    eps: Positive = 1e-8  # added to the denominator
 
 
 class Adam(_Moments):
@@ -535,7 +543,7 @@ class NAdam(_Moments):
     """Adam with Nesterov momentum (Dozat 2016; `torch.optim.NAdam`)."""
 
     name: Literal["nadam"]
-    momentum_decay: NonNegativeFloat = 0.004  # how fast the momentum rises to its full value
+    momentum_decay: NonNegative = 0.004  # how fast the momentum rises to its full value
     decoupled_weight_decay: bool = False  # as in AdamW; otherwise L2
 
 
@@ -550,16 +558,16 @@ class Adadelta(_Optimizer):
 
     name: Literal["adadelta"]
     rho: Rate = 0.9  # decay of the averages of squared gradients and steps
-    eps: PositiveFloat = 1e-6  # added to both averages
+    eps: Positive = 1e-6  # added to both averages
 
 
 class Adagrad(_Optimizer):
     """Gradients divided by the root of their sum of squares (Duchi et al. 2011)."""
 
     name: Literal["adagrad"]
-    lr_decay: NonNegativeFloat = 0.0  # the rate is divided by 1 + this times the steps done
-    initial_accumulator_value: NonNegativeFloat = 0.0  # first value of the sum of squares
-    eps: PositiveFloat = 1e-10  # added to the denominator
+    lr_decay: NonNegative = 0.0  # the rate is divided by 1 + this times the steps done
+    initial_accumulator_value: NonNegative = 0.0  # first value of the sum of squares
+    eps: Positive = 1e-10  # added to the denominator
 
 
 class RMSprop(_Optimizer):
@@ -567,7 +575,7 @@ class RMSprop(_Optimizer):
 
     name: Literal["rmsprop"]
     alpha: Rate = 0.99  # decay of the average of squared gradients
-    eps: PositiveFloat = 1e-8  # added to the denominator
+    eps: Positive = 1e-8  # added to the denominator
     momentum: Rate = 0.0  # share of the velocity that a step keeps
     centered: bool = False  # the squared mean gradient is subtracted from the mean square
 
@@ -584,7 +592,7 @@ Optimizer = Annotated[
 class _Schedule(Model):
     name: str
     interval: Literal["epoch", "step"] = "epoch"  # when the rate changes
-    warmup_epochs: NonNegativeFloat = 0.0  # epochs in which the rate rises linearly to its peak
+    warmup_epochs: NonNegative = 0.0  # epochs in which the rate rises linearly to its peak
     warmup_start: UnitInterval = 0.1  # share of the peak at which the warm-up starts
 
 
@@ -598,9 +606,10 @@ class Cosine(_Schedule):
     """Warm-up, hold, then half a cosine (Loshchilov & Hutter 2016) from the peak to min_lr."""
 
     name: Literal["cosine"]
-    hold_epochs: NonNegativeFloat = 0.0  # epochs at the peak, after the warm-up
-    period_epochs: PositiveFloat | None = None  # length of the half cosine; null: to the end
-    min_lr: NonNegativeFloat = 0.0  # learning rate at its end
+    hold_epochs: NonNegative = 0.0  # epochs at the peak, after the warm-up
+    # Length of the half cosine; null: to the end
+    period_epochs: Annotated[float, Field(ge=0.001, le=10**9)] | None = None
+    min_lr: NonNegative = 0.0  # learning rate at its end
     # After a period: the rate stays at min_lr, begins anew at the peak (warm restarts,
     # `CosineAnnealingWarmRestarts`), or rises along the cosine (`CosineAnnealingLR` beyond T_max)
     after_period: Literal["stay", "restart", "rise"] = "stay"
@@ -647,10 +656,10 @@ class Plateau(_Schedule):
     metric: Literal["train_loss", "holdout_loss", "holdout_accuracy"] = "train_loss"
     factor: OpenUnit = 0.1  # of the rate at each drop
     patience: Natural = 10  # epochs without improvement that are tolerated
-    threshold: NonNegativeFloat = 1e-4  # smallest change that counts as an improvement
+    threshold: NonNegative = 1e-4  # smallest change that counts as an improvement
     threshold_mode: Literal["rel", "abs"] = "rel"  # threshold is a share of the best, or a value
     cooldown: Natural = 0  # epochs after a drop that are not counted
-    min_lr: NonNegativeFloat = 0.0  # the rate does not drop below
+    min_lr: NonNegative = 0.0  # the rate does not drop below
 
 
 class OneCycle(Model):
@@ -682,7 +691,7 @@ class Clip(Model):
     """Gradients are clipped."""
 
     by: Literal["value", "norm"]  # each to ±limit, or all to that joint L2 norm
-    limit: PositiveFloat  # the largest value or norm
+    limit: Annotated[float, Field(ge=1e-9, le=1e30)]  # the largest value or norm
 
 
 class Ema(Model):
@@ -694,7 +703,7 @@ class Ema(Model):
 class Sam(Model):
     """Sharpness-aware minimisation: gradients at the worst point nearby (Foret et al. 2020)."""
 
-    rho: PositiveFloat = 0.05  # L2 distance of that point; the paper's
+    rho: Positive = 0.05  # L2 distance of that point; the paper's
 
 
 # Augmentations -------------------------------------------------------------------------------
@@ -740,9 +749,9 @@ class ColorJitter(Sometimes):
     """Brightness, contrast, saturation, hue by random factors in random order (`ColorJitter`)."""
 
     name: Literal["color_jitter"]
-    brightness: NonNegativeFloat = 0.2  # factor uniform on 1 ± this
-    contrast: NonNegativeFloat = 0.2  # factor uniform on 1 ± this
-    saturation: NonNegativeFloat = 0.2  # factor uniform on 1 ± this
+    brightness: Strength = 0.2  # factor uniform on 1 ± this
+    contrast: Strength = 0.2  # factor uniform on 1 ± this
+    saturation: Strength = 0.2  # factor uniform on 1 ± this
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # shift uniform on ± this share of the circle
 
     @model_validator(mode="after")
@@ -769,7 +778,7 @@ class Affine(Sometimes):
     degrees: Annotated[float, Field(ge=0, le=180)] = 15.0  # largest angle
     # Largest translation to the right and down, as a share of width and height
     translate: tuple[UnitInterval, UnitInterval] = (0.0, 0.0)
-    scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)  # smallest and largest factor of size
+    scale: tuple[Ratio, Ratio] = (1.0, 1.0)  # smallest and largest factor of size
     # Largest shear along x and along y, in degrees
     shear: tuple[Shear, Shear] = (0.0, 0.0)
 
@@ -796,7 +805,7 @@ class GaussianBlur(Sometimes):
     name: Literal["gaussian_blur"]
     # Pixels of the filter, an odd number; the paper's tenth of the image
     kernel_size: Annotated[int, Field(ge=3, le=63)] = 3
-    sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)  # pixels, uniform between; the paper's
+    sigma: tuple[Ratio, Ratio] = (0.1, 2.0)  # pixels, uniform between; the paper's
 
     @model_validator(mode="after")
     def _kernel_has_a_centre(self) -> Self:
@@ -823,7 +832,7 @@ class RandAugment(Sometimes):
     """Random operations of one magnitude (Cubuk et al. 2019; `RandAugment`)."""
 
     name: Literal["rand_augment"]
-    num_ops: Count = 2  # operations per image
+    num_ops: Annotated[int, Field(ge=1, le=100)] = 2  # operations per image
     magnitude: Annotated[int, Field(ge=0, le=30)] = 9  # of bins 0 to 30
 
 
@@ -847,7 +856,7 @@ class RandomErasing(Model):
     name: Literal["random_erasing"]
     probability: UnitInterval = 0.5  # of an image
     scale: tuple[UnitInterval, UnitInterval] = (0.02, 0.33)  # area, as a share of the image's
-    ratio: tuple[PositiveFloat, PositiveFloat] = (0.3, 3.3)  # height divided by width
+    ratio: tuple[Ratio, Ratio] = (0.3, 3.3)  # height divided by width
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> Self:
@@ -857,7 +866,8 @@ class RandomErasing(Model):
 
 class _Mix(Model):
     name: str
-    alpha: PositiveFloat = 1.0  # the share of each image is drawn from Beta(alpha, alpha)
+    # The share of each image is drawn from Beta(alpha, alpha)
+    alpha: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
     probability: UnitInterval = 1.0  # of a batch
 
 
@@ -921,8 +931,8 @@ class Augmentations(Model):
 class Normalization(Model):
     """Mean and standard deviation of each channel, of levels between 0 and 1."""
 
-    mean: tuple[float, float, float]  # subtracted
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]  # then divided by
+    mean: tuple[Level, Level, Level]  # subtracted
+    std: tuple[Deviation, Deviation, Deviation]  # then divided by
 
 
 class Recipe(Model):

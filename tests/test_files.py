@@ -5,9 +5,12 @@ import json
 import os
 import pickle
 import stat
+import struct
 import subprocess
 import sys
 import threading
+import time
+import zipfile
 
 import filelock
 import numpy as np
@@ -195,3 +198,78 @@ def test_read_json_refuses_deep_nesting(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 200_000)
     with pytest.raises(ValueError, match="nested too deeply"):
         files.read_json(tmp_path / "deep.json")
+
+
+def archive(*, ops=b"", compression=zipfile.ZIP_STORED):
+    """What `torch.save` writes, with other content in its pickle."""
+    saved, hostile = io.BytesIO(), io.BytesIO()
+    torch.save({"a": torch.zeros(2)}, saved)
+    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(hostile, "w", compression) as target:
+        for record in source.infolist():
+            is_pickle = ops and record.filename.endswith(".pkl")
+            content = b"\x80\x02" + ops + b"." if is_pickle else source.read(record)
+            target.writestr(record.filename, content)
+    return hostile.getvalue()
+
+
+def call(module, name, *arguments):
+    """Pickle operations that call a function."""
+    return f"c{module}\n{name}\n(".encode() + b"".join(arguments) + b"tR"
+
+
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def whole(number):
+    return b"\x8a\x06" + number.to_bytes(6, "little")
+
+
+def hex_bomb(levels):
+    """Each level doubles two bytes."""
+    ops = call("_codecs", "encode", text("ab"), text("latin1"))
+    for _ in range(levels):
+        ops = call("_codecs", "encode", ops, text("hex"))
+    return ops
+
+
+SHARED = b")q\x00" + b"".join(b"h%ch%c\x86q%c0" % (n, n, n + 1) for n in range(100))
+DTYPE = call("numpy", "dtype", text("f8"))
+HOSTILE = {
+    "bytearray of a terabyte": call("builtins", "bytearray", whole(10**12)),
+    "tensor of a terabyte": call("torch", "Tensor", whole(10**12)),
+    "encoded 40 times": hex_bomb(40),
+    "scalar of 20 GB": call(
+        "numpy.core.multiarray", "scalar", call("numpy", "dtype", text("V20000000000"))
+    ),
+    "dtype with another byte order": DTYPE
+    + b"(K\x03"
+    + text(">")
+    + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb",
+    "key of shared tuples": b"}" + SHARED[:-1] + b"K\x01s",
+    "tuples nested deeply": b"}" + b")" + b"\x85" * 200_000 + b"K\x01s",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_unpickle_tensors_refuses_what_exhausts(name):
+    before = np.dtype("f8").str
+    began = time.monotonic()
+    with pytest.raises((pickle.UnpicklingError, MemoryError, RuntimeError)):
+        files.unpickle_tensors(archive(ops=HOSTILE[name]))
+    assert time.monotonic() - began < 30  # a second; without limits for ever
+    assert np.dtype("f8").str == before
+
+
+def test_unpickle_tensors_refuses_compression():
+    with pytest.raises(pickle.UnpicklingError, match="compressed"):
+        files.unpickle_tensors(archive(compression=zipfile.ZIP_DEFLATED))
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_unpickle_tensors_reads_scalars(is_archive):
+    content = {"best": [np.float64(0.5), np.float32(2), np.int64(3), np.bool_(True)], "a": (1, 2)}
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=is_archive)
+    read = files.unpickle_tensors(buffer.getvalue())
+    assert read == {"best": [0.5, 2.0, 3, True], "a": (1, 2)}

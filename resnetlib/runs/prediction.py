@@ -1,5 +1,6 @@
 """What the network of a run makes of images: logits, and the most likely classes of pictures."""
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .. import files
 from ..data import Dataset, load_dataset, normalization
 from ..device import EVALUATION_BATCH, no_tf32, resolve_device_settings
 from ..errors import DataError
@@ -18,6 +20,7 @@ from ..schema import SIDE
 from .run import Run
 
 TOP = 3  # classes of a picture
+LARGEST_PICTURE = 2**28  # bytes
 
 
 def predict_logits(run: Run, images: Tensor, dataset: Dataset) -> Tensor:
@@ -52,17 +55,31 @@ def predict_pictures(
     ]
 
 
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """The picture in RGB; of 16 bits the upper eight, which Pillow would cut off at 255."""
+    if picture.mode.startswith("I"):
+        levels = np.asarray(picture)
+        if levels.min() < 0 or levels.max() >= 2**16:
+            raise ValueError("pixels of more than 16 bits are not supported")
+        picture = Image.fromarray((levels // 256).astype(np.uint8))
+    elif picture.mode == "F":
+        raise ValueError("floating-point pixels are not supported")
+    return picture.convert("RGB")
+
+
 def read_picture(path: str | Path) -> Tensor:
     """A picture of any size as uint8 (3, 32, 32), the whole of it; upright, in RGB."""
     path = Path(path).expanduser()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
+            with Image.open(io.BytesIO(files.read_bytes(path, LARGEST_PICTURE))) as picture:
+                upright = _to_rgb(ImageOps.exif_transpose(picture))
     except Exception as error:  # a damaged picture may raise anything
         is_format = isinstance(error, UnidentifiedImageError)
         reason = "of no known format" if is_format else " ".join(str(error).split())
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
         raise DataError(f"{display_path(path)} is not a readable picture: {reason}") from None
     resized = upright.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)

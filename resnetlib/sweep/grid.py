@@ -15,7 +15,7 @@ from ..size import check_size
 from .task import Task
 
 MAX_RUNS = 10_000
-RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+RANGE = re.compile(r"(-?\d{1,19})\.\.(-?\d{1,19})")
 OPENING, CLOSING = "[{(", "]})"
 
 

@@ -1,7 +1,9 @@
 """Predictions of a run: the classes of pictures, and recorded weights in a network of one's own."""
 
+import os
 import re
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -87,3 +89,18 @@ def test_pretrained_weights_fit_a_network_by_hand():
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(names["network"](images), load_pretrained("lite")(images))
+
+
+def test_read_picture_scales_16_bits(tmp_path):
+    levels = (np.arange(32 * 32).reshape(32, 32) * 64).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    assert (read_picture(tmp_path / "deep.png") == torch.from_numpy(levels // 256)).all()
+
+
+def test_read_picture_refuses_what_has_no_levels(tmp_path):
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "real.tif")
+    with pytest.raises(DataError, match="floating-point pixels are not supported"):
+        read_picture(tmp_path / "real.tif")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match="it is not a regular file"):
+        read_picture(tmp_path / "pipe.png")
