@@ -62,7 +62,7 @@ def read_picture(path: str | Path) -> Tensor:
                 upright = ImageOps.exif_transpose(picture).convert("RGB")
     except Exception as error:  # a damaged picture may raise anything
         is_format = isinstance(error, UnidentifiedImageError)
-        reason = "of no known format" if is_format else " ".join(str(error).split())
+        reason = "unknown format" if is_format else " ".join(str(error).split())
         raise DataError(f"{display_path(path)} is not a readable picture: {reason}") from None
     resized = upright.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
