@@ -1,7 +1,7 @@
 """The command line: its commands, their options, and exit codes.
 
 Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 3 a verification failed,
-4 stopped in time (`stop_after`), 128 plus a signal's number.
+4 stopped at its time limit (`stop_after`), 128 plus a signal's number.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,23 +84,29 @@ def main() -> None:
     resnetlib report                        put all runs on one page: outputs/index.html
     resnetlib runs                          list all runs, with time left and size on disk
     resnetlib lab                           explore in JupyterLab
-    resnetlib doctor                        what is wrong with this installation
+    resnetlib doctor                        check this installation
     """
     # The kernels of notebooks write a warning about debugging, which nobody does here.
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # without a line of source
 
 
+_data_root_option = click.option(
+    "--data-root", type=click.Path(path_type=Path), help="The folder with CIFAR-10."
+)
+
+
+def _parameters_option(help: str, metavar: str = "NAME VALUE") -> Callable[..., Any]:
+    """`-p NAME VALUE`, any number of times."""
+    return click.option(
+        "-p", "--parameter", "parameters", nargs=2, multiple=True, metavar=metavar, help=help
+    )
+
+
 @main.command("run", short_help="Train a variant, or resume it, and write its report.")
 @click.argument("variant")
-@click.option(
-    "-p",
-    "--parameter",
-    "parameters",
-    nargs=2,
-    multiple=True,
-    metavar="NAME VALUE",
-    help="A parameter of the notebook or a dotted key of the variant file; may be repeated.",
+@_parameters_option(
+    "A parameter of the notebook or a dotted key of the variant file; may be repeated."
 )
 @click.option("-q", "--quiet", is_flag=True, help="Suppress per-epoch output.")
 @click.option(
@@ -126,7 +132,7 @@ def run_command(
     resnetlib run lite
     resnetlib run lite -p epochs 10 -p lr 0.05 -p seed 1
     resnetlib run lite -p dataset digits -p optimizer.momentum 0.8 -p depths 2,2,2
-    resnetlib run lite -p stop_after 11h    save and stop in time; the exit code is then 4
+    resnetlib run lite -p stop_after 11h    save and stop after this time; the exit code is then 4
     resnetlib run lite --dry-run
     """
     from .config import load_experiment
@@ -194,15 +200,9 @@ def parse(text: str) -> Any:
 
 @main.command("sweep", short_help="Train many runs: variants × seeds × parameters, or a search.")
 @click.argument("variants", metavar="VARIANT...", nargs=-1, required=True)
-@click.option(
-    "-p",
-    "--parameter",
-    "parameters",
-    nargs=2,
-    multiple=True,
+@_parameters_option(
+    "A parameter with its alternatives: 0.05,0.1 or 0..4 or '[2,2,2],[3,3,3]'; may be repeated.",
     metavar="NAME VALUES",
-    help="A parameter with its alternatives: 0.05,0.1 or 0..4 or '[2,2,2],[3,3,3]'; "
-    "may be repeated.",
 )
 @click.option(
     "--at-once", type=click.IntRange(1), help="Runs at a time; as many as fit by default."
@@ -256,7 +256,7 @@ def sweep_command(
 
     The same command resumes: finished runs are not repeated, interrupted ones are resumed. A run
     that fails does not stop the others. On a CPU one run trains on each core with one thread
-    (`-p threads N`: N cores each). Commas separate alternatives, so a list stands in brackets.
+    (`-p threads N`: N cores each). Commas separate alternatives, so a list is written in brackets.
 
     \b
     resnetlib sweep lite laptop -p seed 0..4
@@ -270,8 +270,8 @@ def sweep_command(
     \b
     resnetlib sweep lite --search 'lr=log(0.01,0.3)' --trials 40 --save lite_tuned
 
-    Exit status: 0 all runs are done, 1 a run failed, 4 stopped in time (`-p stop_after 11h`, which
-    counts for the whole sweep).
+    Exit status: 0 all runs are done, 1 a run failed, 4 stopped at the time limit (`-p stop_after
+    11h`, for the whole sweep).
     """
     from .sweep import command
     from .sweep.grid import expand_grid
@@ -300,7 +300,7 @@ def sweep_command(
 
 
 @main.command("data", short_help="Download CIFAR-10, or check the files that are here.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="The folder with CIFAR-10.")
+@_data_root_option
 def data_command(data_root: Path | None) -> None:
     """Download CIFAR-10 unless it is here, and check every file.
 
@@ -384,7 +384,7 @@ def runs_command(folder: Path | None) -> None:
         click.echo("  ".join(cells))
 
 
-@main.command("clean", short_help="Remove leftovers of killed runs, or checkpoints.")
+@main.command("clean", short_help="Remove checkpoints, or temporary files of killed runs.")
 @click.argument("folder", required=False, type=FOLDER)
 @click.option("--leftovers", is_flag=True, help="Remove temporary files of killed processes.")
 @click.option(
@@ -425,23 +425,15 @@ def clean_command(folder: Path | None, leftovers: bool, checkpoints: bool, yes: 
     "--normalize",
     help="How images are normalised: a value of `recipe.normalize`; found by itself unless given.",
 )
-@click.option(
-    "-p",
-    "--parameter",
-    "parameters",
-    nargs=2,
-    multiple=True,
-    metavar="NAME VALUE",
-    help="A setting, as for `resnetlib run`; may be repeated.",
-)
+@_parameters_option("A setting, as for `resnetlib run`; may be repeated.")
 def import_command(
     file: Path, variant: str, normalize: str | None, parameters: Sequence[tuple[str, str]]
 ) -> None:
     """Evaluate the weights in FILE on the test set, and keep them as a run with a report.
 
-    FILE is safetensors or what `torch.save` wrote: a state dict, or one under `state_dict`, `net`
-    or `model`. Code in it never runs. All tensors must fit the network of the variant. The run has
-    the status `imported`; name it by its folder.
+    FILE is safetensors or what `torch.save` wrote: a state dict, or one under `state_dict`, `net`,
+    `model` or `model_state_dict`. Code in it never runs. All tensors must fit the network of the
+    variant. The run has the status `imported`; name it by its folder.
 
     \b
     resnetlib import ckpt.pth --variant resnet18
@@ -468,7 +460,7 @@ def import_command(
     click.echo(f"report: {display_path(write_report(run))}")
 
 
-@main.command("predict", short_help="What a network sees in pictures.")
+@main.command("predict", short_help="Classify pictures of your own with a run's network.")
 @click.argument("run")
 @click.argument(
     "images",
@@ -477,7 +469,7 @@ def import_command(
     required=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
 )
-@click.option("--data-root", type=click.Path(path_type=Path), help="The folder with CIFAR-10.")
+@_data_root_option
 def predict_command(run: str, images: tuple[Path, ...], data_root: Path | None) -> None:
     """Print the three most likely classes of each IMAGE, which is resized to 32×32.
 
@@ -534,7 +526,7 @@ def lab_command(options: tuple[str, ...]) -> None:
 
 @main.command("verify", short_help="Recompute what runs claim: PASS, FAIL or NOT CHECKED.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--data-root", type=click.Path(path_type=Path), help="The folder with CIFAR-10.")
+@_data_root_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify_command(runs: tuple[str, ...], data_root: Path | None, as_json: bool) -> None:
     """Recompute what each RUN claims, and print PASS, FAIL or NOT CHECKED with its reason.
@@ -581,7 +573,7 @@ def verify_command(runs: tuple[str, ...], data_root: Path | None, as_json: bool)
     show_default=True,
     help="Most trainable parameters, whatever a submission says.",
 )
-@click.option("--data-root", type=click.Path(path_type=Path), help="The folder with CIFAR-10.")
+@_data_root_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def grade_command(
     folders: Sequence[Path],
@@ -630,7 +622,7 @@ def grade_command(
     sys.exit(3 if any(one.reason for one in grades) else 0)
 
 
-@main.command("doctor", short_help="Print versions, devices, data, and what is wrong with them.")
+@main.command("doctor", short_help="Check this installation: versions, devices, data.")
 def doctor_command() -> None:
     """Print versions, devices, precision and data of this machine, and what is wrong with them.
 

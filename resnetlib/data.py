@@ -99,9 +99,9 @@ class Dataset:
 def load_dataset(name: str, root: str | os.PathLike | None = None) -> Dataset:
     """Read `cifar10` or `digits`; never another data set than the one asked for.
 
-    CIFAR-10 is looked for under `root`, `$RESNETLIB_DATA`, `data/` of the project and the user's
-    cache folder, in that order, and downloaded if none of them has it; every file is checked
-    against its published MD5. The digits come with scikit-learn.
+    CIFAR-10 is looked for under `root`, `$RESNETLIB_DATA`, `data/` of the project, on Kaggle the
+    notebook's data sets, and the user's cache folder, in that order, and downloaded if none of
+    them has it; every file is checked against its published MD5. The digits come with scikit-learn.
 
     A second call for the same files gives the same object, without reading or checking them again.
     Treat its tensors as read-only; a set that was changed in place is read again.

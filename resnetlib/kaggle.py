@@ -95,6 +95,8 @@ def _unpickle(path: Path) -> Any:
         return files.unpickle_arrays(content)
     except Exception as error:  # a damaged pickle may raise anything
         reason = shorten_line(str(error)) or type(error).__name__
+        if isinstance(error, ValueError):  # of pickletools or numpy, in terms of the format
+            reason = "it is not a pickle, or is damaged"
         raise DataError(f"{path}: {reason}; {EXPECTED}; unpack an archive first") from None
 
 

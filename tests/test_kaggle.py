@@ -162,6 +162,7 @@ def test_read_competition_names_an_unusable_file(write, pixels, tmp_path):
     for content in (b"", b"ID,Labels\n0,1\n", whole[:-50], bytes(100), b"<!DOCTYPE html>"):
         path.write_bytes(content)
         assert "damaged.pkl" in message(path) and "expected a pickle of" in message(path)
+    assert "it is not a pickle, or is damaged" in message(path)
     for archive in (b"PK\x03\x04", b"\x1f\x8b\x08"):
         path.write_bytes(archive + whole)
         assert "unpack an archive first" in message(path)

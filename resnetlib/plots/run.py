@@ -238,7 +238,7 @@ def image_grid(
 
 
 def before_after(before: np.ndarray, after: Mapping[str, np.ndarray], title: str) -> list[Axes]:
-    """A row per name: the same images on the left, what became of them on the right.
+    """A row per name: the original images on the left, the changed ones on the right.
 
     Images uint8 (N, 3, H, W), as many after as before. Axes row by row.
     """

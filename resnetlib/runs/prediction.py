@@ -77,7 +77,7 @@ def read_picture(path: str | Path) -> Tensor:
                 upright = _to_rgb(ImageOps.exif_transpose(picture))
     except Exception as error:  # a damaged picture may raise anything
         is_format = isinstance(error, UnidentifiedImageError)
-        reason = "of no known format" if is_format else " ".join(str(error).split())
+        reason = "unknown format" if is_format else " ".join(str(error).split())
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         raise DataError(f"{display_path(path)} is not a readable picture: {reason}") from None

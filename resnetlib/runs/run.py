@@ -51,7 +51,7 @@ RECIPE_CAVEAT = "The recipe was chosen knowing a test accuracy, which biases its
 
 @dataclass(frozen=True)
 class Run:
-    """One experiment carried out with one seed, as its folder tells it."""
+    """One experiment carried out with one seed, as its folder records it."""
 
     path: Path
 
@@ -272,7 +272,7 @@ class Run:
 
 
 def load_run(path: str | Path) -> Run:
-    """Read a run folder. Raises `RunError` when it is none."""
+    """Read a run folder. Raises `RunError` when the path is not one."""
     path = Path(path)
     if not (path / "run.json").is_file():
         raise RunError(f"{display_path(path)} is not a run folder: it has no run.json")

@@ -65,7 +65,7 @@ def read_alternatives(parameters: Iterable[tuple[str, str]]) -> Iterator[tuple[s
             if value in values[:number]:
                 raise ConfigError(
                     f"-p {name} {text}: {shorten(value)} appears twice; commas separate "
-                    "alternatives, a list stands in brackets: '[2,2,2]'"
+                    "alternatives, a list is written in brackets: '[2,2,2]'"
                 )
         yield name, values
 

@@ -186,6 +186,6 @@ def carry_out(
 
 
 def exit_code(outcomes: Iterable[Outcome]) -> int:
-    """0 if all are done, 1 if one failed, 4 if one was stopped in time."""
+    """0 if all are done, 1 if one failed, 4 if one was stopped at the time limit."""
     statuses = {outcome.status for outcome in outcomes}
     return 1 if "failed" in statuses else STOPPED_IN_TIME if "stopped" in statuses else 0

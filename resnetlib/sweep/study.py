@@ -239,7 +239,7 @@ class Search:
         return bool(history) and len(trials) == 1 and trials[0].should_prune()
 
     def _tell(self, study: "Study", trial: "Trial", task: Task, outcome: Outcome) -> None:
-        """Tell the study how a trial ended; one that was stopped in time is left running."""
+        """Tell the study how a trial ended; one stopped at the time limit is left running."""
         from optuna.trial import TrialState
 
         trial.set_user_attr("run", f"{task.folder.parent.name}/{task.folder.name}")

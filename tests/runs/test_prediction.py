@@ -49,7 +49,7 @@ def test_predict_command_refuses_other_files(tmp_path):
     done = CliRunner().invoke(main, ["predict", "lite", str(path)])
     assert done.exit_code == 1
     assert re.fullmatch(
-        r"Error: \S+text\.png is not a readable picture: of no known format\n", done.output
+        r"Error: \S+text\.png is not a readable picture: unknown format\n", done.output
     )
     assert CliRunner().invoke(main, ["predict", "lite", str(tmp_path / "no.png")]).exit_code == 2
 

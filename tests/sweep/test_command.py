@@ -22,7 +22,7 @@ def invoke(*words):
     [
         (["liet"], "unknown variant 'liet'; did you mean 'lite'?"),
         (["lite", "-p", "sed", "0..4"], "unknown parameter 'sed'; did you mean 'seed'?"),
-        (["lite", "-p", "depths", "2,2,2"], "a list stands in brackets"),
+        (["lite", "-p", "depths", "2,2,2"], "a list is written in brackets"),
         (["lite", "--trials", "3"], "--trials and --save belong to a search"),
         (["lite", "--search", "lr=log(0.01,0.3)"], "a search needs --trials N"),
         (["lite", "--search", "lr", "--trials", "3"], "write NAME=log(0.01,0.3)"),

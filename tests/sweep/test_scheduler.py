@@ -1,4 +1,4 @@
-"""What becomes of runs: done, failed alone, killed and started again, locked, stopped in time."""
+"""What becomes of runs: done, failed, killed and started again, locked, out of time."""
 
 import os
 import signal
