@@ -308,18 +308,20 @@ class SeedComparison:
             reason = f"only one seed of {' and of '.join(single)}" if single else "zero spread"
             return f"The recipes cannot be compared: {reason}."
         low, high = self.interval
-        numbers = (
-            f"the means differ by {format_points(self.difference)} points "
-            f"(95 % interval {format_points(low)} to {format_points(high)}; "
-            f"Welch {_p(self.p_value)})."
-        )
         if not self.distinguishable:
             return (
-                f"The recipes are not distinguishable over these seeds: {numbers} More seeds that "
-                f"would settle a difference of this size: {self.more_seeds}."
+                f"The recipes are not distinguishable over these seeds: {self.names[0]} minus "
+                f"{self.names[1]} is {format_points(self.difference)} points (95 % interval "
+                f"{format_points(low)} to {format_points(high)}; Welch {_p(self.p_value)}). More "
+                f"seeds that would settle a difference of this size: {self.more_seeds}."
             )
-        better = self.names[0] if self.difference > 0 else self.names[1]
-        return f"The recipe {better} is better over these seeds: {numbers}"
+        better, worse = self.names if self.difference > 0 else self.names[::-1]
+        least, most = sorted((100 * abs(low), 100 * abs(high)))
+        return (
+            f"The recipe {better} is better than {worse} over these seeds by "
+            f"{100 * abs(self.difference):.2f} points (95 % interval {least:.2f} to {most:.2f}; "
+            f"Welch {_p(self.p_value)})."
+        )
 
 
 def compare_seeds(

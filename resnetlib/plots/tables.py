@@ -37,7 +37,7 @@ def expectations(experiment: Experiment) -> dict[str, str]:
     facts = {
         "loss before training": f"about ln {NUM_CLASSES} = {math.log(NUM_CLASSES):.3f} nats: all "
         f"{NUM_CLASSES} classes are about equally likely",
-        "accuracy before training": f"about {1 / NUM_CLASSES:.0%}: a guess",
+        "accuracy before training": f"about {1 / NUM_CLASSES:.0%}: random guesses",
         "published test accuracy": "none" if published is None else f"{published:.2%}",
         "recorded test accuracy": _recorded(experiment),
     }

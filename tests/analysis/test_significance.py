@@ -163,8 +163,8 @@ def test_compare_seeds_gives_welchs_interval():
     half = 2.776 * 0.01 * (2 / 3) ** 0.5
     assert result.interval == pytest.approx((-0.03 - half, -0.03 + half), abs=1e-5)
     assert result.verdict.splitlines() == [
-        "The recipe B is better over these seeds: the means differ by −3.00 points "
-        "(95 % interval −5.27 to −0.73; Welch p = 0.021).",
+        "The recipe B is better than A over these seeds by 3.00 points "
+        "(95 % interval 0.73 to 5.27; Welch p = 0.021).",
         "A: 81.00 ± 1.00 % (n = 3)",
         "B: 84.00 ± 1.00 % (n = 3)",
     ]
