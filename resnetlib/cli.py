@@ -21,6 +21,7 @@ from .errors import ConfigError, UserError, stop_now
 from .experiment import DEFAULT_BUDGET
 from .paths import display_path, notebooks_folder, output_folder
 
+LARGEST_MEMORY = 10_000  # GB, of one run of a sweep
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -276,6 +277,8 @@ def sweep_command(
     from .sweep import command
     from .sweep.grid import expand_grid
 
+    if not memory < LARGEST_MEMORY:  # not a number included
+        raise ConfigError(f"--memory {memory:g}: give less than {LARGEST_MEMORY:,} GB")
     if ranges and (slurm or dry_run):
         raise ConfigError("--search excludes --slurm and --dry-run")
     if (trials or save) and not ranges:

@@ -137,6 +137,7 @@ def execute_notebook(run: Run, arguments: Mapping[str, Any]) -> None:
             kernel_name="python3",
             progress_bar=False,
             coalesce_streams=True,
+            shutdown_kernel="immediate",  # a graceful end interrupts it first, which it may print
             config=_kernel_settings(),
         )
     except (papermill.PapermillExecutionError, RuntimeError) as error:  # the latter: it died

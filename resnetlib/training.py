@@ -224,9 +224,14 @@ class Trainer:
         if self.average:
             self.average.load_state_dict(state["average"])
         self.scaler.load_state_dict(state.get("scaler", {}))  # older checkpoints have none
-        self.history = state["history"]
+        self.history = [dict(row) for row in state["history"]]
         self.best = BestWeights(**state["best"])
         self.progress = EpochPosition(**state["progress"])
+        if (
+            len(self.history) > self.recipe.epochs + 1
+            or not 0 <= self.progress.steps <= self.steps_per_epoch
+        ):
+            raise ValueError("it has other epochs or steps")
         self.evaluation_seconds = state["evaluation_seconds"]
         self.running_totals.copy_(state["sums"])
 

@@ -751,7 +751,17 @@ def test_resume_of_an_older_run_is_listed_as_inexact(stopped):
     assert resume["differences"] == ["the source of the training step was not recorded"]
 
 
-@pytest.mark.parametrize("change", [dict.clear, lambda state: state["model"].popitem()])
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict.clear,
+        lambda state: state["model"].popitem(),
+        lambda state: state.update(history=3),
+        lambda state: state.update(history=state["history"] * 10),
+        lambda state: state["progress"].update(steps=10**15),
+        lambda state: state["progress"].update(steps=-1),
+    ],
+)
 def test_resume_of_an_older_run_refuses_another_state(stopped, change):
     experiment, folder, _ = stopped
     as_recorded_before_0_2(folder)

@@ -25,6 +25,7 @@ def invoke(*words):
         (["lite", "-p", "depths", "2,2,2"], "a list is written in brackets"),
         (["lite", "--trials", "3"], "--trials and --save belong to a search"),
         (["lite", "--search", "lr=log(0.01,0.3)"], "a search needs --trials N"),
+        (["lite", "--memory", "nan"], "--memory nan: give less than 10,000 GB"),
         (["lite", "--search", "lr", "--trials", "3"], "write NAME=log(0.01,0.3)"),
         (["lite", "se", "--search", "lr=log(0.1,1)", "--trials", "3"], "varies one variant"),
         (

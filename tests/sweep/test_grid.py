@@ -56,6 +56,7 @@ def test_grid_is_the_product_of_variants_and_alternatives():
         (["lite"], [("depths", "2,2,2")], "2 appears twice; commas separate alternatives"),
         (["lite"], [("seed", "0..2,1")], "1 appears twice"),
         (["lite"], [("seed", "4..0")], "give a range"),
+        (["lite"], [("seed", f"{'9' * 5000}..{'9' * 5000}")], "seed = '999"),
         (["lite"], [("seed", "0..5000"), ("lr", "0.1,0.2")], "10,002 runs are more than 10,000"),
         (["lite"], [("lr", "0.1,,0.2")], "an alternative is empty"),
         (["lite"], [("fresh", "true")], "a sweep resumes its runs"),
