@@ -15,6 +15,9 @@ from pathlib import Path
 # when torch is first imported; the processes that tests start inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Compiled modules are imported in half the time, and the tests start many processes and kernels.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import pytest
 import torch
 
@@ -24,6 +27,8 @@ from resnetlib.resnet import ResNet
 from resnetlib.runs.find import reference_runs
 from resnetlib.schema import IMAGE_SHAPE
 from resnetlib.size import Size
+
+sys.dont_write_bytecode = False  # in this process, which read the variable when it started
 
 # A shell ignores Ctrl-C for what it starts in the background; the tests of signals need it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

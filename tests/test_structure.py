@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import typing
+from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -163,6 +164,7 @@ def test_part_of_a_network_is_complete(key, name):
     assert architecture == default or drawn != texts_of(default), f"{key} {name!r} is not drawn"
 
 
+@cache
 def texts_of(architecture):
     axes = draw(architecture)
     texts = [text.get_text() for text in axes[0].figure.findobj(Text)]
