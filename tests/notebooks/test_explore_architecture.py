@@ -238,7 +238,9 @@ def shown_by(outputs):
     return "".join(found)
 
 
-@pytest.mark.parametrize("variant", ["lite", "resnet18"])
+@pytest.mark.parametrize(
+    "variant", ["lite", pytest.param("resnet18", marks=pytest.mark.exhaustive)]
+)
 def test_explore_architecture_runs_in_batch(variant, tmp_path):
     outputs = outputs_of(cells_after(tmp_path, "-p", "variant", variant))
     assert not [o for all_of in outputs.values() for o in all_of if o.get("name") == "stderr"]

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-PARTS = 8  # the usual tests take the first part of the points; about fifteen seconds
+PARTS = 16  # the usual tests take the first part of the points; about ten seconds
 
 
 def killed_everywhere(part, parts):

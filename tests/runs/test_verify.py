@@ -490,7 +490,7 @@ def test_verify_network_over_the_default_budget(folder, monkeypatch):
 
 
 def test_verify_variant_without_file(folder, monkeypatch):
-    monkeypatch.setattr(verify, "list_variants", list)
+    monkeypatch.setattr(verify, "known_variants", list)
     assert "no variant file lite.yaml" in verified(folder)["experiment"].detail
     assert failing(folder) == set()
 
