@@ -29,6 +29,7 @@ def test_class_is_apart_from_the_variants():
     assert known_variants() == list_variants() + TEAMS
 
 
+@pytest.mark.slow
 def test_every_team_has_a_source_a_header_and_a_trial(capsys):
     for name in TEAMS:
         text = (params_folder() / f"{name}.yaml").read_text(encoding="utf-8")
@@ -43,6 +44,7 @@ def test_every_team_has_a_source_a_header_and_a_trial(capsys):
         assert trial.architecture == load_experiment(name).architecture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEAMS)
 def test_class_networks_have_their_published_count(name):
     experiment = load_experiment(name)
@@ -94,6 +96,7 @@ def test_claims_are_labelled_by_kind():
     assert "class/matzefit" not in claims.index  # states no accuracy
 
 
+@pytest.mark.slow
 def test_claimed_accuracy_draws_every_claim_and_names_the_front():
     claims = explore.claims()
     for axes, size in zip(plots.claimed_accuracy(claims), ("parameters", "macs"), strict=True):

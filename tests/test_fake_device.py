@@ -149,6 +149,7 @@ def test_every_optimizer_on_a_device_equals_the_cpu(digits_60, fake, name):
         torch.testing.assert_close(values_of(training)[0], values_of(expected)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", schema.tagged_models(schema.Optimizer))
 def test_every_optimizer_skips_without_a_wait(digits_60, cuda, name):
     experiment = experiment_of(optimizer={"name": name, "lr": 0.01})

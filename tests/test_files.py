@@ -251,6 +251,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_unpickle_tensors_refuses_what_exhausts(name):
     before = np.dtype("f8").str

@@ -75,6 +75,7 @@ def test_numbers_finds_the_keys():
     assert len(CASES) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "key", "count"), CASES, ids=lambda part: str(part)[:40])
 def test_extreme_number_is_refused_or_trains(path, key, count, tiny, few_digits):
     data = dataclasses.replace(few_digits, train=tuple(part[:48] for part in few_digits.train))

@@ -257,6 +257,7 @@ def test_trainer_excludes_held_out_images(tiny, digits):
     assert torch.equal(training.eval_splits["test"][0], digits.test[0])
 
 
+@pytest.mark.slow
 def test_train_epoch_takes_every_image_once(tiny, digits):
     training = Trainer(tiny(batch_size=128), digits)
     training.record_epoch(training.evaluate_untrained())
@@ -980,6 +981,7 @@ def weights_and_history(training):
     return [value.tolist() for value in weights], training.table().drop(columns="seconds").to_csv()
 
 
+@pytest.mark.slow
 def test_scaling_of_the_loss_does_not_change_the_result(tiny, few_digits, exact_float16):
     """Clipping and SAM see the gradients themselves: a scale is a power of two, hence exact."""
     plain = Trainer(tiny(precision="float32", epochs=9, **EVERYTHING), few_digits)
@@ -1050,6 +1052,7 @@ def test_resume_in_another_precision_starts_the_scale_anew(tiny, few_digits, exa
         assert math.isfinite(continued(training).history[-1]["train_loss"])
 
 
+@pytest.mark.slow
 def test_fresh_keeps_the_run_until_data_are_read(tiny, monkeypatch):
     run = train(tiny())
 
@@ -1132,6 +1135,7 @@ def test_train_refuses_a_link_out_of_the_output_folder(tiny, tmp_path):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.slow
 def test_train_removes_temporary_files_of_a_killed_run(tiny):
     experiment = tiny()
     for name in ("run.json", "metrics.json", "figures/curves.png", "report.html"):
@@ -1147,6 +1151,7 @@ def test_train_removes_temporary_files_of_a_killed_run(tiny):
     assert [path.name for path in run.path.rglob(".*")] == [".lock"]
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_named(tiny):
     run = train(tiny())
     (run.path / "run.json").write_text("{")
@@ -1207,6 +1212,7 @@ def test_other_errors_are_left_as_they_are(tiny, monkeypatch):
     assert not isinstance(caught.value, RunError)
 
 
+@pytest.mark.slow
 def test_a_closed_output_does_not_end_a_run(tiny, monkeypatch):
     closed = io.StringIO()
     closed.close()
@@ -1336,6 +1342,7 @@ def test_a_handler_of_the_user_is_left_alone(tiny, monkeypatch):
     assert run.status == "done"
 
 
+@pytest.mark.slow
 def test_train_in_a_thread_handles_no_signals(tiny):
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(train, tiny()).result().status == "done"

@@ -94,6 +94,7 @@ def test_attribution_does_not_change_the_model(model, images, training):
     assert_unchanged(model, before)
 
 
+@pytest.mark.slow
 def test_tsne_is_deterministic_and_separates_groups():
     groups = torch.randn(3, 20, 8, generator=torch.Generator().manual_seed(0))
     features = (groups + 20 * torch.eye(8)[:3, None]).flatten(0, 1)

@@ -423,6 +423,7 @@ def test_grayscale_equals_torchvision(batch):
     assert torch.equal(result, tv.rgb_to_grayscale(batch[0], 3))
 
 
+@pytest.mark.slow
 def test_cutout_square_is_cut_off_at_the_border():
     images = torch.zeros(20_000, 3, 32, 32, dtype=torch.uint8)
     result = only(model("cutout", size=8, probability=0.75), images, generator(0, "augment"))
@@ -620,6 +621,7 @@ def test_trivial_augment_magnitudes_are_uniform():
     assert_frequencies(steps.bincount(minlength=61), [1 + (step == 30) for step in range(61)])
 
 
+@pytest.mark.slow
 def test_color_jitter_factors_and_orders_are_uniform():
     settings = model("color_jitter", brightness=1.5, contrast=0.2, saturation=0.4, hue=0.1)
     shape = Shape(24_000, 32, 32)

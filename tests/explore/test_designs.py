@@ -40,6 +40,7 @@ def test_search_finds_the_published_designs():
     assert found["parameters"].is_monotonic_decreasing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["dropout", "se"])
 def test_search_gives_the_size_of_each_network(variant):
     architecture = architecture_of(variant, depths=[1], widths=[8])

@@ -28,6 +28,7 @@ def bars_of(axes):
     return [patch for patch in axes.patches if isinstance(patch, Rectangle)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", list_variants())
 def test_draw_has_the_numbers_of_a_variant(variant):
     architecture = architecture_of(variant)
@@ -174,6 +175,7 @@ def test_draw_zero_pad_and_raw_shortcuts():
     assert texts_of(changing)[1:3] == ["BN", "ReLU"]
 
 
+@pytest.mark.slow
 def test_draw_strides_and_stem_width():
     settings = {"widths": [24, 32, 64], "depths": [2, 1, 1], "strides": [1, 1, 2], "stem_width": 16}
     network, *blocks = plots.draw(architecture_of(**settings))

@@ -183,6 +183,7 @@ def test_confusion_difference_is_signed():
     assert low == -high  # no difference is the middle of the colours
 
 
+@pytest.mark.slow
 def test_difference_intervals_filled_if_significant():
     table = pd.DataFrame(
         {

@@ -242,6 +242,7 @@ def test_find_run_is_not_disturbed_by_damaged_runs(run, outputs):
         find_run(outputs("bare", weights=False), outputs.root)
 
 
+@pytest.mark.slow
 def test_finished_runs_counts_copies_once(outputs, tmp_path):
     shutil.copytree(outputs("mine"), tmp_path / "outputs" / "copy")
     shutil.copytree(recorded_lite().path, tmp_path / "outputs" / "from a friend")

@@ -365,6 +365,7 @@ DAMAGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 @pytest.mark.parametrize("name", [name for name in PARSERS if name not in TEXTS])
 def test_verify_damaged_file(folder, name, content):
