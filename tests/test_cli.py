@@ -278,6 +278,7 @@ def test_interrupted_run_says_so_and_resumes(tmp_path):
     assert "reproduced</span>" in (folder / "report.html").read_text()
 
 
+@pytest.mark.exhaustive
 def test_terminated_run_is_interrupted(tmp_path):
     process = start(tmp_path, epochs=400, widths=16)
     while not process.stdout.readline().startswith("epoch   2"):
@@ -339,7 +340,9 @@ def start_notebook(root):
     return process, kernels[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.exhaustive)]
+)
 def test_signal_while_the_notebook_runs_keeps_the_run(finished, tmp_path, number):
     root = shutil.copytree(finished[0], tmp_path / "copy")
     process, kernel = start_notebook(root)
@@ -367,6 +370,7 @@ def test_dead_kernel_leaves_the_run_finished(finished, tmp_path):
     assert (folder / "report.html").exists() and not (folder / "notebook.ipynb").exists()
 
 
+@pytest.mark.exhaustive
 def test_closed_output_does_not_end_a_run(tmp_path):
     process = start(tmp_path)
     process.stdout.close()

@@ -352,7 +352,9 @@ for variant in sys.argv[2:]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["auto", "float32"])
+@pytest.mark.parametrize(
+    "precision", ["auto", pytest.param("float32", marks=pytest.mark.exhaustive)]
+)
 def test_no_network_uses_reference_kernels(precision):
     """A convolution that the processor has no kernel for runs ten to a hundred times as long."""
     done = subprocess.run(

@@ -104,6 +104,7 @@ def test_torch_without_cuda_beside_a_card_is_reported(
     assert device.unused_card() == ""
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a card here")
 def test_run_names_the_unused_card_in_one_line(nvidia_card, tmp_path):

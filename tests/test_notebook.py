@@ -503,6 +503,7 @@ def test_cifar10_is_read_from_data_root(cifar10_folder, tmp_path):
     assert (tmp_path / "out.ipynb").stat().st_size < 3_000_000
 
 
+@pytest.mark.exhaustive
 def test_resume_after_a_dead_kernel_is_bit_exact(tmp_path):
     """Papermill itself says that every cell completed; the run folder knows better."""
     settings = {"dataset": "digits", "epochs": 30, "device": "cpu"}

@@ -598,6 +598,7 @@ def test_resume_after_sigkill_is_bit_exact(tmp_path):
     assert history_of(load_run(killed)).equals(history_of(load_run(whole)))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_train_is_the_same_in_any_environment(tmp_path):
     """Hash seed, time zone, locale, working directory."""

@@ -62,6 +62,7 @@ def test_parameters_are_inspectable():
     assert all(parameter["help"] for parameter in found.values())
 
 
+@pytest.mark.exhaustive
 def test_notebook_analyzes_a_run_of_the_digits(tiny, tmp_path):
     run = train(tiny(epochs=2, widths=[8], holdout=100))
     notebook = executed(tmp_path / "cwd", output_root=tmp_path / "outputs", images=100)
