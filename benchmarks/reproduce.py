@@ -33,6 +33,7 @@ from resnetlib.paths import PROJECT
 from resnetlib.progress import duration
 from resnetlib.reports.leaderboard import format_accuracy, without_seed
 from resnetlib.runs.run import WEIGHTS, Run
+from resnetlib.runs.upkeep import seconds_left
 from resnetlib.sweep import LocalPool, Needs, Task, carry_out, exit_code, visible_gpus
 
 # Which runs start first: complete and short recipes. Others follow, the shortest first.
@@ -123,8 +124,7 @@ def status_table(planned: Iterable[Task]) -> str:
         accuracy = 100 * float(history[-1]["test_accuracy"]) if history else None
         left = "–"
         if history and status != "done":
-            seconds = statistics.fmean(float(row["seconds"]) for row in history[-5:])
-            left = duration((epochs - len(history)) * seconds)
+            left = duration(seconds_left([float(row["seconds"]) for row in history], epochs))
         lines.append(
             f"{run.name:44} {status:12} {f'{len(history)}/{epochs}':>9} "
             f"{format_accuracy(accuracy):>6}  {left}"

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from .config import parse_value
-from .errors import ConfigError, UserError, stop_now
+from .errors import STOP_SIGNALS, ConfigError, UserError, stop_now
 from .experiment import DEFAULT_BUDGET
 from .paths import display_path, notebooks_folder, output_folder
 
@@ -168,14 +168,10 @@ def run_command(
     click.echo(f"report: {display_path(run.path / 'report.html')}")
 
 
-SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # some are not known on Windows
-
-
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """Where each of the signals ends the command as Ctrl-C does, unless it is ignored (`nohup`)."""
-    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
             signal.signal(number, stop_now)
@@ -191,12 +187,7 @@ def _values(parameters: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"-p {name} is specified twice")
-    return [(name, parse(text)) for name, text in parameters]
-
-
-def parse(text: str) -> Any:
-    """The value of a parameter as it is written on the command line."""
-    return parse_value(text)
+    return [(name, parse_value(text)) for name, text in parameters]
 
 
 @main.command("sweep", short_help="Train many runs: variants × seeds × parameters, or a search.")
@@ -455,7 +446,7 @@ def import_command(
     from .runs.imports import describe_source, import_weights
 
     run = import_weights(
-        file, experiment, normalize=None if normalize is None else parse(normalize)
+        file, experiment, normalize=None if normalize is None else parse_value(normalize)
     )
     for name, value in describe_source(run).items():
         click.echo(f"{name + ':':19}{value}")

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from . import files
 from .paths import display_path, host, output_folder
 
 PACKAGES = (  # in the order of what a problem is most often about
@@ -110,7 +109,7 @@ def _device(facts: Facts) -> Iterator[str]:
 
 
 def _data(facts: Facts) -> Iterator[str]:
-    from .download import CIFAR10_MD5, data_roots, find_cifar10
+    from .download import damaged_files, data_roots, find_cifar10
 
     folder = find_cifar10()
     if folder is None:
@@ -118,9 +117,8 @@ def _data(facts: Facts) -> Iterator[str]:
         facts["CIFAR-10"] = f"not found in {places}; downloaded on first use"
         return
     facts["CIFAR-10"] = display_path(folder)
-    for name, md5 in CIFAR10_MD5.items():
-        if files.md5(folder / name) != md5:
-            yield f"{display_path(folder / name)} is damaged: delete it, to download it again"
+    for path, _ in damaged_files(folder):
+        yield f"{display_path(path)} is damaged: delete it, to download it again"
 
 
 def _outputs(facts: Facts) -> Iterator[str]:

@@ -99,9 +99,15 @@ def obtain_cifar10(
 
 def check_cifar10(folder: Path) -> None:
     """Raise `DataError` where a file is not the published one."""
+    for path, found in damaged_files(folder):
+        raise damaged_file(path, found)
+
+
+def damaged_files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Each file that is not the published one, with the MD5 that it has."""
     for name, expected in CIFAR10_MD5.items():
         if (found := files.md5(folder / name)) != expected:
-            raise damaged_file(folder / name, found)
+            yield folder / name, found
 
 
 def damaged_file(path: Path, found: str) -> DataError:

@@ -62,6 +62,13 @@ class Diverged(RunError):
     """The loss is no longer finite."""
 
 
+# Besides Ctrl-C, the signals that end the work. Windows has the first. Slurm sends the last two, as
+# its users choose, before the time is over.
+_NAMES = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+STOP_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+STOPPED_IN_TIME = 4  # exit code of a command whose `stop_after` is over
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or another signal stopped the work; the message says what is saved."""
 
@@ -77,7 +84,7 @@ class OutOfTime(Interrupted):
 
     def __init__(self, message: str):
         super().__init__(message)
-        self.exit_code = 4
+        self.exit_code = STOPPED_IN_TIME
 
 
 def explain_interrupt(error: KeyboardInterrupt, message: str) -> None:

@@ -20,6 +20,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 import torch
+import yaml
 
 from resnetlib import count_parameters, files, load_dataset, load_experiment
 from resnetlib.download import find_cifar10
@@ -86,6 +87,18 @@ def rewrite(folder, name, content):
     record = json.loads((folder / "run.json").read_text())
     record["artifacts"][name] = files.sha256_of(content)
     (folder / "run.json").write_text(json.dumps(record))
+
+
+def edit_yaml(path, **changes):
+    """Change values of a YAML file, by dotted key with `__` for the dot."""
+    content = yaml.safe_load(path.read_text())
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        branch = content
+        for parent in parents:
+            branch = branch[parent]
+        branch[last] = value
+    path.write_text(yaml.safe_dump(content))
 
 
 def history_with(run, accuracy):

@@ -18,7 +18,8 @@ from click.testing import CliRunner
 from conftest import NOTEBOOKS
 
 from resnetlib import execute, files, list_variants, load_run
-from resnetlib.cli import main, parse
+from resnetlib.cli import main
+from resnetlib.config import parse_value
 
 pytestmark = pytest.mark.slow
 
@@ -457,6 +458,6 @@ def test_lab_without_jupyterlab_says_how_to_install_it(monkeypatch):
     ],
 )
 def test_parse_reads_values(text, value):
-    assert parse(text) == value
-    assert type(parse(text)) is type(value)
-    assert math.isnan(parse("nan"))
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)
+    assert math.isnan(parse_value("nan"))

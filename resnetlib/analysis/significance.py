@@ -102,11 +102,9 @@ class Comparison:
                 f"{format_points(self.difference)} points (95 % interval {format_points(low)} to "
                 f"{format_points(high)}; exact McNemar {_p(self.p_value)})."
             )
-        better, worse = self.names if self.difference > 0 else self.names[::-1]
-        least, most = sorted((100 * abs(low), 100 * abs(high)))
+        better, worse, lead = _lead(self)
         return (
-            f"Distinguishable {images}: {better} is better than {worse} by "
-            f"{100 * abs(self.difference):.2f} points (95 % interval {least:.2f} to {most:.2f}; "
+            f"Distinguishable {images}: {better} is better than {worse} by {lead}; "
             f"exact McNemar {_p(self.p_value)})."
         )
 
@@ -315,13 +313,20 @@ class SeedComparison:
                 f"{format_points(low)} to {format_points(high)}; Welch {_p(self.p_value)}). More "
                 f"seeds that would settle a difference of this size: {self.more_seeds}."
             )
-        better, worse = self.names if self.difference > 0 else self.names[::-1]
-        least, most = sorted((100 * abs(low), 100 * abs(high)))
+        better, worse, lead = _lead(self)
         return (
-            f"The recipe {better} is better than {worse} over these seeds by "
-            f"{100 * abs(self.difference):.2f} points (95 % interval {least:.2f} to {most:.2f}; "
+            f"The recipe {better} is better than {worse} over these seeds by {lead}; "
             f"Welch {_p(self.p_value)})."
         )
+
+
+def _lead(comparison: Comparison | SeedComparison) -> tuple[str, str, str]:
+    """The better of the two, the worse, and by how many points, up to the interval's bracket."""
+    names, difference = comparison.names, comparison.difference
+    better, worse = names if difference > 0 else names[::-1]
+    least, most = sorted(100 * abs(bound) for bound in comparison.interval)
+    points = f"{100 * abs(difference):.2f} points (95 % interval {least:.2f} to {most:.2f}"
+    return better, worse, points
 
 
 def compare_seeds(

@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "drive": ["CopyToDrive", "copy_run", "fetch_run", "is_done", "local_folder", "read_record"],
         "estimate": ["estimate_epoch_seconds"],
+        "evidence": ["Evidence", "clean_line", "describe_error", "genuine_data"],
         "find": [
             "find_run",
             "find_runs",
@@ -55,7 +56,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "step_source",
             "write_record",
         ],
-        "run": ["Run", "load_run"],
+        "run": ["Run", "load_run", "parse_weights"],
         "upkeep": [
             "checkpoint_files",
             "describe_runs",
@@ -64,12 +65,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "leftovers",
             "remove_leftovers",
             "removable",
+            "seconds_left",
         ],
         "verify": [
-            "Evidence",
             "Result",
-            "clean_line",
-            "describe_error",
             "format_results",
             "overall",
             "results_json",

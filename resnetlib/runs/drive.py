@@ -18,11 +18,11 @@ from .. import files
 from ..errors import ConfigError
 from ..paths import display_path
 from ..training import Callback, Trainer
-from .record import ARTIFACTS
-from .run import load_run
+from .run import ARTIFACTS, PAGES, load_run
+from .run import CHECKPOINTS as CHECKPOINT_FILES
 
 DRIVE = Path("/content/drive")  # where Colab's documentation mounts it
-CHECKPOINTS = "checkpoints/epoch-*.pt"
+CHECKPOINTS = f"checkpoints/{CHECKPOINT_FILES}"
 RECORD = ".run.json"  # behind the name of a checkpoint: the record at that time, only on Drive
 
 
@@ -91,7 +91,7 @@ def copy_run(local: Path, drive: Path) -> None:
     for path in drive.glob(f"{CHECKPOINTS}*"):
         if path.name.removesuffix(RECORD) not in kept:
             path.unlink()
-    for name in (*ARTIFACTS, "report.html", "notebook.ipynb"):  # of an earlier run
+    for name in (*ARTIFACTS, *PAGES):  # of an earlier run
         if not (local / name).is_file():
             (drive / name).unlink(missing_ok=True)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -20,11 +19,11 @@ from ..config import load_experiment
 from ..data import Dataset, load_dataset, normalization
 from ..device import EVALUATION_BATCH, choose_device, no_tf32
 from ..download import find_cifar10
-from ..errors import UserError
+from ..errors import UserError, shorten_line
 from ..evaluation import Evaluation, evaluate
 from ..experiment import Experiment
 from ..resnet import ResNet
-from .run import WEIGHTS
+from .run import WEIGHTS, parse_weights
 
 LARGEST_FILE = {WEIGHTS: 2**31, "predictions.npz": 2**26}  # bytes, when uncompressed
 LARGEST_OTHER_FILE = 2**28
@@ -228,11 +227,7 @@ def _read_predictions(path: Path) -> tuple[Evaluation, np.ndarray]:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    weights = safetensors.torch.load(path.read_bytes())
-    return {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in weights.items()
-    }
+    return parse_weights(path.read_bytes())
 
 
 def _read_notebook(path: Path) -> str:
@@ -273,8 +268,7 @@ def describe_error(error: Exception) -> str:
 
 def clean_line(detail: str) -> str:
     """One line of bounded length without control characters: file contents may be hostile."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(detail.split()))
-    return line if len(line) <= DETAIL_CHARACTERS else f"{line[: DETAIL_CHARACTERS - 4]} ..."
+    return shorten_line(detail, DETAIL_CHARACTERS)
 
 
 def genuine_data(name: str, root: str | Path | None) -> Dataset | Unavailable:

@@ -8,13 +8,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from ..errors import OutOfTime, stop_now
+from ..errors import STOP_SIGNALS, OutOfTime, stop_now
 from ..training import Callback, Trainer
 from .checkpoint import Checkpointer
 
-# Slurm sends its users' choice of the last two before the time is over. Windows has the first two.
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+SIGNALS = [signal.SIGINT, *STOP_SIGNALS]
 
 
 def leave(number: int) -> NoReturn:

@@ -17,7 +17,7 @@ from ..paths import display_path
 
 if TYPE_CHECKING:  # the record and the metrics of a run are read without torch and pandas
     import pandas as pd
-    from torch import nn
+    from torch import Tensor, nn
 
     from ..evaluation import Evaluation
 
@@ -295,16 +295,18 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _with_weights(experiment: Experiment, content: bytes) -> "nn.Module":
-    import safetensors.torch
-
     from ..resnet import build_model
 
     model = build_model(experiment.architecture)
-    weights = safetensors.torch.load(content)
-    model.load_state_dict(
-        {
-            name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in weights.items()
-        }
-    )
+    model.load_state_dict(parse_weights(content))
     return model.eval()
+
+
+def parse_weights(content: bytes) -> "dict[str, Tensor]":
+    """The state dict in a safetensors file; weights may be kept in half precision."""
+    import safetensors.torch
+
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in safetensors.torch.load(content).items()
+    }

@@ -6,7 +6,7 @@ Like reading a run, this needs no torch.
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
@@ -84,10 +84,15 @@ def _state(run: Run) -> dict[str, str]:
     except (UserError, KeyError, TypeError, ValueError):  # a run that has just started has none
         return state
     state["epoch"] = f"{len(seconds)}/{epochs}"
-    left = (epochs - len(seconds)) * fmean(seconds[-5:]) if seconds else 0
+    left = seconds_left(seconds, epochs) if seconds else 0
     if run.status not in FINISHED and left > 0 and math.isfinite(left):
         state["time left"] = duration(left)
     return state
+
+
+def seconds_left(seconds: Sequence[float], epochs: int) -> float:
+    """The time that the remaining epochs take at the pace of the last five of those done."""
+    return (epochs - len(seconds)) * fmean(seconds[-5:])
 
 
 def _size(folder: Path) -> int:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 GRACE_SECONDS = 60  # for the last step and a checkpoint, before a process is killed
 PROGRAM = ("-m", "resnetlib", "run")  # arguments of Python
-STOPPED_IN_TIME = 4  # exit code of a run whose `stop_after` is over
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
+from ..errors import STOPPED_IN_TIME
 from ..progress import duration
 from .display import Display
-from .process import STOPPED_IN_TIME, Exit
+from .process import Exit
 from .task import Task
 
 ATTEMPTS = 3  # of a run whose process or node was lost

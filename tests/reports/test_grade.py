@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import PROJECT, TINY
+from conftest import PROJECT, TINY, edit_yaml
 
 from resnetlib import count_parameters, list_variants, load_experiment, train
 from resnetlib.cli import main
@@ -111,19 +111,7 @@ class Code:
 
 def edit_experiment(**changes):
     """Values by dotted key with `__` for the dot."""
-
-    def edit(folder):
-        path = folder / "experiment.yaml"
-        content = yaml.safe_load(path.read_text())
-        for key, value in changes.items():
-            *parents, last = key.split("__")
-            branch = content
-            for parent in parents:
-                branch = branch[parent]
-            branch[last] = value
-        path.write_text(yaml.safe_dump(content))
-
-    return edit
+    return lambda folder: edit_yaml(folder / "experiment.yaml", **changes)
 
 
 def write(name, content):

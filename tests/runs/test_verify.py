@@ -12,9 +12,8 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-import yaml
 from click.testing import CliRunner
-from conftest import TINY, recorded_lite
+from conftest import TINY, edit_yaml, recorded_lite
 
 from resnetlib import build_model, files, load_experiment, load_run, train
 from resnetlib.cli import main
@@ -78,14 +77,7 @@ def edit_experiment(*, digest=False, **changes):
 
     def edit(folder):
         path = folder / "experiment.yaml"
-        content = yaml.safe_load(path.read_text())
-        for key, value in changes.items():
-            *parents, last = key.split("__")
-            branch = content
-            for parent in parents:
-                branch = branch[parent]
-            branch[last] = value
-        path.write_text(yaml.safe_dump(content))
+        edit_yaml(path, **changes)
         if digest:
             experiment = load_experiment(str(path))
             record = files.read_json(folder / "run.json")

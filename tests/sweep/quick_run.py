@@ -11,8 +11,7 @@ import sys
 import time
 
 from resnetlib import files
-from resnetlib.cli import parse
-from resnetlib.config import load_experiment
+from resnetlib.config import load_experiment, parse_value
 from resnetlib.experiment import parse_duration
 from resnetlib.sweep.process import end_with_stdin
 
@@ -23,7 +22,7 @@ def main(variant, *words):
     words = [word for word in words if word != "--attached"]
     experiment = load_experiment(
         variant,
-        **{name: parse(value) for name, value in zip(words[1::3], words[2::3], strict=True)},
+        **{name: parse_value(value) for name, value in zip(words[1::3], words[2::3], strict=True)},
     )
     end_with_stdin()
     folder = experiment.folder
