@@ -4,7 +4,7 @@
 
 There is a point before, in the middle of and after each file operation, and before each step and
 evaluation. Each run is a fork of one process that has everything imported. Prints a JSON line with
-the number of points and the failures; used by test_crashes.py.
+the number of points and the failures; used by test_checkpoint.py.
 """
 
 import hashlib
