@@ -108,6 +108,11 @@ def history_with(run, accuracy):
     return history.to_csv(index=False)
 
 
+def copy_recorded(folder, copy):
+    """A copy of recorded runs as they were committed: without what `resnetlib report` adds."""
+    return shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("report.html"))
+
+
 def recorded_lite(seed=0):
     """The run of `lite` under `outputs/reference/` with this seed."""
     runs = (run for run in reference_runs() if run.record["variant"] == "lite")

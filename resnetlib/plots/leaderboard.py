@@ -349,8 +349,10 @@ def _label_points(
                 arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.7} if up else None,
             )
             text.get_window_extent()  # moves the name to its place
-            box = Text.get_window_extent(text)  # of the name alone, without the line to its point
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and box.y1 <= frame.y1
+            # Of the name alone, without the line to its point, and with some air beside it.
+            box = Text.get_window_extent(text).padded(3, 0)
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
+            inside &= frame.y0 <= box.y0 and box.y1 <= frame.y1
             if inside and not any(box.overlaps(other) for other in taken):
                 break
             if (side, up) != places[-1]:

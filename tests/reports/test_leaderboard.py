@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 from click.testing import CliRunner
-from conftest import PROJECT, TINY, history_with, recorded_lite
+from conftest import PROJECT, TINY, copy_recorded, history_with, recorded_lite
 
 from resnetlib import files, list_variants, load_experiment, train
 from resnetlib.analysis.significance import SeedStatistics, compare_recipes, compare_seeds
@@ -46,7 +46,9 @@ def copied(run, folder, variant=None, *, accuracy=None, record=None, **overrides
     shutil.copytree(
         run.path,
         folder,
-        ignore=shutil.ignore_patterns("figures", "*.npz", "*.safetensors", "*.ipynb"),
+        ignore=shutil.ignore_patterns(
+            "figures", "*.npz", "*.safetensors", "*.ipynb", "report.html"
+        ),
     )
     changed = {"seed": run.experiment.seed, "dataset": run.experiment.dataset} | overrides
     experiment = load_experiment(variant or run.experiment.variant, **changed)
@@ -497,13 +499,13 @@ def test_page_without_measured_networks_says_so(runs_of, tmp_path, open_page):
 def root(tmp_path_factory):
     """Recorded runs of CIFAR-10, real ones of the digits, copies, an unfinished one, damage."""
     root = tmp_path_factory.mktemp("outputs")
-    shutil.copytree(LITE, root / "reference" / "lite")
+    copy_recorded(LITE, root / "reference" / "lite")
     for seed in (0, 1):
         train(load_experiment("lite", **TINY, epochs=1, seed=seed, output_root=root))
     lite = recorded_lite()
     stopped = {"status": "interrupted", "artifacts": {}}
     copied(lite, root / "stopped here" / "run", seed=9, record=stopped)
-    shutil.copytree(LITE, root / "a friend's" / "lite")
+    copy_recorded(LITE, root / "a friend's" / "lite")
     title = copied(lite, root / "titled", epochs=41)
     text = (title.path / "experiment.yaml").read_text()
     text = text.replace("Lite (small) ResNet", "<script>alert(1)</script>")

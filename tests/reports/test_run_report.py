@@ -6,7 +6,7 @@ import shutil
 import nbformat
 import papermill
 import pytest
-from conftest import NOTEBOOKS, TINY, recorded_lite, rewrite
+from conftest import NOTEBOOKS, TINY, copy_recorded, recorded_lite, rewrite
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from resnetlib import files, load_run, train
@@ -41,7 +41,7 @@ def executed(tmp_path_factory):
 def recorded(tmp_path):
     """A recorded run of `lite` on CIFAR-10, copied so that it may be changed."""
     run = recorded_lite()
-    return load_run(shutil.copytree(run.path, tmp_path / run.path.name))
+    return load_run(copy_recorded(run.path, tmp_path / run.path.name))
 
 
 def notebook_of(path, *cells):

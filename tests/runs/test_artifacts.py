@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import recorded_lite
+from conftest import copy_recorded, recorded_lite
 
 from resnetlib import files, load_run
 from resnetlib.runs.artifacts import redraw_figures
@@ -13,7 +13,7 @@ from resnetlib.runs.artifacts import redraw_figures
 @pytest.fixture
 def run(tmp_path):
     """A copy of a recorded run, its figures of other times: one is outdated, one was removed."""
-    shutil.copytree(recorded_lite().path, tmp_path / "run")
+    copy_recorded(recorded_lite().path, tmp_path / "run")
     (tmp_path / "run" / "figures" / "curves.png").write_bytes(b"outdated")
     (tmp_path / "run" / "figures" / "reliability.png").unlink()
     return load_run(tmp_path / "run")

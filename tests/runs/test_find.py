@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import PROJECT, history_with, recorded_lite, rewrite
+from conftest import PROJECT, copy_recorded, history_with, recorded_lite, rewrite
 
 from resnetlib import load_pretrained, load_run, train
 from resnetlib.errors import ConfigError, RunError
@@ -245,7 +245,7 @@ def test_find_run_is_not_disturbed_by_damaged_runs(run, outputs):
 @pytest.mark.slow
 def test_finished_runs_counts_copies_once(outputs, tmp_path):
     shutil.copytree(outputs("mine"), tmp_path / "outputs" / "copy")
-    shutil.copytree(recorded_lite().path, tmp_path / "outputs" / "from a friend")
+    copy_recorded(recorded_lite().path, tmp_path / "outputs" / "from a friend")
     paths = [run.path for run in finished_runs(outputs.root)]
     assert len(paths) == 1 + len(reference_runs())
     assert tmp_path / "outputs" / "from a friend" in paths

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from click.testing import CliRunner
-from conftest import recorded_lite, rewrite
+from conftest import copy_recorded, recorded_lite, rewrite
 
 from resnetlib import load_run
 from resnetlib.analysis.comparison import compare_runs
@@ -38,7 +38,7 @@ READERS = {  # what reads each file of a run
 def folder(tmp_path, monkeypatch):
     """A copy of a recorded run with an empty notebook; its leaderboard is without figures."""
     monkeypatch.setattr("resnetlib.reports.page._figures", lambda own: {})
-    folder = shutil.copytree(LITE, tmp_path / "outputs" / "lite" / LITE.name)
+    folder = copy_recorded(LITE, tmp_path / "outputs" / "lite" / LITE.name)
     nbformat.write(nbformat.v4.new_notebook(), folder / "notebook.ipynb")
     return folder
 
