@@ -180,8 +180,8 @@ def _resolve(name: str, known: set[str]) -> str:
     if found:
         raise ConfigError(f"{name!r} is ambiguous: write {' or '.join(map(repr, found))}")
     short = sorted({path.rpartition(".")[2] for path in known if not path.startswith("execution.")})
-    hint = _owner(name.rpartition(".")[2]) or closest_match(name, [*short, *known]) or "."
-    raise ConfigError(f"unknown parameter {shorten(name)}{hint} One of: {', '.join(short)}")
+    hint = _owner(name.rpartition(".")[2]) or closest_match(name, [*short, *known])
+    raise ConfigError(f"unknown parameter {shorten(name)}{hint or '. One of: ' + ', '.join(short)}")
 
 
 def _owner(key: str) -> str:

@@ -101,7 +101,7 @@ def test_override_text_as_papermill_passes_it():
 
 MISTAKES = [
     ("liet", {}, ["'liet'", "'lite'", "wide66"]),
-    ("lite", {"epoch": 3}, ["'epoch'", "'epochs'", "batch_size"]),
+    ("lite", {"epoch": 3}, ["'epoch'", "'epochs'"]),
     ("lite", {"name": "adam"}, ["recipe.optimizer.name", "recipe.schedule.name"]),
     ("lite", {"lr": -1}, ["recipe.optimizer.lr = -1", "greater than or equal to"]),
     ("lite", {"lr": float("nan")}, ["recipe.optimizer.lr = nan", "finite"]),
