@@ -29,34 +29,51 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 class Program(click.Group):
     """Prints a user's mistake in one line and exits with its status."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *args: Any, **settings: Any) -> Any:
         _open_closed_streams()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a console of cp437 has no –
                 stream.reconfigure(errors="replace")
-        try:
+        return super().main(*args, **settings)
+
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        with _explained():  # this prints the help
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _explained():
             return super().invoke(ctx)
-        except ConfigError as error:
-            raise Failure(str(error), 2) from None
-        except (UserError, BlockingIOError) as error:
-            raise Failure(str(error), 1) from None
-        except OSError as error:
-            if error.filename is None:  # the output's fault: it is full, or its reader has left
-                _discard_output()
-                raise Failure(f"the output cannot be written: {error.strerror}", 1) from None
-            raise Failure(f"{display_path(Path(error.filename))}: {error.strerror}", 1) from None
-        except KeyboardInterrupt as stop:
-            click.echo(str(stop) or "interrupted", err=True)
-            sys.exit(getattr(stop, "exit_code", 128 + signal.SIGINT))
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn a user's mistake, and an interrupt, into one line and an exit status."""
+    try:
+        yield
+    except ConfigError as error:
+        raise Failure(str(error), 2) from None
+    except (UserError, BlockingIOError) as error:
+        raise Failure(str(error), 1) from None
+    except OSError as error:
+        if error.filename is None:  # the output's fault: it is full, or its reader has left
+            _discard_output()
+            raise Failure(f"the output cannot be written: {error.strerror}", 1) from None
+        raise Failure(f"{display_path(Path(error.filename))}: {error.strerror}", 1) from None
+    except KeyboardInterrupt as stop:
+        click.echo(str(stop) or "interrupted", err=True)
+        sys.exit(getattr(stop, "exit_code", 128 + signal.SIGINT))
 
 
 def _open_closed_streams() -> None:
     """Open standard streams that the caller has closed: a kernel would use their numbers."""
-    for number in range(3):
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _discard_output() -> None:

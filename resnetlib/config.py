@@ -4,7 +4,6 @@ Everything here works without torch, so that a mistake is reported at once.
 """
 
 import re
-import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from .errors import ConfigError, closest_match, shorten
+from .errors import ConfigError, closest_match, print_line, shorten
 from .experiment import (
     TRAINING_IMAGES,
     Execution,
@@ -301,7 +300,8 @@ def _report_kind(
     if dropped:
         facts.append(f"{', '.join(dropped)} dropped")
     if facts:
-        print(f"{part.rpartition('.')[2]} {new['name']}: {'; '.join(facts)}", file=sys.stderr)
+        name = part.rpartition(".")[2]
+        print_line(f"{name} {new['name']}: {'; '.join(facts)}", to_stderr=True)
 
 
 def _report_scaled(before: Experiment, after: Experiment, scaled: Mapping[str, Any]) -> None:
@@ -313,7 +313,7 @@ def _report_scaled(before: Experiment, after: Experiment, scaled: Mapping[str, A
     epochs = ""
     if after.recipe.epochs < before.recipe.epochs:
         epochs = f"{after.recipe.epochs} of {before.recipe.epochs} epochs on "
-    print(f"scaled to {epochs}the digits: {settings}", file=sys.stderr)
+    print_line(f"scaled to {epochs}the digits: {settings}", to_stderr=True)
 
 
 def _value_at(tree: Any, path: str) -> Any:

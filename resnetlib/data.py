@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from . import files
-from .download import CIFAR10_MD5, damaged_file, find_cifar10, obtain_cifar10
-from .errors import ConfigError, DataError, closest_match
+from .download import CIFAR10_MD5, damaged_file, find_cifar10, obtain_cifar10, read_data
+from .errors import ConfigError, closest_match
 from .experiment import TRAINING_IMAGES as TRAINING_IMAGES  # also imported from here
 from .paths import display_path
 from .rng import derive_seed
@@ -185,14 +185,8 @@ def _load_cifar10(folder: Path) -> Dataset:
     )
 
 
-LARGEST_FILE = 2**25  # bytes; a file of CIFAR-10 has 31 million
-
-
 def _read_checked(folder: Path, name: str) -> dict[bytes, Any]:
-    try:
-        content = files.read_bytes(folder / name, LARGEST_FILE)
-    except OSError as error:
-        raise DataError(f"{folder / name} cannot be read: {error.strerror}") from None
+    content = read_data(folder / name)
     if (found := files.md5_of(content)) != CIFAR10_MD5[name]:
         raise damaged_file(folder / name, found)
     return files.unpickle_arrays(content)

@@ -9,7 +9,7 @@ from pathlib import Path
 import platformdirs
 
 from . import files
-from .errors import DataError
+from .errors import DataError, print_line
 from .paths import KAGGLE_INPUT, PROJECT, expand_home
 from .progress import bar
 
@@ -106,8 +106,19 @@ def check_cifar10(folder: Path) -> None:
 def damaged_files(folder: Path) -> Iterator[tuple[Path, str]]:
     """Each file that is not the published one, with the MD5 that it has."""
     for name, expected in CIFAR10_MD5.items():
-        if (found := files.md5(folder / name)) != expected:
+        if (found := files.md5_of(read_data(folder / name))) != expected:
             yield folder / name, found
+
+
+LARGEST_FILE = 2**25  # bytes; a file of CIFAR-10 has 31 million
+
+
+def read_data(path: Path) -> bytes:
+    """The content of one of the seven files. Raises `DataError` where it cannot be one of them."""
+    try:
+        return files.read_bytes(path, LARGEST_FILE)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def damaged_file(path: Path, found: str) -> DataError:
@@ -118,6 +129,12 @@ def damaged_file(path: Path, found: str) -> DataError:
 
 
 def _unpack(archive: Path, place: Path) -> Path:
+    size = archive.stat().st_size
+    if size > CIFAR10_ARCHIVE_BYTES:
+        raise DataError(
+            f"{archive} is damaged: it has {size:,} bytes instead of {CIFAR10_ARCHIVE_BYTES:,}; "
+            "delete it and run again"
+        )
     if (found := files.md5(archive)) != CIFAR10_ARCHIVE_MD5:
         raise DataError(
             f"{archive} is damaged: its MD5 is {found} instead of {CIFAR10_ARCHIVE_MD5}; "
@@ -139,7 +156,7 @@ def _download_cifar10(place: Path, searched: list[Path], addresses: Sequence[str
     archive = place / CIFAR10_ARCHIVE
     failures = []
     for address in addresses:
-        print(f"downloading CIFAR-10 (170 MB) from {address}", flush=True)
+        print_line(f"downloading CIFAR-10 (170 MB) from {address}")
         try:
             download_file(address, archive, CIFAR10_ARCHIVE_MD5, CIFAR10_ARCHIVE_BYTES)
         except (requests.RequestException, files.CorruptFile, OSError) as error:
@@ -181,6 +198,8 @@ def download_file(address: str, path: Path, md5: str, size: int) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
+    if part.is_file() and part.stat().st_size > size:
+        part.unlink()
     start = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"}  # the bytes of the compressed file itself
     if start:

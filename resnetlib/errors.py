@@ -2,7 +2,9 @@
 
 import difflib
 import signal
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -48,6 +50,12 @@ def shorten_line(text: str, length: int = 200) -> str:
     line = " ".join(text[: 4 * length].split())
     line = "".join(character if character.isprintable() else "?" for character in line)
     return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
+def print_line(text: str, *, to_stderr: bool = False) -> None:
+    """Print a line at once, unless the output is closed or full: that does not end any work."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 class DataError(UserError, RuntimeError):

@@ -8,15 +8,17 @@ import os
 import pickle
 import pickletools
 import stat
-import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import filelock
+
+from .errors import print_line
 
 
 class RunLocked(BlockingIOError):
@@ -145,15 +147,19 @@ def with_checksum(content: bytes) -> bytes:
     return sha256_of(content).encode() + b"\n" + content
 
 
+LARGEST_CHECKPOINT = 2**32  # bytes
+
+
 def read_checksummed(path: Path, expected: str | None = None) -> bytes:
     """The content of a file that `with_checksum` made.
 
     Raises `CorruptFile` if a single bit changed, or if the SHA-256 of the whole file is not the
     expected one, or if the path is not a regular file.
     """
-    if not path.is_file():
-        raise CorruptFile(f"{path} is not a regular file")
-    whole = path.read_bytes()
+    try:
+        whole = read_bytes(path, LARGEST_CHECKPOINT)
+    except OSError as error:
+        raise CorruptFile(f"{path}: {error.strerror}") from None
     checksum, _, content = whole.partition(b"\n")
     if sha256_of(content).encode() != checksum or expected not in (None, sha256_of(whole)):
         raise CorruptFile(f"{path} is damaged: its content does not match its checksum")
@@ -174,28 +180,43 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
     same machine and must be removed on another.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     held = _new_lock(path, timeout=-1 if wait else LOCK_SECONDS)
     is_file = isinstance(held, filelock.SoftFileLock)
     if is_file:
-        print(
+        print_line(
             f"{path.parent}: this file system has no locks; {Path(held.lock_file).name} marks the "
             "folder as in use",
-            file=sys.stderr,
+            to_stderr=True,
         )
     try:
         held.acquire(poll_interval=0.05)
     except filelock.Timeout:
         hint = f"; remove {held.lock_file} if that process no longer exists" if is_file else ""
-        raise RunLocked(f"{path.parent} is in use by another process{hint}") from None
+        raise RunLocked(
+            f"{path.parent} is in use by another process{_holder(path)}{hint}"
+        ) from None
     try:
         yield
     finally:
         held.release()
 
 
+def _holder(path: Path) -> str:
+    """The number of the process that holds a lock, as ` (1234)`, where Linux lists it."""
+    with suppress(OSError, IndexError):
+        inode = path.stat().st_ino
+        for line in Path("/proc/locks").read_text().splitlines():
+            _, kind, _, _, process, place, *_ = line.split()
+            if kind == "FLOCK" and place.endswith(f":{inode}"):
+                return f" ({process})"
+    return ""
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process holds the lock file; also true where that cannot be determined."""
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         return False
     probe = _new_lock(path, timeout=0)
     try:
@@ -392,5 +413,9 @@ def unpickle_tensors(content: bytes) -> Any:
     _check_archive(content)
     names = [(_read_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     known = [argparse.Namespace, (_ScalarType, "numpy.dtype"), *names]
-    with torch.serialization.safe_globals(known), _bounded_memory(2**30 + 3 * len(content)):
+    with (
+        warnings.catch_warnings(action="ignore"),  # on formats that torch then refuses
+        torch.serialization.safe_globals(known),
+        _bounded_memory(2**30 + 3 * len(content)),
+    ):
         return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")

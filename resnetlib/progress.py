@@ -3,11 +3,13 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from tqdm.auto import tqdm
+
+from .errors import print_line
 
 _quiet = False
 
@@ -40,7 +42,7 @@ def is_interactive() -> bool:
     loads its own module; papermill and nbconvert start kernels without any of these.
     """
     if "ipykernel" not in sys.modules:
-        return sys.stderr.isatty()
+        return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
     from IPython import get_ipython
 
     shell = get_ipython()
@@ -100,8 +102,7 @@ class EpochProgress:
         self.seconds += row["seconds"] if number else 0.0
         done = number - self.first_epoch + 1
         left = self.seconds / done * (self.epochs - number) if done and number else None
-        with suppress(OSError):  # a closed or full standard output must not end a training
-            print(epoch_line(row, self.epochs, left), flush=True)
+        print_line(epoch_line(row, self.epochs, left))
 
     def __exit__(
         self,

@@ -401,11 +401,34 @@ def test_consoles_of_any_encoding(tmp_path, encoding):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has it")
 def test_full_and_closed_output_are_one_line():
-    for redirection, exit_code in ((">/dev/full", 1), ("<&- >&-", 0)):
-        command = f"{sys.executable} -m resnetlib list {redirection}"
-        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-        assert done.returncode == exit_code
-        assert done.stderr in ("", "Error: the output cannot be written: No space left on device\n")
+    full = "Error: the output cannot be written: No space left on device\n"
+    shapes = {">/dev/full": (1, full), "<&- >&-": (0, ""), "<&- >&- 2>&-": (0, "")}
+    for words in ("list", "--help", "run --help"):
+        for redirection, expected in shapes.items():
+            command = f"{sys.executable} -m resnetlib {words} {redirection}"
+            done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stderr) == expected
+
+
+def test_closed_streams_are_open_in_child_processes():
+    """A kernel whose standard output is closed dies."""
+    child = "import os; [os.fstat(number) for number in range(3)]"
+    program = (
+        "import subprocess, sys\nfrom resnetlib.cli import main\n"
+        "main(['list'], standalone_mode=False)\n"
+        "sys.stderr.isatty(), print()\n"
+        f"sys.exit(subprocess.call([sys.executable, '-c', {child!r}]))"
+    )
+    command = f'{sys.executable} -c "$PROGRAM" <&- >&- 2>&-'
+    done = subprocess.run(command, shell=True, check=False, env=os.environ | {"PROGRAM": program})
+    assert done.returncode == 0
+
+
+@pytest.mark.exhaustive
+def test_run_without_any_open_stream_is_complete(tmp_path):
+    command = " ".join(map(str, [PROGRAM, *words(tmp_path)]))
+    assert subprocess.run(f"{command} <&- >&- 2>&-", shell=True, check=False).returncode == 0
+    assert load_run(run_folder(tmp_path)).keeps("report.html")
 
 
 # Other commands ----------------------------------------------------------------------------------

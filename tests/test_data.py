@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 from resnetlib import data, download, files, load_dataset, load_experiment
 from resnetlib.cli import main
 from resnetlib.data import split_holdout
+from resnetlib.download import check_cifar10
 from resnetlib.errors import ConfigError, DataError
 
 
@@ -338,5 +339,13 @@ def test_data_that_is_too_large_is_not_read(small):
     folder = small.parent / download.CIFAR10_FOLDER
     with (folder / "test_batch").open("wb") as file:
         file.truncate(2**33)
-    with pytest.raises(DataError, match=r"test_batch cannot be read: it is larger than"):
-        data._read_checked(folder, "test_batch")
+    for read in (lambda: data._read_checked(folder, "test_batch"), lambda: check_cifar10(folder)):
+        with pytest.raises(DataError, match=r"test_batch cannot be read: it is larger than"):
+            read()
+
+
+def test_archive_that_is_too_large_is_not_read(small, tmp_path):
+    with small.open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(DataError, match="it has 8,589,934,592 bytes instead of 170,498,071"):
+        download._unpack(small, tmp_path)

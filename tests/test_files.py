@@ -79,11 +79,28 @@ def test_lock_is_refused_to_a_second_process(tmp_path):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     with files.lock(path):
-        assert "in use by another process" in second()
+        holder = f" ({os.getpid()})" if sys.platform == "linux" else ""
+        assert second().endswith(f"is in use by another process{holder}")
         assert files.is_locked(path)
     assert not files.is_locked(path)
     assert second() == "got it"
     assert not files.is_locked(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("kind", ["named pipe", "folder", "link"])
+def test_lock_refuses_what_is_not_a_file(tmp_path, kind):
+    path, other = tmp_path / ".lock", tmp_path / "other"
+    other.write_text("mine")
+    if kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(other)
+    assert not files.is_locked(path)
+    with pytest.raises(OSError, match="not a regular file"), files.lock(path):
+        pass
+    assert other.read_text() == "mine"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows always has locks")

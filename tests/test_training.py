@@ -1135,6 +1135,21 @@ def test_train_refuses_a_link_out_of_the_output_folder(tiny, tmp_path):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "figures"])
+@pytest.mark.parametrize("is_named", [False, True])
+def test_train_refuses_a_link_in_the_run_folder(tiny, tmp_path, name, is_named):
+    experiment = tiny(fresh=True)
+    foreign = tmp_path / "elsewhere" / "epoch-00001-step-000000.pt"
+    foreign.parent.mkdir()
+    foreign.touch()
+    experiment.folder.mkdir(parents=True)
+    (experiment.folder / "run.json").touch()
+    (experiment.folder / name).symlink_to(foreign.parent)
+    with pytest.raises(ConfigError, match=f"{name} is a link"):
+        train(experiment, output=experiment.folder if is_named else None)
+    assert list(foreign.parent.iterdir()) == [foreign]
+
+
 @pytest.mark.slow
 def test_train_removes_temporary_files_of_a_killed_run(tiny):
     experiment = tiny()

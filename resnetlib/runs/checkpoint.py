@@ -5,6 +5,7 @@ import re
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ def save_checkpoint(
     recorded.pop(name, None)  # a damaged one, if any: the new one comes last
     recorded[name] = files.sha256_of(content)
     write_record(folder, record)
-    files.write_bytes(folder / "checkpoints" / name, content)
+    path = folder / "checkpoints" / name
+    with suppress(OSError):  # a folder of that name is removed if it is empty
+        path.rmdir()
+    files.write_bytes(path, content)
     for old in list(recorded)[:-CHECKPOINTS_KEPT]:
         (folder / "checkpoints" / old).unlink(missing_ok=True)
         del recorded[old]
@@ -58,8 +62,13 @@ def save_checkpoint(
 
 def checkpoint_checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every checkpoint file, by name, oldest first."""
+    return {path.name: files.sha256(path) for path in _existing(folder)}
+
+
+def _existing(folder: Path) -> list[Path]:
+    """The checkpoint files of a run, oldest first."""
     paths = sorted((folder / "checkpoints").glob(CHECKPOINTS))
-    return {path.name: files.sha256(path) for path in paths if path.is_file()}
+    return [path for path in paths if path.is_file()]
 
 
 def describe_saved(folder: Path) -> str:
@@ -72,10 +81,10 @@ def describe_saved(folder: Path) -> str:
 
 def last_position(folder: Path) -> str:
     """The position of the newest checkpoint, such as `epoch 3, step 20`; empty without any."""
-    names = sorted(path.name for path in (folder / "checkpoints").glob(CHECKPOINTS))
-    if not names:
+    paths = _existing(folder)
+    if not paths:
         return ""
-    epoch, step = map(int, re.findall(r"\d+", names[-1])[:2])
+    epoch, step = map(int, re.findall(r"\d+", paths[-1].name)[:2])
     return f"epoch {epoch}" if not step else f"epoch {epoch + 1}, step {step}"
 
 

@@ -10,7 +10,15 @@ from typing import Any
 from .. import files
 from ..data import TRAINING_IMAGES, Dataset, load_dataset
 from ..device import DeviceSettings, cpu_threads, resolve_device_settings
-from ..errors import ConfigError, Diverged, RunError, UserError, explain_interrupt
+from ..errors import (
+    ConfigError,
+    Diverged,
+    RunError,
+    UserError,
+    explain_interrupt,
+    print_line,
+    shorten_line,
+)
 from ..evaluation import Evaluation
 from ..experiment import Experiment, parse_duration
 from ..paths import display_path, output_folder
@@ -125,7 +133,7 @@ def _train_beside_drive(
         if is_done(drive):
             return load_run(drive)
         fetch_run(drive, local)
-    print(f"the run is made in {display_path(local)} and copied to {drive}", flush=True)
+    print_line(f"the run is made in {display_path(local)} and copied to {drive}")
     try:
         train(experiment, output=local, callbacks=[*callbacks, CopyToDrive(local, drive)])
     except BaseException:
@@ -150,6 +158,12 @@ def _run_folder(experiment: Experiment, output: str | Path | None) -> Path:
         raise ConfigError(
             f"{display_path(folder)} leads out of the output folder, to {folder.resolve()}"
         )
+    for name in ("checkpoints", "figures"):
+        if (folder / name).is_symlink():
+            raise ConfigError(
+                f"{display_path(folder)}/{name} is a link; a run keeps its files in its own "
+                "folder: remove the link"
+            )
     if folder.is_dir() and not (folder / "run.json").exists():
         others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         if others:
@@ -214,9 +228,9 @@ def _resume(
     try:
         training.load_state(state)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
         raise RunError(
-            f"the checkpoint is not of this run ({type(error).__name__}: {reason}); "
+            f"the checkpoint is not of this run ({type(error).__name__}: "
+            f"{shorten_line(str(error))}); "
             "`fresh: true` starts over"
         ) from error
     at = f"epoch {training.epochs_done} of {experiment.recipe.epochs}"
@@ -226,8 +240,7 @@ def _resume(
     record["inexact_resumes"] = before["inexact_resumes"]
     if differences:
         record["inexact_resumes"].append({"after": at, "differences": differences})
-    with suppress(OSError, ValueError):  # a closed or full output does not end a run
-        print(f"resuming after {at}", flush=True)
+    print_line(f"resuming after {at}")
 
 
 def _kept_checkpoints(folder: Path, before: dict[str, Any]) -> dict[str, str]:

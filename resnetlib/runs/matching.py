@@ -1,7 +1,6 @@
 """Read weights from another program safely, and find the place of each in a network."""
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from itertools import zip_longest
@@ -51,9 +50,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     is_safetensors = content[8:9] == b"{"  # a header in JSON, after its length
     read = safetensors.torch.load if is_safetensors else files.unpickle_tensors
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on formats that torch then refuses
-            state = read(content)
+        state = read(content)
     except Exception as error:  # of any parser, on a file that a stranger may have written
         raise DataError(f"{display_path(path)} {_reason(error)}") from None
     weights = _tidy_names(path, _state_dict(path, state))

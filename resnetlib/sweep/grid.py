@@ -4,12 +4,11 @@ import contextlib
 import io
 import itertools
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ..config import parse_value
-from ..errors import ConfigError, shorten
+from ..errors import ConfigError, print_line, shorten
 from ..experiment import Execution
 from ..size import check_size
 from .task import Task
@@ -111,4 +110,5 @@ def each_note_once() -> Iterator[None]:
         with contextlib.redirect_stderr(notes):
             yield
     finally:
-        sys.stderr.write("".join(dict.fromkeys(notes.getvalue().splitlines(keepends=True))))
+        for note in dict.fromkeys(notes.getvalue().splitlines()):
+            print_line(note, to_stderr=True)

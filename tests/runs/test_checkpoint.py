@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from resnetlib.runs.checkpoint import last_position, save_checkpoint
+
 pytestmark = pytest.mark.slow
 
 PARTS = 16  # of the exhaustive test, half a minute each
@@ -21,6 +23,14 @@ def killed_everywhere(part, parts):
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_save_checkpoint_replaces_an_empty_folder(tmp_path):
+    path = tmp_path / "checkpoints" / "epoch-00001-step-000000.pt"
+    path.mkdir(parents=True)
+    assert last_position(tmp_path) == ""
+    save_checkpoint(tmp_path, 1, 0, {}, {"checkpoints": {}})
+    assert path.is_file() and last_position(tmp_path) == "epoch 1"
 
 
 def test_resume_is_bit_exact_after_a_kill():
