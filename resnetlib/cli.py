@@ -17,10 +17,12 @@ from typing import Any
 import click
 
 from .config import parse_value
-from .errors import STOP_SIGNALS, ConfigError, UserError, stop_now
+from .errors import STOP_SIGNALS, ConfigError, UserError, shorten, shorten_line, stop_now
 from .experiment import DEFAULT_BUDGET
 from .paths import display_path, notebooks_folder, output_folder
 
+LONGEST_NAME = 200  # characters of a path in a message
+LONGEST_MISTAKE = 500  # characters of what click says of an argument
 LARGEST_MEMORY = 10_000  # GB, of one run of a sweep
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -50,6 +52,9 @@ def _explained() -> Iterator[None]:
     """Turn a user's mistake, and an interrupt, into one line and an exit status."""
     try:
         yield
+    except click.BadParameter as error:
+        error.message = shorten_line(error.message, LONGEST_MISTAKE)
+        raise
     except ConfigError as error:
         raise Failure(str(error), 2) from None
     except (UserError, BlockingIOError) as error:
@@ -58,7 +63,9 @@ def _explained() -> Iterator[None]:
         if error.filename is None:  # the output's fault: it is full, or its reader has left
             _discard_output()
             raise Failure(f"the output cannot be written: {error.strerror}", 1) from None
-        raise Failure(f"{display_path(Path(error.filename))}: {error.strerror}", 1) from None
+        name = display_path(Path(error.filename))
+        name = name if len(name) <= LONGEST_NAME else shorten(name)
+        raise Failure(f"{name}: {error.strerror}", 1) from None
     except KeyboardInterrupt as stop:
         click.echo(str(stop) or "interrupted", err=True)
         sys.exit(getattr(stop, "exit_code", 128 + signal.SIGINT))

@@ -10,7 +10,7 @@ import platformdirs
 
 from . import files
 from .errors import DataError, print_line
-from .paths import KAGGLE_INPUT, PROJECT, expand_home
+from .paths import KAGGLE_INPUT, PROJECT, display_path, expand_home
 from .progress import bar
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
@@ -71,7 +71,7 @@ def _incomplete(places: Sequence[Path]) -> str:
     for folder in (folder for place in places for folder in (place / CIFAR10_FOLDER, place)):
         missing = [name for name in CIFAR10_MD5 if not (folder / name).is_file()]
         if len(missing) < len(CIFAR10_MD5):
-            sentences.append(f"{folder} lacks {', '.join(missing)}.\n")
+            sentences.append(f"{display_path(folder)} lacks {', '.join(missing)}.\n")
     return "".join(sentences)
 
 
@@ -118,12 +118,12 @@ def read_data(path: Path) -> bytes:
     try:
         return files.read_bytes(path, LARGEST_FILE)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        raise DataError(f"{display_path(path)} cannot be read: {error.strerror}") from None
 
 
 def damaged_file(path: Path, found: str) -> DataError:
     return DataError(
-        f"{path} is damaged: its MD5 is {found} instead of {CIFAR10_MD5[path.name]}; "
+        f"{display_path(path)} is damaged: its MD5 is {found} instead of {CIFAR10_MD5[path.name]}; "
         "delete this file and run again"
     )
 
@@ -132,13 +132,13 @@ def _unpack(archive: Path, place: Path) -> Path:
     size = archive.stat().st_size
     if size > CIFAR10_ARCHIVE_BYTES:
         raise DataError(
-            f"{archive} is damaged: it has {size:,} bytes instead of {CIFAR10_ARCHIVE_BYTES:,}; "
-            "delete it and run again"
+            f"{display_path(archive)} is damaged: it has {size:,} bytes instead of "
+            f"{CIFAR10_ARCHIVE_BYTES:,}; delete it and run again"
         )
     if (found := files.md5(archive)) != CIFAR10_ARCHIVE_MD5:
         raise DataError(
-            f"{archive} is damaged: its MD5 is {found} instead of {CIFAR10_ARCHIVE_MD5}; "
-            "delete it and run again"
+            f"{display_path(archive)} is damaged: its MD5 is {found} instead of "
+            f"{CIFAR10_ARCHIVE_MD5}; delete it and run again"
         )
     folder = place / CIFAR10_FOLDER
     folder.mkdir(exist_ok=True)

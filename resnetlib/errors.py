@@ -45,10 +45,14 @@ def shorten(value: Any, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[: length - 20]}…{text[-19:]}"
 
 
+def printable(text: str) -> str:
+    """The text with a question mark for each character that a terminal cannot print."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def shorten_line(text: str, length: int = 200) -> str:
     """Text from a file or a parser as one printable line, its end left out where it is longer."""
-    line = " ".join(text[: 4 * length].split())
-    line = "".join(character if character.isprintable() else "?" for character in line)
+    line = printable(" ".join(text[: 4 * length].split()))
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 

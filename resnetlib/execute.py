@@ -14,7 +14,7 @@ from traitlets.config import Config
 from . import files
 from .errors import ConfigError, Interrupted, RunError
 from .experiment import Experiment
-from .paths import display_path, notebooks_folder
+from .paths import display_path, notebooks_folder, real_path
 from .progress import duration
 from .reports.run_report import write_report
 from .runs.checkpoint import describe_saved
@@ -120,7 +120,7 @@ def notebook_arguments(variant: str, parameters: Mapping[str, Any]) -> dict[str,
     arguments = {name: value for name, value in given.items() if name in named}
     overrides = {name: value for name, value in given.items() if name not in named}
     is_path = variant.endswith((".yaml", ".yml"))
-    arguments["variant"] = str(Path(variant).resolve()) if is_path else variant
+    arguments["variant"] = str(real_path(variant)) if is_path else variant
     return arguments | ({"overrides": overrides} if overrides else {})
 
 

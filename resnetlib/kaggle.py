@@ -70,15 +70,15 @@ def read_competition(path: str | Path) -> CompetitionTestSet:
     keys and strings may be bytes. Raises `DataError`, in one line, for anything else.
     """
     path = expand_home(path)
-    content = _unpickle(path)
+    content, file = _unpickle(path), display_path(path)
     if not isinstance(content, dict):
-        raise DataError(f"{path}: its content is {_kind(content)}; {EXPECTED}")
+        raise DataError(f"{file}: its content is {_kind(content)}; {EXPECTED}")
     content = {_text(key): value for key, value in content.items()}
     for key in ("data", "ids"):
         if key not in content:
             names = [shorten(name, 40) for name in list(content)[:LISTED_KEYS]]
             found = ", ".join(names + ["…"] * (len(content) > LISTED_KEYS)) or "none"
-            raise DataError(f"{path} has no key {key!r}; its keys: {found}; {EXPECTED}")
+            raise DataError(f"{file} has no key {key!r}; its keys: {found}; {EXPECTED}")
     images = _images(path, content["data"])
     return CompetitionTestSet(path, images, _ids(path, content["ids"], len(images)))
 
@@ -90,6 +90,7 @@ def _unpickle(path: Path) -> Any:
         raise DataError(f"{display_path(path)} cannot be read: {error.strerror}") from None
     except ValueError as error:  # a NUL in the path
         raise DataError(f"{shorten(str(path))} cannot be read: {error}") from None
+    file = display_path(path)
     try:
         files.check_pickle(content)
         return files.unpickle_arrays(content)
@@ -97,41 +98,43 @@ def _unpickle(path: Path) -> Any:
         reason = shorten_line(str(error)) or type(error).__name__
         if isinstance(error, ValueError):  # of pickletools or numpy, in terms of the format
             reason = "it is not a pickle, or is damaged"
-        raise DataError(f"{path}: {reason}; {EXPECTED}; unpack an archive first") from None
+        raise DataError(f"{file}: {reason}; {EXPECTED}; unpack an archive first") from None
 
 
 def _images(path: Path, data: Any) -> Tensor:
+    file = display_path(path)
     if not isinstance(data, np.ndarray):
-        raise DataError(f"{path}: data is {_kind(data)}; {EXPECTED}")
+        raise DataError(f"{file}: data is {_kind(data)}; {EXPECTED}")
     if data.shape[1:] != SHAPE or not len(data):
         raise DataError(
-            f"{path}: data has shape {data.shape}, expected (N, 32, 32, 3): height, width, channels"
+            f"{file}: data has shape {data.shape}, expected (N, 32, 32, 3): height, width, channels"
         )
     if data.dtype != np.uint8:
-        raise DataError(f"{path}: data is {data.dtype}, expected uint8 from 0 to 255")
+        raise DataError(f"{file}: data is {data.dtype}, expected uint8 from 0 to 255")
     return torch.from_numpy(np.array(data.transpose(0, 3, 1, 2), order="C"))  # always a copy
 
 
 def _ids(path: Path, ids: Any, images: int) -> tuple[str, ...]:
+    file = display_path(path)
     listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
     if not isinstance(listed, list | tuple):
-        raise DataError(f"{path}: ids is {_kind(ids)}; {EXPECTED}")
+        raise DataError(f"{file}: ids is {_kind(ids)}; {EXPECTED}")
     if len(listed) != images:
-        raise DataError(f"{path} has {images:,} images and {len(listed):,} ids")
+        raise DataError(f"{file} has {images:,} images and {len(listed):,} ids")
     rows: dict[str, int] = {}
     for row, value in enumerate(listed):
         text = _text(value)
         if not text:
             raise DataError(
-                f"{path}: ids[{row}] is {shorten(value)}, expected an integer or a string "
+                f"{file}: ids[{row}] is {shorten(value)}, expected an integer or a string "
                 f"of at most {ID_CHARACTERS} printable characters"
             )
         if FORMULA.match(text):
             raise DataError(
-                f"{path}: ids[{row}] is {shorten(text)}, which a spreadsheet takes for a formula"
+                f"{file}: ids[{row}] is {shorten(text)}, which a spreadsheet takes for a formula"
             )
         if text in rows:
-            raise DataError(f"{path}: the id {text!r} appears twice, at {rows[text]} and {row}")
+            raise DataError(f"{file}: the id {text!r} appears twice, at {rows[text]} and {row}")
         rows[text] = row
     return tuple(rows)
 
@@ -285,14 +288,20 @@ def submission_path(
     path = expand_home(output) if output else root / "submissions" / f"{'-'.join(parts)}.csv"
     if path.is_dir():
         raise ConfigError(f"output = {display_path(path)} is a folder; name a file in it")
-    if path.exists():
-        with path.open("rb") as there:
-            if there.readline().strip() != ",".join(HEADER).encode():
-                raise ConfigError(
-                    f"output = {display_path(path)} exists and is not a submission; "
-                    "name another file"
-                )
+    if path.exists() and not _is_submission(path):
+        raise ConfigError(
+            f"output = {display_path(path)} exists and is not a submission; name another file"
+        )
     return path
+
+
+def _is_submission(path: Path) -> bool:
+    """Whether the file begins with the header; a pipe or a device is not opened."""
+    if not path.is_file():
+        return False
+    header = ",".join(HEADER).encode()
+    with path.open("rb") as file:
+        return file.read(len(header) + 1).rstrip(b"\r\n") == header
 
 
 def write_submission(path: Path, ids: Sequence[str], labels: Tensor) -> None:
@@ -315,29 +324,30 @@ def check_submission(path: str | Path, ids: Sequence[str]) -> pd.DataFrame:
     Raises `DataError` that names what is wrong: header, first wrong row, or number of rows.
     """
     path = Path(path)
+    file = display_path(path)
     try:
         table = pd.read_csv(
             path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False
         )
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        raise DataError(f"{file} cannot be read: {error.strerror}") from None
     except ValueError as error:  # includes pandas' own errors and those of UTF-8
-        raise DataError(f"{path} is not a CSV file: {' '.join(str(error).split())}") from None
+        raise DataError(f"{file} is not a CSV file: {' '.join(str(error).split())}") from None
     header, *rows = table.to_numpy().tolist()
     if header != HEADER:
         raise DataError(
-            f"{path}: the header is {','.join(header)!r}, expected {','.join(HEADER)!r}"
+            f"{file}: the header is {','.join(header)!r}, expected {','.join(HEADER)!r}"
         )
     labels = [str(label) for label in range(NUM_CLASSES)]
     for number, ((found, label), expected) in enumerate(zip(rows, ids, strict=False), start=1):
         if found != expected:
-            raise DataError(f"{path}, row {number}: the id is {found!r}, expected {expected!r}")
+            raise DataError(f"{file}, row {number}: the id is {found!r}, expected {expected!r}")
         if label not in labels:
             raise DataError(
-                f"{path}, row {number}: the label is {label!r}, expected 0 to {NUM_CLASSES - 1}"
+                f"{file}, row {number}: the label is {label!r}, expected 0 to {NUM_CLASSES - 1}"
             )
     if len(rows) != len(ids):
-        raise DataError(f"{path} has {len(rows):,} rows, expected {len(ids):,}")
+        raise DataError(f"{file} has {len(rows):,} rows, expected {len(ids):,}")
     return pd.DataFrame(rows, columns=HEADER).astype({"Labels": int})
 
 

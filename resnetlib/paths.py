@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from .errors import ConfigError, shorten
+from .errors import ConfigError, printable, shorten
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent
@@ -55,10 +55,17 @@ def expand_home(path: str | Path) -> Path:
         raise ConfigError(f"{shorten(str(path))}: there is no such user") from None
 
 
+def real_path(path: str | Path) -> Path:
+    """The absolute path without links; of links that lead to each other, the first."""
+    return Path(os.path.realpath(path))  # `Path.resolve` raises an error for these
+
+
 def display_path(path: Path) -> str:
-    """The path relative to the project, the working directory or home."""
-    path = path.resolve()
+    """The path relative to the project, the working directory or home, in one printable line."""
+    path = real_path(path)
+    text = str(path)
     for base, prefix in ((PROJECT, ""), (Path.cwd(), ""), (Path.home(), "~/")):
         if path.is_relative_to(base):
-            return prefix + path.relative_to(base).as_posix()
-    return str(path)
+            text = prefix + path.relative_to(base).as_posix()
+            break
+    return printable(text)

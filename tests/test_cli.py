@@ -410,6 +410,16 @@ def test_full_and_closed_output_are_one_line():
             assert (done.returncode, done.stderr) == expected
 
 
+def test_long_argument_is_shortened():
+    for words in (
+        ["grade", "--budget", "9" * 5000, "."],
+        ["grade", "x" * 5000],
+        ["runs", "y" * 5000],
+    ):
+        done = invoke(*words)
+        assert done.exit_code in (1, 2) and len(done.stderr) < 700
+
+
 def test_closed_streams_are_open_in_child_processes():
     """A kernel whose standard output is closed dies."""
     child = "import os; [os.fstat(number) for number in range(3)]"

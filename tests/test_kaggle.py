@@ -357,6 +357,20 @@ def test_submit_refuses_to_replace_files_and_unknown_tta(
     assert notes.read_text() == "to keep"
 
 
+@pytest.mark.parametrize("kind", ["named pipe", "device", "large file"])
+def test_submission_path_reads_no_more_than_a_header(run, tmp_path, kind):
+    path = tmp_path / "submission.csv"
+    if kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**40)
+    with pytest.raises(ConfigError, match="exists and is not a submission"):
+        kaggle.submission_path(run, "test.pkl", output=path)
+
+
 def test_upload_command_names_file_run_and_views(run):
     assert kaggle.upload_command(PROJECT / "s.csv", run, "flip") == (
         'kaggle competitions submit -c COMPETITION -f "s.csv" -m "lite, seed 0, tta flip"'
@@ -440,6 +454,9 @@ def test_read_competition_refuses_what_is_not_a_file(tmp_path):
     for name, message in {"pipe": "regular", "zero": "regular", "sparse": "larger"}.items():
         with pytest.raises(DataError, match=f"{name} cannot be read: it is .*{message}"):
             kaggle.read_competition(tmp_path / name)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(DataError, match="loop cannot be read: Too many levels of symbolic links"):
+        kaggle.read_competition(tmp_path / "loop")
     with pytest.raises(DataError, match="null"):
         kaggle.read_competition("a\0b")
     with pytest.raises(ConfigError, match="no such user"):

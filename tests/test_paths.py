@@ -25,6 +25,13 @@ def test_host_is_known_by_its_kernel(nowhere, monkeypatch):
     assert paths.host() == "Kaggle"
 
 
+def test_display_path_is_one_printable_line(tmp_path):
+    assert paths.display_path(tmp_path / "a\nb\x1b[2J\udc80 模型") == f"{tmp_path}/a?b?[2J? 模型"
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert paths.display_path(loop / "run") == f"{loop}/run"
+
+
 def test_output_folder_on_kaggle_is_kept(nowhere, monkeypatch):
     assert paths.output_folder() == paths.PROJECT / "outputs"
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")

@@ -31,16 +31,20 @@ from .leaderboard import experiments, format_accuracy, own_recipes, results_tabl
 from .ranking import best_for_size, significantly_best, with_statistics, within_budget
 from .run_report import TEMPLATES
 
+TITLE = "All runs: which network is best for its size?"  # the same in pages of older versions
+
 
 def write_index(root: Path | None = None) -> Path:
     """Write `index.html` over all runs under `root` (default: `outputs/`) and return its path.
 
     It needs no network; its links to runs are relative, so that the folder can be moved. Raises
-    `RunError` when `root` is not a folder.
+    `RunError` when `root` is not a folder, or has another `index.html`.
     """
     root = output_folder(root)
     if not root.is_dir():
         raise RunError(f"{display_path(root)} is not a folder: give one that holds run folders")
+    path = root / "index.html"
+    _check_replaceable(path)
     runs, damaged = split_unreadable(find_runs(root))
     damaged |= {
         path.parent: "has no run.json"
@@ -70,15 +74,28 @@ def write_index(root: Path | None = None) -> Path:
             teams=_teams(runs),
             finished=sum(run.status == "done" for run in runs),
             newest=max(dates, default=""),
+            title=TITLE,
             damaged={path.relative_to(root).as_posix(): why for path, why in damaged.items()},
             budget=DEFAULT_BUDGET,
             alpha=ALPHA,
             caveat=RECIPE_CAVEAT,
         )
     )
-    path = root / "index.html"
     files.write_bytes(path, content.encode(errors="replace"))
     return path
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise `RunError` where the path has something else than an earlier leaderboard page."""
+    if not path.exists():
+        return
+    if path.is_file():
+        with path.open("rb") as file:
+            if f"<title>{TITLE}</title>".encode() in file.read(1000):
+                return
+    raise RunError(
+        f"{display_path(path)} is not a leaderboard page; rename it, or give another folder"
+    )
 
 
 def _environment() -> jinja2.Environment:

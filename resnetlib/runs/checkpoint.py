@@ -117,8 +117,8 @@ def load_checkpoint(
         return state
     if bad and expected:
         raise RunError(
-            f"all checkpoints under {folder} are damaged or not of this run ({', '.join(bad)}); "
-            "`fresh: true` starts the run over"
+            f"all checkpoints under {display_path(folder)} are damaged or not of this run "
+            f"({', '.join(bad)}); `fresh: true` starts the run over"
         )
     if bad:
         warnings.warn(

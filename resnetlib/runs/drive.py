@@ -16,7 +16,7 @@ import platformdirs
 
 from .. import files
 from ..errors import ConfigError
-from ..paths import display_path
+from ..paths import display_path, real_path
 from ..training import Callback, Trainer
 from .run import ARTIFACTS, PAGES, load_run
 from .run import CHECKPOINTS as CHECKPOINT_FILES
@@ -31,7 +31,7 @@ def local_folder(folder: Path) -> Path | None:
 
     Raises `ConfigError` where Drive is not mounted: the files would be lost.
     """
-    folder = folder.resolve()
+    folder = real_path(folder)
     if not folder.is_relative_to(DRIVE):
         return None
     if not (DRIVE / "MyDrive").is_dir():

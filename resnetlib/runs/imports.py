@@ -23,7 +23,7 @@ from ..paths import display_path, output_folder
 from ..resnet import build_model
 from ..size import check_size, measure_size, model_summary
 from .artifacts import imported_metrics, write_evaluation, write_figures
-from .lifecycle import start_over
+from .lifecycle import check_folder, start_over
 from .matching import COUNTERS, IN_ORDER, match_weights, read_weights
 from .record import artifact_checksums, make_folder, new_record, now, write_record
 from .run import Run, load_run
@@ -72,6 +72,10 @@ def import_weights(
     settings = replace(settings, precision=torch.float32, compiled=False)
     model = build_model(experiment.architecture)
     method = _load(model, path, experiment.variant)
+    checksum = files.sha256(path)
+    root = output_folder(experiment.execution.output_root)
+    folder = root / experiment.variant / f"{experiment.dataset}-imported-{checksum[:8]}"
+    _check_folder(folder, root)
     dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
     model.to(settings.device, memory_format=settings.memory_format)
     with cpu_threads(settings.threads), no_tf32():
@@ -87,7 +91,7 @@ def import_weights(
         evaluation = _evaluate(model, experiment, dataset, dataset.test)
     source = {
         "file": path.name.encode(errors="replace").decode(),
-        "sha256": files.sha256(path),
+        "sha256": checksum,
         "matched": method,
         "normalize_given": is_given,
         "training_images": len(labels),
@@ -101,10 +105,15 @@ def import_weights(
         ],
     }
     record = new_record(experiment, dataset, settings) | {"source": source}
-    folder = output_folder(experiment.execution.output_root) / experiment.variant
-    folder /= f"{experiment.dataset}-imported-{source['sha256'][:8]}"
     _write(folder, record, experiment, dataset, model, evaluation)
     return load_run(folder)
+
+
+def _check_folder(folder: Path, root: Path) -> None:
+    """Raise `ConfigError` where the folder holds other files than those of an import."""
+    check_folder(folder, root)
+    if (folder / "run.json").is_file() and "source" not in load_run(folder).record:
+        raise ConfigError(f"{display_path(folder)} holds another run; name another output_root")
 
 
 def _load(model: nn.Module, path: Path, variant: str) -> str:

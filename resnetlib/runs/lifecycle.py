@@ -21,7 +21,7 @@ from ..errors import (
 )
 from ..evaluation import Evaluation
 from ..experiment import Experiment, parse_duration
-from ..paths import display_path, output_folder
+from ..paths import display_path, output_folder, real_path
 from ..resnet import NUM_CLASSES
 from ..size import check_size, model_summary
 from ..training import Callback, Trainer, fit
@@ -153,11 +153,15 @@ def _train_beside_drive(
 def _run_folder(experiment: Experiment, output: str | Path | None) -> Path:
     """The folder to write to. Raises `ConfigError` where it holds, or leads to, other files."""
     folder = experiment.folder if output is None else Path(output)
-    root = output_folder(experiment.execution.output_root).resolve()
-    if output is None and root not in folder.resolve().parents:
-        raise ConfigError(
-            f"{display_path(folder)} leads out of the output folder, to {folder.resolve()}"
-        )
+    root = output_folder(experiment.execution.output_root) if output is None else None
+    check_folder(folder, root)
+    return folder
+
+
+def check_folder(folder: Path, root: Path | None) -> None:
+    """Raise `ConfigError` where a run folder holds other files, or leads out of `root`."""
+    if root and real_path(root) not in real_path(folder).parents:
+        raise ConfigError(f"{folder} leads out of the output folder, to {display_path(folder)}")
     for name in ("checkpoints", "figures"):
         if (folder / name).is_symlink():
             raise ConfigError(
@@ -172,7 +176,6 @@ def _run_folder(experiment: Experiment, output: str | Path | None) -> Path:
                 f"{display_path(folder)} is not a run folder (no run.json) and holds other files: "
                 f"{names}. Nothing was changed; name another folder"
             )
-    return folder
 
 
 def _previous_record(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
@@ -182,11 +185,12 @@ def _previous_record(folder: Path, experiment: Experiment) -> dict[str, Any] | N
     run = load_run(folder)
     record = run.record
     if run.is_imported:
-        raise ConfigError(f"{folder} holds imported weights; name another folder")
+        raise ConfigError(f"{display_path(folder)} holds imported weights; name another folder")
     if record["experiment"] != experiment.digest:
         raise ConfigError(
-            f"{folder} holds another experiment ({record['variant']}, {record['dataset']}, seed "
-            f"{record['seed']}); name another folder, or `fresh: true` to replace it"
+            f"{display_path(folder)} holds another experiment ({record['variant']}, "
+            f"{record['dataset']}, seed {record['seed']}); name another folder, or `fresh: true` "
+            "to replace it"
         )
     return record
 

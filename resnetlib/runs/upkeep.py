@@ -12,9 +12,11 @@ from pathlib import Path
 from statistics import fmean
 
 from .. import files
-from ..errors import UserError
+from ..errors import UserError, printable, shorten_line
 from ..progress import duration
 from .run import ARTIFACTS, CHECKPOINTS, FINISHED, PAGES, Run
+
+STATUS_CHARACTERS = 20  # displayed of a status, which a stranger may have written
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -23,7 +25,8 @@ def leftovers(folder: Path) -> list[Path]:
     if not (folder / "checkpoints").is_symlink():  # it may lead to another run's
         names.append(f"checkpoints/{CHECKPOINTS}")
     found = [path for name in names for path in files.temporaries(folder / name)]
-    return [*found, *folder.glob(".notebook-[0-9]*.ipynb")]  # hidden notebooks of older versions
+    found += folder.glob(".notebook-[0-9]*.ipynb")  # hidden notebooks of older versions
+    return [path for path in found if path.is_symlink() or not path.is_dir()]
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -70,14 +73,14 @@ def _every_run(root: Path) -> list[Run]:
 
 
 def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path != root else path.name
+    return printable(path.relative_to(root).as_posix() if path != root else path.name)
 
 
 def _state(run: Run) -> dict[str, str]:
     """Status, epochs done of all, and time left at the pace of the last five epochs."""
     state = {"status": "damaged", "epoch": "–", "time left": "–"}
     try:
-        state["status"] = run.status
+        state["status"] = shorten_line(run.status, STATUS_CHARACTERS)
         content = io.StringIO(run.read("history.csv").decode())
         seconds = [float(row["seconds"]) for row in csv.DictReader(content)][1:]
         epochs = run.experiment.recipe.epochs

@@ -1,6 +1,7 @@
 """The leaderboard page and the results table of the README."""
 
 import json
+import os
 import re
 import shutil
 import statistics
@@ -676,6 +677,21 @@ def test_teams_are_listed_by_claim_with_their_source(page):
     assert "97.80" in first.inner_text() and "best on test" in first.inner_text()
     address = first.locator("a").get_attribute("href")
     assert address == "https://github.com/yifeihsu/DL25_Course_Project"
+
+
+@pytest.mark.parametrize("kind", ["page", "folder", "named pipe"])
+def test_index_of_the_user_is_not_replaced(tmp_path, kind):
+    path = tmp_path / "index.html"
+    if kind == "page":
+        path.write_text("<html><title>My home page</title></html>")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    before = path.lstat()
+    with pytest.raises(RunError, match=r"index\.html is not a leaderboard page; rename it"):
+        write_index(tmp_path)
+    assert (path.lstat().st_mode, path.lstat().st_size) == (before.st_mode, before.st_size)
 
 
 def test_missing_folder_is_refused_and_not_created(tmp_path):

@@ -21,6 +21,7 @@ from resnetlib import (
 )
 from resnetlib.analysis.calibration import held_out
 from resnetlib.cli import main
+from resnetlib.config import apply_overrides
 from resnetlib.data import normalization
 from resnetlib.errors import ConfigError, DataError, RunError
 from resnetlib.reports.leaderboard import experiments, results_table
@@ -100,6 +101,29 @@ def imported(checkpoint, experiment):
     run = import_weights(checkpoint, experiment)
     write_report(run)
     return run
+
+
+def test_import_weights_refuses_a_folder_of_other_files(checkpoint, experiment, trained, tmp_path):
+    """Whatever is where the run folder would be stays as it is."""
+    name = f"digits-imported-{files.sha256(checkpoint)[:8]}"
+    folder = tmp_path / "lite" / name
+    elsewhere = apply_overrides(experiment, {"output_root": str(tmp_path)})
+
+    def refused(message):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with pytest.raises(ConfigError, match=message):
+            import_weights(checkpoint, elsewhere)
+        assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    folder.mkdir(parents=True)
+    (folder / "history.csv").write_text("mine")
+    refused("is not a run folder .* holds other files: history.csv")
+    shutil.rmtree(folder)
+    shutil.copytree(trained.path, folder)
+    refused("holds another run")
+    shutil.rmtree(folder)
+    folder.symlink_to(trained.path)
+    refused("leads out of the output folder")
 
 
 def test_import_weights_leaves_a_run_folder(imported, experiment, checkpoint, model, digits):

@@ -18,6 +18,7 @@ LEFT = [
     "notebook-7047.ipynb",  # of older versions
 ]
 KEPT = [".lock", ".run.json.mine", "notes.txt", ".notebook-mine.ipynb", "figures/.mine.png"]
+FOLDERS = [".run.json.abcdefgh", ".history.csv.abcdefgh", ".notebook-1.ipynb"]  # of the user's own
 
 
 @pytest.fixture
@@ -39,6 +40,8 @@ def root(tmp_path):
         (killed / folder / f".{name}").touch()
     for name in KEPT:
         (killed / name).touch()
+    for name in FOLDERS:
+        (killed / name).mkdir()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "run.json").write_text("[" * 100_000)
     return tmp_path
@@ -74,12 +77,26 @@ def test_runs_command_lists_every_run(root, tmp_path):
     assert "no runs under" in invoke("runs", tmp_path / "none").stdout
 
 
+def test_runs_command_prints_nothing_but_text(tmp_path):
+    """Names and records may be a stranger's: no escape sequence reaches the terminal."""
+    for name, status in {
+        "a\nb": "done",
+        "x\x1b[2J": "done\n\x1b[2J",
+        "long": "d" * 100_000,
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"status": status}))
+    printed = invoke("runs", tmp_path).stdout
+    assert len(printed.splitlines()) == 4 and len(printed) < 400
+    assert all(line.isprintable() for line in printed.splitlines())
+
+
 def test_leftovers_are_all_that_a_killed_process_leaves(root):
     killed = root / "lite" / "killed"
     assert len(leftovers(killed)) == len(LEFT)
     remove_leftovers(killed)
     assert leftovers(killed) == []
-    assert all((killed / name).exists() for name in KEPT)
+    assert all((killed / name).exists() for name in (*KEPT, *FOLDERS))
     assert len(list((killed / "checkpoints").iterdir())) == 2
 
 
