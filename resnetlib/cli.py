@@ -171,8 +171,8 @@ def run_command(
     if dry_run:
         from .execute import describe_plan
 
-        click.echo(experiment.to_yaml())
         plan = describe_plan(experiment)
+        click.echo(experiment.to_yaml())
         width = max(map(len, plan)) + 2
         for name, value in plan.items():
             click.echo(f"{name + ':':{width}}{value}")

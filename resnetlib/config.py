@@ -179,7 +179,9 @@ def _resolve(name: str, known: set[str]) -> str:
     if found:
         raise ConfigError(f"{name!r} is ambiguous: write {' or '.join(map(repr, found))}")
     short = sorted({path.rpartition(".")[2] for path in known if not path.startswith("execution.")})
-    hint = _owner(name.rpartition(".")[2]) or closest_match(name, [*short, *known])
+    key = name.rpartition(".")[2]
+    hint = "" if key in short else _owner(key)
+    hint = hint or closest_match(name, [*short, *known])
     raise ConfigError(f"unknown parameter {shorten(name)}{hint or '. One of: ' + ', '.join(short)}")
 
 
@@ -419,6 +421,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
         message = "should be a whole number"
     elif kind.startswith("float_"):
         message = "should be a number"
+    elif kind.startswith("bool_"):
+        message = "give true or false"
     allowed = context.get("expected", context.get("expected_tags"))
     if allowed:
         key, value = (f"{key}.name", context["tag"]) if "tag" in context else (key, value)

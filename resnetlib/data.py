@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import files
 from .download import CIFAR10_MD5, damaged_file, find_cifar10, obtain_cifar10, read_data
-from .errors import ConfigError, closest_match
+from .errors import ConfigError, closest_match, shorten
 from .experiment import TRAINING_IMAGES as TRAINING_IMAGES  # also imported from here
 from .paths import display_path
 from .rng import derive_seed
@@ -108,10 +108,9 @@ def load_dataset(name: str, root: str | os.PathLike | None = None) -> Dataset:
 
     Raises `ConfigError` for an unknown name, `DataError` for data that are damaged or unavailable.
     """
-    if name not in DATASETS:
-        raise ConfigError(
-            f"unknown dataset {name!r}{closest_match(name, DATASETS)} One of: {', '.join(DATASETS)}"
-        )
+    if not isinstance(name, str) or name not in DATASETS:
+        hint = closest_match(str(name), DATASETS)
+        raise ConfigError(f"unknown dataset {shorten(name)}{hint} One of: {', '.join(DATASETS)}")
     folder = (find_cifar10(root) or obtain_cifar10(root)) if name == "cifar10" else None
     key = (name, *_file_states(folder)) if folder else (name,)
     dataset = _last_dataset.get(key)

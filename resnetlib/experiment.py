@@ -94,6 +94,13 @@ class Execution(Model):
     # Time such as 90m, 11h or 1h30m after which the run is saved and stops; the exit code is then 4
     stop_after: Annotated[str | None, BeforeValidator(_check_duration)] = None
 
+    @field_validator("data_root", "output_root", mode="before")
+    @classmethod
+    def _named_path(cls, path: Any) -> Any:
+        if isinstance(path, str) and not path.strip():
+            raise ValueError("give a folder, such as . for this one")
+        return path
+
     @field_validator("data_root", "output_root")
     @classmethod
     def _usable_path(cls, path: Path | None) -> Path | None:

@@ -57,7 +57,10 @@ def expand_home(path: str | Path) -> Path:
 
 def real_path(path: str | Path) -> Path:
     """The absolute path without links; of links that lead to each other, the first."""
-    return Path(os.path.realpath(path))  # `Path.resolve` raises an error for these
+    try:
+        return Path(os.path.realpath(path))  # `Path.resolve` raises an error for these
+    except ValueError:  # no path has a NUL character
+        return Path(path).absolute()
 
 
 def display_path(path: Path) -> str:

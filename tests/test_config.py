@@ -185,6 +185,9 @@ MISTAKES = [
     ("lite", {"variant": "se"}, ["the variant is the first argument"]),
     ("lite", {"lookahead": "yes"}, ["recipe.lookahead = 'yes'", "mapping"]),
     ("lite", {"budget": "lots"}, ["budget = 'lots'"]),
+    ("lite", {"output_root": " "}, ["execution.output_root = ' '", "give a folder"]),
+    ("lite", {"keep_checkpoints": 2}, ["execution.keep_checkpoints = 2", "give true or false"]),
+    ("lite", {"recipe..lr": 1}, ["unknown parameter 'recipe..lr'; did you mean"]),
     ("lite", {"momentum": 0, "nesterov": True}, ["nesterov", "momentum"]),
 ]
 

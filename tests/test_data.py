@@ -78,6 +78,8 @@ def test_normalization_of_a_recipe(digits, normalize, mean, std):
 def test_load_dataset_unknown_names_nearest():
     with pytest.raises(ConfigError, match=r"'cifar'; did you mean 'cifar10'"):
         load_dataset("cifar")
+    with pytest.raises(ConfigError, match=r"unknown dataset \['cifar10'\]; did you mean 'cifar10'"):
+        load_dataset(["cifar10"])
 
 
 def test_load_dataset_reads_once(monkeypatch):

@@ -33,7 +33,7 @@ from resnetlib import (
 from resnetlib import training as training_module
 from resnetlib.config import apply_overrides, override_paths
 from resnetlib.device import DeviceSettings
-from resnetlib.errors import ConfigError, Diverged, OutOfTime, RunError
+from resnetlib.errors import ConfigError, Diverged, OutOfTime, RunError, UserError
 from resnetlib.rng import generator
 from resnetlib.runs import artifacts, checkpoint, lifecycle
 from resnetlib.schema import DEFAULT_LR, Clip
@@ -462,6 +462,22 @@ def test_train_refuses_before_data_are_read(variant, overrides, message, tmp_pat
     with pytest.raises(ConfigError, match=message):
         train(load_experiment(variant, output_root=tmp_path, **overrides))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("output", ["a\0b", "x" * 300, "x" * 5000, "/dev/null", "loop/x", "file/x"])
+def test_train_refuses_an_unusable_folder(tiny, tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as caught:
+        train(tiny(), output=output)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_train_needs_an_experiment():
+    with pytest.raises(ConfigError, match=r"experiment = 'lite': give one, such as load_exp"):
+        train("lite")
 
 
 # Stopped and resumed -----------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def load_pretrained(variant: str) -> "nn.Module":
     reason = (
         "has no recorded weights"
         if variant in known
-        else f"is unknown{closest_match(variant, known)}"
+        else f"is unknown{closest_match(str(variant), known)}"
     )
     names = sorted({run.record["variant"] for run in recorded})
     raise ConfigError(

@@ -17,6 +17,7 @@ from ..errors import (
     UserError,
     explain_interrupt,
     print_line,
+    shorten,
     shorten_line,
 )
 from ..evaluation import Evaluation
@@ -86,6 +87,10 @@ def train(
         RunError: the run cannot be resumed or continued; the message says what to do.
         Diverged: loss, gradients or weights are no longer finite.
     """
+    if not isinstance(experiment, Experiment):
+        raise ConfigError(
+            f"experiment = {shorten(experiment)}: give one, such as load_experiment('lite')"
+        )
     settings = check_experiment(experiment)
     folder = experiment.folder if output is None else Path(output)
     if local := local_folder(folder):
@@ -154,7 +159,10 @@ def _run_folder(experiment: Experiment, output: str | Path | None) -> Path:
     """The folder to write to. Raises `ConfigError` where it holds, or leads to, other files."""
     folder = experiment.folder if output is None else Path(output)
     root = output_folder(experiment.execution.output_root) if output is None else None
-    check_folder(folder, root)
+    try:
+        check_folder(folder, root)
+    except OSError as error:  # such as a name that is too long
+        raise ConfigError(f"{shorten(str(folder))}: {error.strerror}") from None
     return folder
 
 

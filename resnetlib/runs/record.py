@@ -42,6 +42,8 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         reason = f"{display_path(Path(error.filename))}: {error.strerror}"
         raise RunError(f"the run folder cannot be created ({reason})") from None
+    except ValueError:
+        raise RunError(f"the run folder cannot be created ({str(folder)!r}: NUL in it)") from None
 
 
 def fingerprint(

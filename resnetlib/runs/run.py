@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..config import known_variants, load_experiment
-from ..errors import RunError, shorten_line
+from ..errors import RunError, shorten, shorten_line
 from ..experiment import Experiment
 from ..paths import display_path
 
@@ -274,7 +274,11 @@ class Run:
 def load_run(path: str | Path) -> Run:
     """Read a run folder. Raises `RunError` when the path is not one."""
     path = Path(path)
-    if not (path / "run.json").is_file():
+    try:
+        is_run = (path / "run.json").is_file()
+    except OSError as error:
+        raise RunError(f"{shorten(str(path))} cannot be read: {error.strerror}") from None
+    if not is_run:
         raise RunError(f"{display_path(path)} is not a run folder: it has no run.json")
     return Run(path)
 

@@ -50,6 +50,10 @@ def test_record_describes_the_environment(run):
 def test_load_run_refuses_another_folder(tmp_path):
     with pytest.raises(RunError, match=r"run\.json"):
         load_run(tmp_path)
+    for name in ("a\0b", "x" * 5000, "/dev/null"):
+        with pytest.raises(RunError) as caught:
+            load_run(name)
+        assert len(str(caught.value)) < 200
 
 
 def test_headline_has_accuracy_interval_and_seed(run):
@@ -126,6 +130,8 @@ def test_load_pretrained_names_what_is_recorded(monkeypatch):
             load_pretrained("lite")
     with pytest.raises(ConfigError, match=r"'liet' is unknown; did you mean 'lite'"):
         load_pretrained("liet")
+    with pytest.raises(ConfigError, match="None is unknown"):
+        load_pretrained(None)
 
 
 def test_reference_runs_hold_no_absolute_path():
