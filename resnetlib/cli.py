@@ -24,6 +24,8 @@ from .paths import display_path, notebooks_folder, output_folder
 LONGEST_NAME = 200  # characters of a path in a message
 LONGEST_MISTAKE = 500  # characters of what click says of an argument
 LARGEST_MEMORY = 10_000  # GB, of one run of a sweep
+MOST_GPUS = 100  # of one run of a sweep
+MOST_TRIALS = 10_000  # of a search, like the runs of a grid
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -43,7 +45,7 @@ class Program(click.Group):
             return super().make_context(*args, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _explained():
+        with _explained(), _interruptible():
             return super().invoke(ctx)
 
 
@@ -66,9 +68,19 @@ def _explained() -> Iterator[None]:
         name = display_path(Path(error.filename))
         name = name if len(name) <= LONGEST_NAME else shorten(name)
         raise Failure(f"{name}: {error.strerror}", 1) from None
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, ImportError) as error:
+        stop = _interrupt_in(error)
+        if stop is None:
+            raise
         click.echo(str(stop) or "interrupted", err=True)
         sys.exit(getattr(stop, "exit_code", 128 + signal.SIGINT))
+
+
+def _interrupt_in(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt that the error is, or that it came from: compiled modules hide one."""
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _open_closed_streams() -> None:
@@ -178,16 +190,15 @@ def run_command(
             click.echo(f"{name + ':':{width}}{value}")
         return
 
-    with _interruptible():
-        if attached:
-            from .sweep.process import end_with_stdin
+    if attached:
+        from .sweep.process import end_with_stdin
 
-            end_with_stdin()
-        from . import progress
-        from .execute import notebook_arguments, run_experiment
+        end_with_stdin()
+    from . import progress
+    from .execute import notebook_arguments, run_experiment
 
-        with progress.quiet() if quiet else contextlib.nullcontext():
-            run = run_experiment(experiment, notebook_arguments(variant, values))
+    with progress.quiet() if quiet else contextlib.nullcontext():
+        run = run_experiment(experiment, notebook_arguments(variant, values))
     click.echo(run.headline)
     click.echo(f"report: {display_path(run.path / 'report.html')}")
 
@@ -246,7 +257,11 @@ def _values(parameters: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
     help="Search a parameter: 'lr=log(0.01,0.3)', 'dropout=linear(0,0.5)', 'epochs=int(5,9)' or "
     "'optimizer=choice(sgd,adam)'; may be repeated.",
 )
-@click.option("--trials", type=click.IntRange(1), help="Trials of the search, all calls together.")
+@click.option(
+    "--trials",
+    type=click.IntRange(1, MOST_TRIALS),
+    help="Trials of the search, all calls together.",
+)
 @click.option("--save", metavar="NAME", help="Write the best trial as the new variant NAME.")
 @click.option(
     "--slurm",
@@ -294,6 +309,8 @@ def sweep_command(
 
     if not memory < LARGEST_MEMORY:  # not a number included
         raise ConfigError(f"--memory {memory:g}: give less than {LARGEST_MEMORY:,} GB")
+    if gpus is not None and not gpus <= MOST_GPUS:
+        raise ConfigError(f"--gpus {gpus:g}: give at most {MOST_GPUS}")
     if ranges and (slurm or dry_run):
         raise ConfigError("--search excludes --slurm and --dry-run")
     if (trials or save) and not ranges:
@@ -301,19 +318,18 @@ def sweep_command(
     if ranges and not trials:
         raise ConfigError("a search needs --trials N")
     place = command.Place(at_once, gpus, memory, address)
-    with _interruptible():
-        if ranges:
-            code = command.sweep_search(
-                variants, parameters, place, ranges=ranges, trials=trials, save=save
-            )
-        elif dry_run:
-            click.echo(command.plan_table(expand_grid(variants, parameters)))
-            code = 0
-        elif slurm:
-            click.echo(command.write_slurm(variants, parameters, place, slurm))
-            code = 0
-        else:
-            code = command.sweep_grid(variants, parameters, place)
+    if ranges:
+        code = command.sweep_search(
+            variants, parameters, place, ranges=ranges, trials=trials, save=save
+        )
+    elif dry_run:
+        click.echo(command.plan_table(expand_grid(variants, parameters)))
+        code = 0
+    elif slurm:
+        click.echo(command.write_slurm(variants, parameters, place, slurm))
+        code = 0
+    else:
+        code = command.sweep_grid(variants, parameters, place)
     sys.exit(code)
 
 

@@ -120,6 +120,14 @@ def read_bytes(path: Path, largest: int = LARGEST_FILE) -> bytes:
         return file.read(largest)
 
 
+def read_head(path: Path, size: int) -> bytes:
+    """The first bytes of a regular file; of anything else, which is not opened, none."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(size)
+
+
 def sha256(path: Path) -> str:
     return _hexdigest(path, "sha256")
 

@@ -288,20 +288,13 @@ def submission_path(
     path = expand_home(output) if output else root / "submissions" / f"{'-'.join(parts)}.csv"
     if path.is_dir():
         raise ConfigError(f"output = {display_path(path)} is a folder; name a file in it")
-    if path.exists() and not _is_submission(path):
+    header = ",".join(HEADER).encode()
+    begin = files.read_head(path, len(header) + 1)
+    if path.exists() and begin.rstrip(b"\r\n") != header:
         raise ConfigError(
             f"output = {display_path(path)} exists and is not a submission; name another file"
         )
     return path
-
-
-def _is_submission(path: Path) -> bool:
-    """Whether the file begins with the header; a pipe or a device is not opened."""
-    if not path.is_file():
-        return False
-    header = ",".join(HEADER).encode()
-    with path.open("rb") as file:
-        return file.read(len(header) + 1).rstrip(b"\r\n") == header
 
 
 def write_submission(path: Path, ids: Sequence[str], labels: Tensor) -> None:

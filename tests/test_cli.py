@@ -410,6 +410,32 @@ def test_full_and_closed_output_are_one_line():
             assert (done.returncode, done.stderr) == expected
 
 
+def test_interrupt_hidden_by_an_import_is_one_line(monkeypatch):
+    """A compiled module that is interrupted while it is imported raises an ImportError."""
+
+    def interrupted(*_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr("resnetlib.runs.upkeep.describe_runs", interrupted)
+    done = invoke("runs")
+    assert (done.exit_code, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_signal_ends_any_command_with_one_line(monkeypatch, name):
+    number = getattr(signal, name)
+    monkeypatch.setattr(
+        "resnetlib.runs.upkeep.describe_runs", lambda *_: os.kill(os.getpid(), number)
+    )
+    before = signal.getsignal(number)
+    done = invoke("runs")
+    assert (done.exit_code, done.stderr) == (128 + number, f"interrupted by {name}\n")
+    assert signal.getsignal(number) == before
+
+
 def test_long_argument_is_shortened():
     for words in (
         ["grade", "--budget", "9" * 5000, "."],

@@ -211,6 +211,16 @@ def test_read_bytes_refuses_what_may_not_end(tmp_path, kind):
         files.read_bytes(path, 4)
 
 
+def test_read_head_opens_regular_files_only(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_bytes(b"abc")
+    assert files.read_head(tmp_path / "file", 2) == b"ab"
+    assert [files.read_head(tmp_path / name, 2) for name in ("pipe", "loop", ".", "no")] == [
+        b""
+    ] * 4
+
+
 def test_read_json_refuses_deep_nesting(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 200_000)
     with pytest.raises(ValueError, match="nested too deeply"):

@@ -1151,6 +1151,22 @@ def test_train_refuses_a_link_out_of_the_output_folder(tiny, tmp_path):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.parametrize("kind", ["named pipe", "folder", "dangling link"])
+def test_train_keeps_results_without_a_record(tiny, tmp_path, kind):
+    """Where run.json is not a file, nobody knows whose results they are."""
+    record = tmp_path / "run.json"
+    (tmp_path / "metrics.json").write_text("{}")
+    if kind == "named pipe":
+        os.mkfifo(record)
+    elif kind == "folder":
+        record.mkdir()
+    else:
+        record.symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"is not a run folder \(no run.json\) and holds other"):
+        train(tiny(), output=tmp_path)
+    assert (tmp_path / "metrics.json").exists()
+
+
 @pytest.mark.parametrize("name", ["checkpoints", "figures"])
 @pytest.mark.parametrize("is_named", [False, True])
 def test_train_refuses_a_link_in_the_run_folder(tiny, tmp_path, name, is_named):

@@ -44,7 +44,10 @@ def write_index(root: Path | None = None) -> Path:
     if not root.is_dir():
         raise RunError(f"{display_path(root)} is not a folder: give one that holds run folders")
     path = root / "index.html"
-    _check_replaceable(path)
+    if path.exists() and f"<title>{TITLE}</title>".encode() not in files.read_head(path, 1000):
+        raise RunError(
+            f"{display_path(path)} is not a leaderboard page; rename it, or give another folder"
+        )
     runs, damaged = split_unreadable(find_runs(root))
     damaged |= {
         path.parent: "has no run.json"
@@ -83,19 +86,6 @@ def write_index(root: Path | None = None) -> Path:
     )
     files.write_bytes(path, content.encode(errors="replace"))
     return path
-
-
-def _check_replaceable(path: Path) -> None:
-    """Raise `RunError` where the path has something else than an earlier leaderboard page."""
-    if not path.exists():
-        return
-    if path.is_file():
-        with path.open("rb") as file:
-            if f"<title>{TITLE}</title>".encode() in file.read(1000):
-                return
-    raise RunError(
-        f"{display_path(path)} is not a leaderboard page; rename it, or give another folder"
-    )
 
 
 def _environment() -> jinja2.Environment:

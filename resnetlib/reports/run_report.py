@@ -174,9 +174,9 @@ def _figures_notebook(run: Run) -> NotebookNode:
     """In place of an executed notebook: the figures of imported weights, as they were recorded."""
     notebook = v4.new_notebook()
     for name, text in IMPORTED_FIGURES.items():
-        path = run.path / "figures" / f"{name}.png"
-        if path.is_file():
-            data = {"image/png": base64.b64encode(path.read_bytes()).decode()}
+        figure = f"figures/{name}.png"
+        if (run.path / figure).is_file():
+            data = {"image/png": base64.b64encode(run.read(figure)).decode()}
             image = v4.new_output("display_data", data)
             notebook.cells += [v4.new_markdown_cell(text), v4.new_code_cell(outputs=[image])]
     return notebook

@@ -176,7 +176,7 @@ def check_folder(folder: Path, root: Path | None) -> None:
                 f"{display_path(folder)}/{name} is a link; a run keeps its files in its own "
                 "folder: remove the link"
             )
-    if folder.is_dir() and not (folder / "run.json").exists():
+    if folder.is_dir() and not (folder / "run.json").is_file():
         others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         if others:
             names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")

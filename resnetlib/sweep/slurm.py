@@ -91,6 +91,6 @@ def format_time(seconds: float) -> str:
 
 def write_slurm_script(tasks: Sequence[Task], needs: Needs, file: Path) -> None:
     """Write the script. Raises `ConfigError` rather than replace another file."""
-    if file.exists() and "`resnetlib sweep --slurm`" not in file.read_text("utf-8", "replace"):
+    if file.exists() and b"`resnetlib sweep --slurm`" not in files.read_head(file, 1000):
         raise ConfigError(f"{display_path(file)} exists and is another file; name a new one")
     files.write_text(file, slurm_script(tasks, needs, file))

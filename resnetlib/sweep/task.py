@@ -1,8 +1,10 @@
 """One run of a sweep: its experiment, its command line, and its progress."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +12,12 @@ from typing import Any
 
 from .. import files
 from ..config import load_experiment, parse_value
+from ..errors import RunError
 from ..experiment import Execution, Experiment
-from ..runs.run import Run, load_run
+from ..runs.run import PAGES, Run, load_run
 from ..size import measure_size
+
+LARGEST_HISTORY = 2**28  # bytes; an epoch has a hundred
 
 
 @dataclass(eq=False)
@@ -41,19 +46,20 @@ class Task:
 
     @property
     def run(self) -> Run | None:
-        """The finished run; None while there is none."""
-        if not (self.folder / "run.json").is_file():
+        """The finished run; None while there is none, or where its folder is damaged."""
+        try:
+            run = load_run(self.folder)
+            is_same = run.record.get("experiment") == self.experiment.digest
+        except RunError:
             return None
-        run = load_run(self.folder)
-        is_same = run.record["experiment"] == self.experiment.digest
-        return run if is_same and run.record["status"] == "done" else None
+        return run if is_same and run.record["status"] == "done" and self.history() else None
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run is finished and has its report, unless it was trimmed."""
+        """Whether the run is finished and has its notebook and report, unless it was trimmed."""
         run = self.run
-        has_report = (self.folder / "report.html").is_file()
-        return run is not None and (has_report or "not_kept" in run.record)
+        has_pages = all((self.folder / name).is_file() for name in PAGES)
+        return run is not None and (has_pages or "not_kept" in run.record)
 
     @property
     def is_locked(self) -> bool:
@@ -62,7 +68,9 @@ class Task:
 
     @property
     def has_diverged(self) -> bool:
-        return load_run(self.folder).status == "diverged"
+        with suppress(RunError):  # its record is damaged
+            return load_run(self.folder).status == "diverged"
+        return False
 
     @property
     def score(self) -> str:
@@ -75,12 +83,15 @@ class Task:
         return self.experiment.recipe.epochs * measure_size(self.experiment.architecture).macs
 
     def history(self) -> list[dict[str, str]]:
-        """The rows saved so far, without row 0 (the untrained network)."""
-        path = self.folder / "history.csv"
-        if not path.is_file():
+        """The rows saved so far, without row 0 (the untrained network); none of a damaged file."""
+        try:
+            content = files.read_bytes(self.folder / "history.csv", LARGEST_HISTORY).decode()
+            rows = [row for row in csv.DictReader(io.StringIO(content)) if row["epoch"] != "0"]
+            for row in rows:
+                float(row[self.score])
+        except (OSError, LookupError, TypeError, ValueError, csv.Error):
             return []
-        with path.open(encoding="utf-8", newline="") as file:
-            return [row for row in csv.DictReader(file) if row["epoch"] != "0"]
+        return rows
 
     def words(self, **settings: Any) -> list[str]:
         """The arguments of `resnetlib run`; `settings` are added to the overrides."""

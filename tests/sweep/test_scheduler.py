@@ -50,12 +50,26 @@ def test_finished_runs_are_not_repeated(quick, capsys):
     assert (starts(first), starts(second)) == (1, 1)
 
 
+@pytest.mark.parametrize("content", [b"", b"x\n1\n", b"\xff\xfe", b"epoch,test_accuracy\n1,high\n"])
+def test_damaged_run_does_not_stop_the_others(quick, capsys, content):
+    first, second = quick(seed=0), quick(seed=1)
+    carry_out([first], local())
+    (first.folder / "run.json").write_text("{")
+    assert first.run is None and not first.has_diverged
+    carry_out([first], local())
+    (first.folder / "history.csv").write_bytes(content)
+    assert first.history() == [] and first.run is None
+    assert statuses(carry_out([first, second], local()))[1] == "done"
+
+
 def test_run_without_report_is_completed(quick):
     task = quick()
     carry_out([task], local())
     (task.folder / "report.html").unlink()
     carry_out([task], local())
     assert (task.folder / "report.html").exists() and starts(task) == 2
+    (task.folder / "notebook.ipynb").unlink()  # the run was killed before its notebook was executed
+    assert not task.is_complete
     (task.folder / "report.html").unlink()  # as of a recorded run that was trimmed
     files.write_json(task.folder / "run.json", task.run.record | {"not_kept": {"report": ""}})
     carry_out([task], local())
