@@ -17,7 +17,15 @@ from typing import Any
 import click
 
 from .config import parse_value
-from .errors import STOP_SIGNALS, ConfigError, UserError, shorten, shorten_line, stop_now
+from .errors import (
+    STOP_SIGNALS,
+    ConfigError,
+    UserError,
+    is_out_of_memory,
+    shorten,
+    shorten_line,
+    stop_now,
+)
 from .experiment import DEFAULT_BUDGET
 from .paths import display_path, notebooks_folder, output_folder
 
@@ -68,6 +76,10 @@ def _explained() -> Iterator[None]:
         name = display_path(Path(error.filename))
         name = name if len(name) <= LONGEST_NAME else shorten(name)
         raise Failure(f"{name}: {error.strerror}", 1) from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Failure("out of memory; a smaller network or batch_size may fit", 1) from None
     except (KeyboardInterrupt, ImportError) as error:
         stop = _interrupt_in(error)
         if stop is None:

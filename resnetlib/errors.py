@@ -1,6 +1,7 @@
 """Errors whose message is written for the user, and the parts that messages share."""
 
 import difflib
+import re
 import signal
 import sys
 from collections.abc import Iterable
@@ -60,6 +61,12 @@ def print_line(text: str, *, to_stderr: bool = False) -> None:
     """Print a line at once, unless the output is closed or full: that does not end any work."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python or torch, which has no error of its own for a CPU, lacked memory."""
+    messages = r"out of memory|allocate memory|memory object"
+    return isinstance(error, MemoryError) or bool(re.search(messages, str(error)))
 
 
 class DataError(UserError, RuntimeError):

@@ -316,6 +316,13 @@ def check_pickle(content: bytes) -> None:
         before = name
 
 
+def check_unpacked_size(content: bytes, largest: int) -> None:
+    """Refuse a zip file, such as .npz, that holds more bytes than these. Raises `ValueError`."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(part.file_size for part in archive.infolist()) > largest:
+            raise ValueError("it is too large when uncompressed")
+
+
 def pickle_arrays(content: Any) -> bytes:
     """What `unpickle_arrays` reads."""
     return pickle.dumps(content)

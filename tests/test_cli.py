@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -422,6 +423,14 @@ def test_interrupt_hidden_by_an_import_is_one_line(monkeypatch):
     monkeypatch.setattr("resnetlib.runs.upkeep.describe_runs", interrupted)
     done = invoke("runs")
     assert (done.exit_code, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError("can't allocate memory: 67108864")])
+def test_lack_of_memory_is_one_line(tmp_path, monkeypatch, error):
+    monkeypatch.setattr("resnetlib.execute.estimate_epoch_seconds", Mock(side_effect=error))
+    done = invoke(*words(tmp_path), "--dry-run")
+    assert done.exit_code == 1
+    assert done.stderr == "Error: out of memory; a smaller network or batch_size may fit\n"
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])

@@ -1236,6 +1236,12 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, monkeypatch, 
         assert run.record["error"] == f"RunError: {message}"
     resumed = train(experiment)
     assert outcome(resumed) == outcome(train(experiment, output=tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="finished run is still the"):
+        patch.setattr(os, "replace", full)
+        passed[:] = ["run.json"]  # which is the first file that a new start writes
+        name = "run.json"
+        train(apply_overrides(experiment, {"fresh": True}))
+    assert outcome(load_run(experiment.folder)) == outcome(resumed)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import io
 import json
 import stat
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .. import files
 from ..config import load_experiment
 from ..data import Dataset, load_dataset, normalization
 from ..device import EVALUATION_BATCH, choose_device, no_tf32
@@ -23,9 +23,9 @@ from ..errors import UserError, shorten_line
 from ..evaluation import Evaluation, evaluate
 from ..experiment import Experiment
 from ..resnet import ResNet
-from .run import WEIGHTS, parse_weights
+from .run import LARGEST_PREDICTIONS, WEIGHTS, parse_weights
 
-LARGEST_FILE = {WEIGHTS: 2**31, "predictions.npz": 2**26}  # bytes, when uncompressed
+LARGEST_FILE = {WEIGHTS: 2**31, "predictions.npz": LARGEST_PREDICTIONS}  # bytes
 LARGEST_OTHER_FILE = 2**28
 DETAIL_CHARACTERS = 300
 
@@ -203,9 +203,7 @@ def _read_table(path: Path) -> pd.DataFrame:
 def _read_predictions(path: Path) -> tuple[Evaluation, np.ndarray]:
     """The kept logits with labels and classes, and the kept predictions."""
     content = path.read_bytes()
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if sum(part.file_size for part in archive.infolist()) > LARGEST_FILE[path.name]:
-            raise ValueError("it is too large when uncompressed")
+    files.check_unpacked_size(content, LARGEST_PREDICTIONS)
     with np.load(io.BytesIO(content), allow_pickle=False) as kept:
         logits, labels, predictions, classes = (
             kept[name] for name in ("logits", "labels", "predictions", "classes")

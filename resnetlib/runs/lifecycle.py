@@ -1,6 +1,5 @@
 """`train`: start, resume or load the run of an experiment, and keep its record true."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -16,6 +15,7 @@ from ..errors import (
     RunError,
     UserError,
     explain_interrupt,
+    is_out_of_memory,
     print_line,
     shorten,
     shorten_line,
@@ -338,7 +338,7 @@ def _explained(experiment: Experiment, folder: Path) -> Iterator[None]:
         reason = error.strerror or error
         raise RunError(f"{display_path(path)}: {reason}. {_saved(folder)}") from error
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
+        if not is_out_of_memory(error):
             raise
         size = experiment.recipe.batch_size
         raise RunError(
@@ -347,11 +347,11 @@ def _explained(experiment: Experiment, folder: Path) -> Iterator[None]:
         ) from error
 
 
-OUT_OF_MEMORY = r"out of memory|allocate memory|memory object"  # in torch's messages
-
-
 def _saved(folder: Path) -> str:
     """What is safe after a failure, and what to do."""
+    with suppress(RunError):
+        if load_run(folder).status == "done":
+            return "The finished run is still there; the same call tries again"
     position = last_position(folder)
     if position:
         return f"The run is saved up to {position}; the same call resumes it"

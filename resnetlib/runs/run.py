@@ -37,6 +37,7 @@ ARTIFACTS = (
     "figures/reliability.png",
 )
 FINISHED = ("done", "imported")  # statuses whose artifacts are complete
+LARGEST_PREDICTIONS = 2**26  # bytes of predictions.npz, also when unpacked
 PAGES = ("report.html", "notebook.ipynb")  # made from a run; older records have no checksum of them
 CHECKPOINTS = "epoch-*.pt"  # names in the folder `checkpoints`
 COMPARED = (  # label, name in `published` and in metrics.json, scale
@@ -167,13 +168,15 @@ class Run:
 
         from ..evaluation import Evaluation
 
-        content = io.BytesIO(self.read("predictions.npz"))
-        with _named(self.path / "predictions.npz"), np.load(content) as kept:
-            return Evaluation(
-                torch.from_numpy(kept["logits"]),
-                torch.from_numpy(kept["labels"]),
-                tuple(kept["classes"].tolist()),
-            )
+        content = self.read("predictions.npz")
+        with _named(self.path / "predictions.npz"):
+            files.check_unpacked_size(content, LARGEST_PREDICTIONS)
+            with np.load(io.BytesIO(content)) as kept:
+                return Evaluation(
+                    torch.from_numpy(kept["logits"]),
+                    torch.from_numpy(kept["labels"]),
+                    tuple(kept["classes"].tolist()),
+                )
 
     @property
     def summary(self) -> str:

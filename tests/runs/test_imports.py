@@ -103,6 +103,14 @@ def imported(checkpoint, experiment):
     return run
 
 
+def test_report_shows_no_changed_figure(imported, tmp_path):
+    shutil.copytree(imported.path, tmp_path / "run")
+    figure = tmp_path / "run" / "figures" / "mistakes.png"
+    figure.write_bytes((tmp_path / "run" / "figures" / "reliability.png").read_bytes())
+    with pytest.raises(RunError, match=r"mistakes\.png is damaged: it is not what run\.json rec"):
+        write_report(load_run(tmp_path / "run"))
+
+
 def test_import_weights_refuses_a_folder_of_other_files(checkpoint, experiment, trained, tmp_path):
     """Whatever is where the run folder would be stays as it is."""
     name = f"digits-imported-{files.sha256(checkpoint)[:8]}"

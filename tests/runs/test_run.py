@@ -1,5 +1,6 @@
 """Reading a run folder: nothing that was changed after the run passes for its result."""
 
+import io
 import json
 import os
 import shutil
@@ -91,6 +92,14 @@ def test_damaged_file_is_named_in_one_line(folder, damage):
             (folder / name).unlink(missing_ok=True)
         )
         (folder / name).write_bytes(kept)
+
+
+def test_predictions_that_expand_are_refused(folder):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, logits=np.zeros((20_000_000, 2), np.float32))
+    rewrite(folder, "predictions.npz", buffer.getvalue())
+    with pytest.raises(RunError, match=r"predictions\.npz is damaged: it is too large when"):
+        _ = load_run(folder).evaluation
 
 
 def no_checksum(folder):
