@@ -2,7 +2,7 @@
 
     python benchmarks/reproduce.py published              # every published variant, with its seeds
     python benchmarks/reproduce.py published lite champion
-    python benchmarks/reproduce.py trials improved_sgd    # what its source leaves open
+    python benchmarks/reproduce.py trials improved_adam   # what its source leaves open
     python benchmarks/reproduce.py status                 # epochs done and estimated time left
     python benchmarks/reproduce.py keep                   # trim finished runs, evaluate weights
     python benchmarks/reproduce.py published --rehearse   # on digits, a few epochs, elsewhere
@@ -42,8 +42,6 @@ ORDER = ("adamw", "improved_adam", "improved_sgd", "wide66", "dropout", "se", "r
 SEEDS = {"lite": 5, "improved_sgd": 3, "improved_adam": 3, "champion": 3, "se": 2}
 # Settings to choose from, every combination, where a source leaves them open.
 TRIALS: dict[str, dict[str, list[Any]]] = {
-    "lite": {"lr": [0.05, 0.1, 0.2], "weight_decay": [1e-4, 5e-4]},
-    "improved_sgd": {"lr": [0.03, 0.1, 0.3], "weight_decay": [1e-4, 5e-4]},
     "improved_adam": {"lr": [3e-4, 1e-3, 3e-3], "weight_decay": [0.0, 1e-4]},
     "wide66": {"lr": [3e-4, 1e-3, 3e-3], "weight_decay": [0.0, 1e-4]},
     "champion": {"epochs": [60], "stochastic_depth": [0.0, 0.05, 0.1], "lr": [0.1, 0.2]},

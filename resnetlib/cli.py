@@ -128,7 +128,7 @@ def main() -> None:
 
     \b
     resnetlib list                          list the variants
-    resnetlib run lite -p dataset digits    train one, in a minute, and write its report
+    resnetlib run laptop -p dataset digits  train one, in a minute, and write its report
     resnetlib sweep lite -p seed 0..4       train it with five seeds
     resnetlib report                        put all runs on one page: outputs/index.html
     resnetlib runs                          list all runs, with time left and size on disk

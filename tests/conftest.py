@@ -41,7 +41,10 @@ GOLDEN = Path(__file__).parent / "golden"
 PAPERMILL = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar"]
 
 # One block of four channels: an epoch of the digits takes a tenth of a second.
-TINY = {"depths": [1], "widths": [4], "batch_size": 128, "dataset": "digits", "device": "cpu"}
+TINY = {
+    **{"depths": [1], "widths": [4], "batch_size": 128, "lr": 0.1, "augment": []},
+    **{"dataset": "digits", "device": "cpu"},
+}
 
 
 def run_papermill(*words, cwd, **settings):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PROJECT, recorded_lite
+from conftest import PROJECT, TINY, recorded_lite
 
 from resnetlib import kaggle, load_experiment, plots, train
 from resnetlib.errors import ConfigError, DataError
@@ -19,9 +19,9 @@ IDS = ("7", "3", "5")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Five epochs on the digits: well above chance."""
-    settings = {"dataset": "digits", "epochs": 5, "depths": [1], "widths": [8], "device": "cpu"}
+    settings = TINY | {"epochs": 5, "widths": [8], "batch_size": 64}
     root = tmp_path_factory.mktemp("outputs")
-    return train(load_experiment("lite", batch_size=64, output_root=root, **settings))
+    return train(load_experiment("lite", output_root=root, **settings))
 
 
 @pytest.fixture

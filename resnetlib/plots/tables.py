@@ -54,7 +54,7 @@ def _recorded(experiment: Experiment) -> str:
         for run in reference_runs()
         if run.record["variant"] == experiment.variant
         and run.record["dataset"] == experiment.dataset
-        and not run.record["overrides"].keys() - {"seed"}
+        and run.has_own_recipe
     ]
     accuracies = pd.Series([run.metrics["test_accuracy"] for run in runs])
     if accuracies.empty:

@@ -73,7 +73,8 @@ def results_table(
     rows = []
     for variant in list_variants() if variants is None else variants:
         own = load_experiment(variant)
-        rows.append(_row(own, [run for run in done if _is_run_of(own, run.record)]))
+        on_it = [run for run in done if run.record["variant"] == variant and run.has_own_recipe]
+        rows.append(_row(own, [run for run in on_it if run.record["dataset"] == own.dataset]))
     return rows
 
 
@@ -85,12 +86,6 @@ def own_recipes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def without_seed(experiment: Experiment) -> str:
     """The digest that runs of one experiment with different seeds have in common."""
     return experiment.model_copy(update={"seed": 0}).digest
-
-
-def _is_run_of(experiment: Experiment, record: Mapping[str, Any]) -> bool:
-    """Whether a run with this record repeats the experiment, with any seed."""
-    same_seed = experiment.model_copy(update={"seed": record["seed"]})
-    return record["experiment"] == same_seed.digest
 
 
 def _row(experiment: Experiment, done: list[Run]) -> dict[str, Any]:

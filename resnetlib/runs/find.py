@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 NEEDS = {"weights": WEIGHTS, "predictions": "predictions.npz"}  # what may be needed: its file
-# Overrides that leave a variant's own recipe what it is.
-NOT_RECIPE = {"seed", "dataset", "budget"}
 NUMBERS = ("test_accuracy", "test_images", "ece")
 LISTED_RUNS = 5  # in an error message
 
@@ -34,10 +32,10 @@ def find_run(
 ) -> Run:
     """The finished run that a folder, `variant/folder-name` or a variant means.
 
-    Among the runs of a variant its own recipe comes before overrides, the user's runs before
-    recorded ones, then the newest (of recorded ones the lowest seed). If nothing is wanted, it is
-    the user's newest run, else the recorded `lite`. Damaged runs are passed over. Imported weights
-    are meant by their folder only.
+    Among the runs of a variant those of its file as it is today come first, then the user's runs
+    before recorded ones, then the newest (of recorded ones the lowest seed). If nothing is wanted,
+    it is the user's newest run, else the recorded `lite`. Damaged runs are passed over. Imported
+    weights are meant by their folder only.
 
     Args:
         wanted: a run folder, from the working directory or the project; or `variant/folder-name`
@@ -58,7 +56,7 @@ def find_run(
     found = [run for run in runs if run.path.resolve() not in excluded]
     if wanted is not None:
         found = [run for run in found if run.record["variant"] == str(wanted)]
-        found.sort(key=lambda run: bool(run.record["overrides"].keys() - NOT_RECIPE))
+        found.sort(key=lambda run: not run.has_own_recipe)
     if found:
         return found[0]
     raise _nothing_found(wanted, output_root, runs, _conditions(dataset, needs, exclude))
@@ -137,7 +135,7 @@ def finished_runs(
 ) -> list[Run]:
     """All finished, undamaged runs: the user's, newest first, then the recorded ones.
 
-    Recorded runs are ordered by seed, those of `lite` first.
+    Of recorded runs those of `lite` come first, then own recipes before others, then low seeds.
 
     Args:
         output_root: as for `find_run`.
@@ -155,7 +153,7 @@ def finished_runs(
     own = [run for run in runs if not _is_recorded(run)]
     recorded = [run for run in runs if _is_recorded(run)]
     own.sort(key=lambda run: run.record.get("finished") or "", reverse=True)
-    recorded.sort(key=lambda run: (run.record["variant"] != "lite", run.record["seed"]))
+    recorded.sort(key=lambda run: (run.record["variant"] != "lite", *_recorded_order(run)))
     return [*own, *recorded]
 
 
@@ -193,10 +191,17 @@ def load_pretrained(variant: str) -> "nn.Module":
 
 
 def reference_runs() -> list[Run]:
-    """The undamaged recorded runs under `outputs/reference/`, by variant, data set and seed."""
+    """The undamaged recorded runs under `outputs/reference/`.
+
+    They are ordered by variant, its own recipe before others, data set and seed.
+    """
     readable, _ = split_unreadable(find_runs(_reference()))
     trained = [run for run in readable if not run.is_imported]
-    return sorted(trained, key=lambda run: [run.record[k] for k in ("variant", "dataset", "seed")])
+    return sorted(trained, key=lambda run: (run.record["variant"], *_recorded_order(run)))
+
+
+def _recorded_order(run: Run) -> tuple[bool, str, int]:
+    return not run.has_own_recipe, run.record["dataset"], run.record["seed"]
 
 
 def _reference() -> Path:

@@ -40,6 +40,8 @@ FINISHED = ("done", "imported")  # statuses whose artifacts are complete
 LARGEST_PREDICTIONS = 2**26  # bytes of predictions.npz, also when unpacked
 PAGES = ("report.html", "notebook.ipynb")  # made from a run; older records have no checksum of them
 CHECKPOINTS = "epoch-*.pt"  # names in the folder `checkpoints`
+# Overrides that leave a variant's own recipe what it is.
+NOT_RECIPE = {"seed", "dataset", "budget"}
 COMPARED = (  # label, name in `published` and in metrics.json, scale
     ("parameters", "parameters", 1),
     ("train accuracy, last epoch", "train_accuracy", 100),
@@ -134,6 +136,19 @@ class Run:
     def experiment(self) -> Experiment:
         self.read("experiment.yaml")
         return load_experiment(str(self.path / "experiment.yaml"))
+
+    @cached_property
+    def has_own_recipe(self) -> bool:
+        """Whether network and recipe are those of the variant's file as it is today.
+
+        Seed and data set may be others. Where the variant has no file, the run's overrides decide.
+        """
+        record = self.record
+        if record["variant"] not in known_variants():
+            return not record["overrides"].keys() - NOT_RECIPE
+        same = {"seed": record["seed"], "dataset": record["dataset"]}
+        own = load_experiment(record["variant"]).model_copy(update=same)
+        return record["experiment"] == own.digest
 
     @cached_property
     def history(self) -> "pd.DataFrame":

@@ -37,7 +37,7 @@ def history():
 
 
 def test_curves_draw_training_and_test(history):
-    loss, accuracy, rate = plots.curves(history, load_experiment("lite", epochs=2))
+    loss, accuracy, rate = plots.curves(history, load_experiment("resnet18", epochs=2))
     lines = {line.get_label(): line.get_ydata() for line in accuracy.lines}
     assert lines["training"] == pytest.approx([10, 40, 60])
     assert lines["test"] == pytest.approx([10, 50, 56.25])
@@ -52,7 +52,7 @@ def labels_of(axes):
 
 def test_curves_draw_validation_where_there_is_any(history):
     history = history.assign(holdout_loss=1.0, holdout_accuracy=0.5)
-    _, accuracy, _ = plots.curves(history, load_experiment("lite", epochs=2))
+    _, accuracy, _ = plots.curves(history, load_experiment("resnet18", epochs=2))
     assert labels_of(accuracy) == ["training", "validation", "test"]
 
 
@@ -66,7 +66,7 @@ def test_curves_say_what_the_training_loss_includes(history):
 @pytest.mark.parametrize(
     ("variant", "title"),
     [
-        ("lite", "cosine, peak 0.1, set for every epoch"),
+        ("lite", "cosine, peak 0.01, set for every epoch"),
         ("laptop", "one-cycle, peak 0.4, set for every step"),
     ],
 )
@@ -86,7 +86,7 @@ def test_curves_draw_the_rate_of_every_step(history, variant, title):
 def test_curves_draw_the_rate_of_a_plateau(history):
     """It follows the recorded history: no drop after epoch 2, one after epoch 3."""
     schedule = {"name": "plateau", "metric": "train_loss", "patience": 0, "factor": 0.5}
-    experiment = load_experiment("lite", epochs=4, schedule=schedule, batch_size=500)
+    experiment = load_experiment("lite", epochs=4, schedule=schedule, batch_size=500, lr=0.1)
     more = history.iloc[[2, 2]].assign(epoch=[3, 4])
     *_, axes = plots.curves(pd.concat([history, more]), experiment)
     rates = axes.lines[0].get_ydata()
@@ -170,7 +170,7 @@ def test_colors_are_visible_on_white(color):
 
 def test_figures_leave_the_style_of_the_session(history):
     before = dict(plt.rcParams)
-    plots.curves(history, load_experiment("lite", epochs=2))
+    plots.curves(history, load_experiment("resnet18", epochs=2))
     assert dict(plt.rcParams) == before
 
 
@@ -339,7 +339,7 @@ def test_expectations_of_a_changed_experiment():
 
 
 def test_explain_losses_names_what_differs():
-    plain = plots.explain_losses(load_experiment("lite").recipe)
+    plain = plots.explain_losses(load_experiment("resnet18").recipe)
     assert "smooth" not in plain and "augmented" not in plain
     changed = load_experiment("lite", augment="crop,flip", label_smoothing=0.1).recipe
     assert "augmented (crop, flip)" in plots.explain_losses(changed)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import PROJECT, copy_recorded, history_with, recorded_lite, rewrite
+from conftest import PROJECT, TINY, copy_recorded, history_with, recorded_lite, rewrite
 
-from resnetlib import load_pretrained, load_run, train
+from resnetlib import load_experiment, load_pretrained, load_run, train
 from resnetlib.errors import ConfigError, RunError
 from resnetlib.files import sha256
 from resnetlib.progress import duration
@@ -19,10 +19,6 @@ from resnetlib.runs.record import describe_environment
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    from conftest import TINY
-
-    from resnetlib import load_experiment
-
     experiment = load_experiment("lite", **TINY, epochs=2)
     return train(experiment, output=tmp_path_factory.mktemp("runs") / "run")
 
@@ -151,14 +147,16 @@ def test_reference_runs_hold_no_absolute_path():
 def outputs(run, tmp_path):
     """Adds copies of the run to the output root `outputs.root`.
 
-    They count as runs of the variant's own recipe, each started at another time, unless `changes`
-    of the record say otherwise.
+    They count as runs of the variant's own recipe with these `settings`, each started at another
+    time, unless `changes` of the record say otherwise.
     """
 
-    def add(name, *, weights=True, **changes):
+    def add(name, *, weights=True, settings=None, **changes):
         folder = shutil.copytree(run.path, tmp_path / "outputs" / "lite" / name)
-        changes = {"overrides": {}, "started": name} | changes
-        record = json.loads((folder / "run.json").read_text())
+        experiment = load_experiment("lite", dataset="digits", **(settings or {}))
+        rewrite(folder, "experiment.yaml", experiment.to_yaml())
+        changes = {"experiment": experiment.digest, "started": name} | changes
+        record = json.loads((folder / "run.json").read_text()) | {"seed": experiment.seed}
         (folder / "run.json").write_text(json.dumps(record | changes))
         if not weights:
             (folder / "model.safetensors").unlink()
@@ -186,11 +184,19 @@ def test_find_run_accepts_variant_and_folder_name(outputs, tmp_path, monkeypatch
 
 
 def test_find_run_prefers_the_variants_own_recipe(outputs):
-    own = outputs("own recipe", finished="2100-01-01", overrides={"seed": 3, "dataset": "digits"})
-    outputs("override", finished="2100-01-02", overrides={"recipe.optimizer.lr": 1.0})
+    own = outputs("own recipe", finished="2100-01-01", settings={"seed": 3})
+    outputs("override", finished="2100-01-02", settings={"lr": 1.0})
     assert find_run("lite", outputs.root).path == own
     own.joinpath("run.json").unlink()
     assert find_run("lite", outputs.root).path == recorded_lite().path
+
+
+def test_run_of_an_earlier_variant_file_has_another_recipe():
+    """The first runs of `lite` had no augmentation; its file has one since."""
+    earlier = load_run(PROJECT / "outputs/reference/lite/cifar10-seed0-9fbf37a8")
+    assert earlier.experiment.recipe.augment == () and not earlier.record["overrides"]
+    assert not earlier.has_own_recipe
+    assert recorded_lite().has_own_recipe
 
 
 @pytest.mark.slow
