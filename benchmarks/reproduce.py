@@ -31,7 +31,7 @@ from resnetlib import files, list_variants, load_experiment, load_run, runs
 from resnetlib.errors import ConfigError, UserError, closest_match
 from resnetlib.paths import PROJECT
 from resnetlib.progress import duration
-from resnetlib.reports.leaderboard import format_accuracy, without_seed
+from resnetlib.reports.leaderboard import format_accuracy
 from resnetlib.runs.run import WEIGHTS, Run
 from resnetlib.runs.upkeep import seconds_left
 from resnetlib.sweep import LocalPool, Needs, Task, carry_out, exit_code, visible_gpus
@@ -137,7 +137,7 @@ def keep(finished: Iterable[Run]) -> list[list[Run]]:
     """Trim these runs and return them, the seeds of each experiment together."""
     groups: dict[str, list[Run]] = {}
     for run in sorted(finished, key=lambda run: run.record["seed"]):
-        groups.setdefault(without_seed(run.experiment), []).append(run)
+        groups.setdefault(run.experiment.digest_without_seed, []).append(run)
     for group in groups.values():
         with_weights = [run for run in group if run.has_weights]
         for run in with_weights[:1]:

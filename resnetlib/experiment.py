@@ -130,6 +130,9 @@ class Variant(Model):
     # Whether a choice in the recipe was made knowing a test accuracy; its results are then
     # optimistically biased, which is stated beside them
     recipe_selected_on_test: bool = False
+    # Recipes that the file had before: the hash in the name of a CIFAR-10 run folder with seed 0.
+    # Their runs remain runs of the variant, and are listed with what differs from today's file
+    earlier_recipes: tuple[Annotated[str, Field(pattern="^[0-9a-f]{8}$")], ...] = ()
 
     @model_validator(mode="after")
     def _assumed_exists(self) -> Self:
@@ -161,6 +164,11 @@ class Experiment(Variant):
             exclude_defaults=True,
         )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def digest_without_seed(self) -> str:
+        """The digest that runs of one experiment with different seeds have in common."""
+        return self.model_copy(update={"seed": 0}).digest
 
     @property
     def folder(self) -> Path:

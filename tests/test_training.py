@@ -192,9 +192,8 @@ def test_normalize_changes_the_weights(tiny, few_digits, normalize):
 def test_trainer_resumes_each_optimizer_and_plateau(tiny, few_digits, optimizer):
     """Stopped within the epoch that has the first drop; the state goes through a checkpoint."""
     schedule = PLATEAU | {"metric": "holdout_loss"}
-    experiment = tiny(
-        epochs=3, optimizer={"name": optimizer}, schedule=schedule, holdout=100, augment="crop"
-    )
+    settings = {"optimizer": {"name": optimizer}, "lr": None, "schedule": schedule}
+    experiment = tiny(epochs=3, holdout=100, augment="crop", **settings)
     whole, stopped = (Trainer(experiment, few_digits) for _ in range(2))
 
     def train_on(training, stop=None):
@@ -865,7 +864,7 @@ def test_resume_takes_the_recorded_number_of_threads(stopped, monkeypatch):
         {"lr": 1e30, "precision": "float32"},
         {"lr": 1e30, "clip": {"by": "norm", "limit": 1}},
         {"lr": 1e30, "lookahead": {"k": 5}},
-        {"optimizer": {"name": "adam", "lr": 1e30}},
+        {"optimizer": {"name": "adam"}, "lr": 1e30},
         {"sam": {"rho": 1e30}},
     ],
     ids=str,

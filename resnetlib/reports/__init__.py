@@ -31,7 +31,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "results_table",
             "text_table",
             "with_table",
-            "without_seed",
         ],
         "page": ["write_index"],
         "ranking": ["best_for_size", "significantly_best", "with_statistics", "within_budget"],

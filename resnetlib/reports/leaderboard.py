@@ -41,9 +41,9 @@ def experiments(runs: Sequence[Run]) -> list[dict[str, Any]]:
     own = {variant: load_experiment(variant) for variant in names}
     groups: dict[str, tuple[Experiment, list[Run]]] = {}
     for experiment in (*own.values(), *(run.experiment for run in runs)):
-        groups.setdefault(without_seed(experiment), (experiment, []))
+        groups.setdefault(experiment.digest_without_seed, (experiment, []))
     for run in runs:
-        groups[without_seed(run.experiment)][1].append(run)
+        groups[run.experiment.digest_without_seed][1].append(run)
     rows = []
     for experiment, group in groups.values():
         group.sort(key=lambda run: (run.experiment.seed, run.path))
@@ -81,11 +81,6 @@ def results_table(
 def own_recipes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that may be compared in one figure: CIFAR-10, variants as their files are today."""
     return [row for row in rows if row["dataset"] == "cifar10" and not row["changes"]]
-
-
-def without_seed(experiment: Experiment) -> str:
-    """The digest that runs of one experiment with different seeds have in common."""
-    return experiment.model_copy(update={"seed": 0}).digest
 
 
 def _row(experiment: Experiment, done: list[Run]) -> dict[str, Any]:

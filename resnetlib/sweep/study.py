@@ -303,7 +303,8 @@ class Search:
         content = experiment.model_dump(
             mode="json", include=set(Variant.model_fields), exclude_defaults=True
         )
-        content.pop("published", None)
+        for of_the_original in ("published", "earlier_recipes"):
+            content.pop(of_the_original, None)
         content["recipe"].pop("holdout", None)
         if original.recipe.holdout:
             content["recipe"]["holdout"] = original.recipe.holdout

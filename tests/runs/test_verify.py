@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from click.testing import CliRunner
-from conftest import TINY, edit_yaml, recorded_lite
+from conftest import PROJECT, TINY, copy_recorded, edit_yaml, recorded_lite
 
 from resnetlib import build_model, files, load_experiment, load_run, train
 from resnetlib.cli import main
@@ -583,6 +583,20 @@ def test_verify_command_mistake(folder, words):
 def test_verify_recorded_lite(cifar10_folder):
     results = verified(recorded_lite().path, data_root=cifar10_folder)
     assert {result.status for result in results.values()} == {PASS}
+
+
+def test_verify_run_of_an_earlier_recipe(tmp_path):
+    """Its recipe may differ from the variant's file; nothing else may, and no other recipe."""
+    recorded = PROJECT / "outputs/reference/lite/cifar10-seed1-652727f4"
+    folder = copy_recorded(recorded, tmp_path / "earlier")
+    assert verified(folder)["experiment"] == Result(
+        PASS, "an earlier recipe of lite, overrides: seed"
+    )
+    edit_experiment(published={"test_accuracy": 0.1})(folder)
+    assert verified(folder)["experiment"].status == FAIL
+    folder = copy_recorded(recorded, tmp_path / "another")
+    edit_experiment(recipe__batch_size=32, digest=True)(folder)
+    assert "batch_size differs from lite.yaml" in verified(folder)["experiment"].detail
 
 
 @pytest.mark.exhaustive
