@@ -277,7 +277,7 @@ def _carry_out(arguments: argparse.Namespace) -> int:
         print(status_table([*plan("published", only, rehearse=rehearse), *started]))
         return 0
     if part == "keep":
-        finished = [run for run in runs.reference_runs() if run.status == "done"]
+        finished = runs.reference_runs()
         chosen = [run for run in finished if not only or run.record["variant"] in only]
         return int(not print_results(chosen))
     planned = plan(part, only, rehearse=rehearse)

@@ -191,12 +191,12 @@ def load_pretrained(variant: str) -> "nn.Module":
 
 
 def reference_runs() -> list[Run]:
-    """The undamaged recorded runs under `outputs/reference/`.
+    """The finished, undamaged recorded runs under `outputs/reference/`.
 
     They are ordered by variant, its own recipe before others, data set and seed.
     """
     readable, _ = split_unreadable(find_runs(_reference()))
-    trained = [run for run in readable if not run.is_imported]
+    trained = [run for run in readable if run.status == "done"]
     return sorted(trained, key=lambda run: (run.record["variant"], *_recorded_order(run)))
 
 

@@ -107,6 +107,17 @@ def test_reference_runs_are_complete_and_undamaged():
         assert not notebook.exists() or notebook.stat().st_size < 3_000_000
 
 
+def test_reference_runs_are_finished(run, tmp_path, monkeypatch):
+    """One that is being trained there has no results yet."""
+    folder = shutil.copytree(run.path, tmp_path / "lite" / "run")
+    monkeypatch.setattr("resnetlib.runs.find._reference", lambda: tmp_path)
+    assert [found.path for found in reference_runs()] == [folder]
+    (folder / "metrics.json").unlink()
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    assert reference_runs() == []
+
+
 @pytest.mark.slow
 def test_load_pretrained_gives_the_recorded_lite(cifar10):
     from resnetlib import evaluate
