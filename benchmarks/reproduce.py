@@ -146,9 +146,9 @@ def keep(finished: Iterable[Run]) -> list[list[Run]]:
             (run.path / WEIGHTS).unlink()
         for run in group[1:]:
             shutil.rmtree(run.path / "figures", ignore_errors=True)
-            for name in ("notebook.ipynb", "report.html"):
-                (run.path / name).unlink(missing_ok=True)
+            (run.path / "notebook.ipynb").unlink(missing_ok=True)
         for run in group:
+            (run.path / "report.html").unlink(missing_ok=True)  # `resnetlib report` writes it
             _list_kept_files(run)
     return [[load_run(run.path) for run in group] for group in groups.values()]
 
