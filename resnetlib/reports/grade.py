@@ -38,12 +38,12 @@ BYTES_PER_PARAMETER, OTHER_BYTES = 16, 2**20
 # Limits of what is evaluated, a few times what networks of the budget need: `champion` has 0.8
 # billion multiply-accumulates, `wide66` layers of at most 135,168 values.
 MOST_MACS, LARGEST_OUTPUT = 2_000_000_000, 2**19
-# Independent seeds of the recorded variants agree on 82 to 95 % of the test images, on 27 to 42 %
+# Independent seeds of a recorded recipe agree on 82 to 95 % of the test images, on 27 to 42 %
 # of those that at least one of them gets wrong, and their weights do not correlate.
 SAME_MISTAKES, SAME_WEIGHTS = 0.75, 0.9
 NEAR_IDENTICAL = (
-    "Near-identical: independent seeds agree on 82 to 95 % of the test images, on 27 to 42 %\n"
-    "where one of them is wrong. Equal seeds of one recipe are near-identical too."
+    "Near-identical: independent seeds of one recipe agree on 82 to 95 % of the test images,\n"
+    "on 27 to 42 % where one of them is wrong. Equal seeds of one recipe are near-identical too."
 )
 FEWEST_MISTAKES = 20  # images; the share of fewer means nothing
 SAMPLED_WEIGHTS = 2**16  # of a network, for the correlation

@@ -57,7 +57,7 @@ def test_describe_runs_gives_status_epoch_time_and_size(root):
     assert [row["status"] for row in rows.values()] == ["damaged", "done", "interrupted"]
     assert [row["epoch"] for row in rows.values()] == ["–", "40/40", "3/40"]
     left = [row["time left"] for row in rows.values()]
-    assert left[:2] == ["–", "–"] and " min " in left[2]
+    assert left[:2] == ["–", "–"] and " min" in left[2]
     assert rows["lite/done"]["size"].endswith(" MB") and rows["damaged"]["size"] == "100 KB"
     with files.lock(root / "lite" / "killed" / ".lock"):
         assert describe_runs(root / "lite" / "killed")[0]["status"] == "running"
