@@ -71,7 +71,8 @@ def write_report(run: Run, notebook: Path | None = None) -> Path:
     path = run.path / "report.html"
     page = report_html(run, notebook)
     files.write_bytes(path, page.encode(errors="replace"))  # text may hold half a surrogate pair
-    if "notebook.ipynb" in run.record.get("artifacts", {}):  # not so for records of older versions
+    # A record of an older version has no checksum of pages; one with `not_kept` is under git.
+    if "notebook.ipynb" in run.record.get("artifacts", {}) and "not_kept" not in run.record:
         record_checksums(run.path, [path.name])
     return path
 

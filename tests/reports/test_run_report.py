@@ -200,6 +200,13 @@ def test_unfinished_run_has_no_measurements(recorded, status):
     assert "reproduced</span>" not in text
 
 
+def test_report_of_a_recorded_run_leaves_its_record(recorded):
+    """The record is under version control, the report is not."""
+    before = (recorded.path / "run.json").read_bytes()
+    write_report(recorded)
+    assert (recorded.path / "run.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("missing", ["metrics.json", "fingerprint"])
 def test_summary_leaves_out_what_the_run_lacks(recorded, missing):
     if missing == "metrics.json":
