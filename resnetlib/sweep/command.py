@@ -125,16 +125,19 @@ def plan_table(tasks: Sequence[Task]) -> str:
 def results_summary(tasks: Sequence[Task]) -> str:
     """Accuracy after the last epoch of each setting over its seeds, and which ones differ.
 
-    Every setting is compared with the first one, where both have two seeds or more.
+    It is that on held-out images if every run has some. Every setting is compared with the first
+    one, where both have two seeds or more.
     """
+    has_holdout = all(task.experiment.recipe.holdout for task in tasks)
+    column = "holdout_accuracy" if has_holdout else "test_accuracy"
     groups: dict[str, list[float]] = {}
     for task in tasks:
         if task.run:
-            accuracy = float(task.history()[-1][task.score])
+            accuracy = float(task.history()[-1][column])
             groups.setdefault(_name_without_seed(task), []).append(accuracy)
     if not groups:
         return "no run is done"
-    what = "held-out images" if tasks[0].experiment.recipe.holdout else "test set"
+    what = "held-out images" if has_holdout else "test set"
     width = max(map(len, groups))
     lines = [f"{f'accuracy on {what}, per cent':{width}}   n    mean  s.d."]
     for name, values in groups.items():

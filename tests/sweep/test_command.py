@@ -124,3 +124,15 @@ def test_results_are_means_over_seeds_and_compared(quick):
     assert rows[4].endswith("different")
     assert command.plan_table(tasks).startswith("done       lite")
     assert "compared" not in command.results_summary(tasks[:3])
+
+
+@pytest.mark.slow
+def test_results_are_measured_on_the_same_images(quick):
+    """On held-out images only where every run has some."""
+    tasks = [quick(epochs=1), quick(epochs=1, holdout=100, seed=1)]
+    carry_out(tasks, LocalPool(Needs(), 2))
+    header, *rows = command.results_summary(tasks).splitlines()
+    assert "accuracy on test set" in header
+    assert [row.split()[-2] for row in rows] == ["42.00", "42.00"]
+    header, row = command.results_summary(tasks[1:]).splitlines()
+    assert "accuracy on held-out images" in header and row.split()[-2] == "37.00"
