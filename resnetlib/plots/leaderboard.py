@@ -350,7 +350,8 @@ def _label_points(
             )
             text.get_window_extent()  # moves the name to its place
             # Of the name alone, without the line to its point, and with some air beside it.
-            box = Text.get_window_extent(text).padded(3, 0)
+            name = Text.get_window_extent(text)
+            box = Bbox.from_extents(name.x0 - 3, name.y0, name.x1 + 3, name.y1)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
             inside &= frame.y0 <= box.y0 and box.y1 <= frame.y1
             if inside and not any(box.overlaps(other) for other in taken):
