@@ -21,7 +21,7 @@ from ..errors import RunError, shorten_line
 from ..paths import display_path
 from ..plots.style import figure_png, variant_color
 from ..progress import duration
-from ..runs.find import split_unreadable
+from ..runs.find import is_recorded, split_unreadable
 from ..runs.imports import describe_source
 from ..runs.record import record_checksums
 from ..runs.run import RECIPE_CAVEAT, Run
@@ -71,8 +71,8 @@ def write_report(run: Run, notebook: Path | None = None) -> Path:
     path = run.path / "report.html"
     page = report_html(run, notebook)
     files.write_bytes(path, page.encode(errors="replace"))  # text may hold half a surrogate pair
-    # A record of an older version has no checksum of pages; one with `not_kept` is under git.
-    if "notebook.ipynb" in run.record.get("artifacts", {}) and "not_kept" not in run.record:
+    # A record of an older version has no checksum of pages; one under git must not change.
+    if "notebook.ipynb" in run.record.get("artifacts", {}) and not is_recorded(run):
         record_checksums(run.path, [path.name])
     return path
 

@@ -150,8 +150,8 @@ def finished_runs(
         for run in readable
         if run.status in statuses and dataset in (None, run.record["dataset"]) and keeps(run, needs)
     ]
-    own = [run for run in runs if not _is_recorded(run)]
-    recorded = [run for run in runs if _is_recorded(run)]
+    own = [run for run in runs if not is_recorded(run)]
+    recorded = [run for run in runs if is_recorded(run)]
     own.sort(key=lambda run: run.record.get("finished") or "", reverse=True)
     recorded.sort(key=lambda run: (run.record["variant"] != "lite", *_recorded_order(run)))
     return [*own, *recorded]
@@ -164,7 +164,7 @@ def keeps(run: Run, needs: str | None) -> bool:
 
 def _known_runs(output_root: str | Path | None) -> list[Run]:
     """The user's runs and the recorded ones; of copies the user's."""
-    own = [run for run in find_runs(output_folder(output_root)) if not _is_recorded(run)]
+    own = [run for run in find_runs(output_folder(output_root)) if not is_recorded(run)]
     return _without_copies([*own, *find_runs(_reference())])
 
 
@@ -208,7 +208,8 @@ def _reference() -> Path:
     return PROJECT / "outputs" / "reference"
 
 
-def _is_recorded(run: Run) -> bool:
+def is_recorded(run: Run) -> bool:
+    """Whether the run is under `outputs/reference/`, and so under version control."""
     return run.path.resolve().is_relative_to(_reference())
 
 
