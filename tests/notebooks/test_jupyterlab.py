@@ -67,6 +67,8 @@ def open_notebook(browser, lab, parameters):
     cell.click(timeout=WAIT)
     page.keyboard.press("Control+End")
     page.keyboard.insert_text(f"\n{parameters}")
+    # Before its kernel is there, JupyterLab ignores "Run All Cells".
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=WAIT)
     return page
 
 
