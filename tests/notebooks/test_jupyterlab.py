@@ -67,8 +67,9 @@ def open_notebook(browser, lab, parameters):
     cell.click(timeout=WAIT)
     page.keyboard.press("Control+End")
     page.keyboard.insert_text(f"\n{parameters}")
-    # Before its kernel is there, JupyterLab ignores "Run All Cells".
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=WAIT)
+    # Before its kernel is there, JupyterLab ignores "Run All Cells". (The notebook's own sign is
+    # "idle" before there is a kernel, too.)
+    page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=WAIT)
     return page
 
 
