@@ -407,7 +407,7 @@ def report_command(folder: Path | None, latex: bool) -> None:
         if is_reported and not (found.path / "report.html").is_file():
             try:
                 write_report(found)
-            except UserError as error:  # the notebook of one run must not keep others from the page
+            except (UserError, OSError) as error:  # one run must not keep others from the page
                 click.echo(error, err=True)
     click.echo(display_path(write_index(folder)))
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from . import files
 from .data import Dataset, load_dataset
 from .errors import ConfigError, DataError, closest_match, shorten, shorten_line
 from .evaluation import Evaluation
-from .paths import display_path, expand_home, output_folder
+from .paths import display_path, expand_home, output_folder, real_path
 from .resnet import NUM_CLASSES
 from .runs.find import find_run
 from .runs.prediction import predict_logits
@@ -345,10 +346,17 @@ def check_submission(path: str | Path, ids: Sequence[str]) -> pd.DataFrame:
 
 
 def upload_command(path: Path, run: Run, tta: str) -> str:
-    """The command that uploads a submission; COMPETITION is to be filled in."""
+    """The command that uploads a submission, for the working directory.
+
+    COMPETITION is to be filled in.
+    """
     views = "" if tta == "none" else f", tta {tta}"
     message = f"{run.record['variant']}, {run.origin}{views}"
-    return f'kaggle competitions submit -c COMPETITION -f "{display_path(path)}" -m "{message}"'
+    try:
+        path = Path(os.path.relpath(path))
+    except ValueError:  # on another drive than the working directory
+        path = real_path(path)
+    return f'kaggle competitions submit -c COMPETITION -f "{path}" -m "{message}"'
 
 
 def submit(

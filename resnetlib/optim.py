@@ -76,17 +76,23 @@ def build_optimizer(
     settings = recipe.optimizer.model_dump(exclude={"name", "decay_on", "bias_lr_factor"})
     settings |= {"fused": True} if name in FUSED else {}
     optimizer = KINDS[name](_groups(parameters, recipe.optimizer), **settings)
-    optimizer.register_load_state_dict_post_hook(_match_memory_format)
+    optimizer.register_load_state_dict_post_hook(_place_loaded_state)
     if recipe.lookahead:
         return Lookahead(optimizer, recipe.lookahead.k, recipe.lookahead.alpha)
     return optimizer
 
 
-def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
-    """Give loaded state the memory format of its parameter, which the fused kernels rely on."""
+def _place_loaded_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded state the place and the memory format that it has in training.
+
+    The fused kernels rely on the format of the parameter. NAdam's `mu_product` is read by the
+    processor in every step, so torch makes it on the CPU, but loads it to the device.
+    """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape:
+            if name == "mu_product":
+                state[name] = value.cpu()
+            elif torch.is_tensor(value) and value.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 

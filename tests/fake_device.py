@@ -29,6 +29,8 @@ WAITING = {
     aten.nonzero,
     aten.repeat_interleave,
     aten.unique_consecutive,
+    aten.unique_dim,
+    aten._linalg_check_errors,
     aten._unique2,
 }
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
@@ -206,8 +208,12 @@ class FakeDevice(TorchFunctionMode):
         if packet is aten.copy_ and plain:
             self.copy(to_host=plain[0] is args[0], non_blocking=args[2] if len(args) > 2 else False)
             return
+        if packet is aten.convolution and not args[0].is_floating_point():
+            raise Refused("a convolution of integers")
         target = self.target(func, args)
-        if any(tensor.ndim or tensor is target for tensor in plain):
+        in_lists = tree_leaves([arg for arg in args if isinstance(arg, list | tuple)])
+        listed = {id(leaf) for leaf in in_lists}
+        if any(tensor.ndim or tensor is target or id(tensor) in listed for tensor in plain):
             raise Refused(f"{func} of tensors on {self.device} and on the CPU")
         if packet in INDEXING and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
@@ -215,6 +221,8 @@ class FakeDevice(TorchFunctionMode):
             self.wait("an index that is a mask")
 
     def copy(self, to_host: bool, non_blocking: bool) -> None:
+        if non_blocking and (to_host or self.device.type == "mps"):
+            raise Refused("a copy whose end nothing waits for")
         if to_host:
             self.wait("a copy to the CPU")
         elif self.device.type == "cuda" and not non_blocking:
@@ -239,6 +247,8 @@ class FakeDevice(TorchFunctionMode):
         if not self.is_meant(kwargs.get("device")):
             return func(*args, **kwargs)
         del kwargs["device"]
+        if kwargs.get("generator") not in (None, torch.default_generator):
+            raise Refused(f"numbers drawn on {self.device} by a generator of the CPU")
         if func is torch.as_tensor and isinstance(first, DeviceTensor):
             return first
         if func in (torch.tensor, torch.as_tensor):

@@ -163,9 +163,19 @@ def test_every_optimizer_skips_without_a_wait(digits_60, cuda, name):
         assert torch.equal(parameter.data_on_cpu, weights)
 
 
-@pytest.mark.parametrize("name", schema.tagged_models(schema.Augment))
-def test_every_augmentation_on_a_device_equals_the_cpu(images, fake, name):
-    augment = compose(schema.Augmentations(augment=[name]).augment)
+OPTIONS = [
+    {"name": "crop", "padding_mode": "reflect"},
+    {"name": "flip", "alternate": True},
+    {"name": "color_jitter", "hue": 0.2},
+    {"name": "cutout", "probability": 0.5},
+    {"name": "mixup", "alpha": 0.4, "probability": 0.5},
+    {"name": "one_of", "choices": ["rotation", "perspective"]},
+]
+
+
+@pytest.mark.parametrize("step", [*schema.tagged_models(schema.Augment), *OPTIONS], ids=str)
+def test_every_augmentation_on_a_device_equals_the_cpu(images, fake, step):
+    augment = compose(schema.Augmentations(augment=[step]).augment)
     labels = torch.arange(len(images)) % 10
     flip_mask = labels > 4
     with fake.strict():
@@ -202,8 +212,10 @@ def test_train_epoch_waits_every_sixteen_steps(digits_60, cuda, monkeypatch):
 
 
 @pytest.mark.slow
-def test_resume_on_a_device_is_exact(digits_60, cuda):
-    experiment = experiment_of(**RECIPES["every option"])
+@pytest.mark.parametrize("name", [None, *schema.tagged_models(schema.Optimizer)])
+def test_resume_on_a_device_is_exact_and_waits_for_nothing(digits_60, cuda, name):
+    optimizer = {} if name is None else {"optimizer": {"name": name, "lr": 0.01}}
+    experiment = experiment_of(**(optimizer or RECIPES["every option"]))
     whole = train(trainer(experiment, digits_60, "cuda", torch.float16), 2, cuda)
     first = train(trainer(experiment, digits_60, "cuda", torch.float16), 1, cuda)
     second = trainer(experiment, digits_60, "cuda", torch.float16)
@@ -380,6 +392,12 @@ BREAKS = {
     "constant": lambda x, d: x * torch.tensor([1.0, 2.0, 3.0], device=d),
     "copy": lambda x, d: x * torch.ones(3).to(d),
     "copy in place": lambda x, d: x.copy_(torch.ones(3)),
+    "copy that is not awaited": lambda x, d: x.to("cpu", non_blocking=True),
+    "a stack with a sum on the CPU": lambda x, d: torch.stack([x.sum(), torch.zeros(())]),
+    "a generator of the CPU": lambda x, d: torch.rand(3, generator=generator(0, "t"), device=d),
+    "an inverse": lambda x, d: torch.linalg.inv(x.outer(x)),
+    "unique rows": lambda x, d: torch.unique(x[:, None], dim=0),
+    "a convolution of integers": lambda x, d: torch.conv1d(x.long()[None], x.long()[None, None]),
 }
 
 

@@ -38,6 +38,8 @@ def grad_cam(
     """
     from captum.attr import LayerGradCam  # slow to import
 
+    if not len(images):
+        return torch.empty(0, 1, 1)
     replica = copy.deepcopy(model).eval()
     device = next(replica.parameters()).device
     inputs = normalize(images.to(device), mean, std).requires_grad_()

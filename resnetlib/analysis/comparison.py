@@ -23,6 +23,7 @@ from . import significance
 from .significance import SeedStatistics, format_p_value, format_points
 
 GRID_IMAGES = 16  # two rows of `image_grid`
+SELECTED_ON_TEST = "selected on the test set; its accuracy is optimistically biased."
 LABEL_LENGTH = 60  # characters; a longer one is replaced by the folder's name
 
 
@@ -66,9 +67,9 @@ class RunPair:
             if run.is_imported
         ]
         lines += [
-            f"{name} was selected on the test set; its accuracy is optimistically biased."
+            f"{name} was {SELECTED_ON_TEST}"
             for name, run in zip(self.names, self.selected, strict=True)
-            if run.experiment.recipe.select == "best_test" and not run.is_imported
+            if _is_selected_on_test(run)
         ]
         return "\n".join([*lines, *self._recipe_caveats])
 
@@ -284,11 +285,20 @@ def _difference_row(row: Any, test: str) -> dict[str, str]:
 
 def _with_notes(table: pd.DataFrame, runs: Mapping[str, Run]) -> pd.DataFrame:
     """The table, – for no text, and a column of caveats where there is one."""
-    notes = {name: RECIPE_CAVEAT for name, run in runs.items() if run.recipe_selected_on_test}
+    notes = {}
+    for name, run in runs.items():
+        caveats = [SELECTED_ON_TEST.capitalize()] if _is_selected_on_test(run) else []
+        caveats += [RECIPE_CAVEAT] if run.recipe_selected_on_test else []
+        if caveats:
+            notes[name] = " ".join(caveats)
     if notes:
         table = table.assign(note=pd.Series(notes))
     texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
     return table.fillna(dict.fromkeys(texts, "–"))
+
+
+def _is_selected_on_test(run: Run) -> bool:
+    return run.experiment.recipe.select == "best_test" and not run.is_imported
 
 
 def _prediction(evaluation: Evaluation, image: Tensor) -> str:

@@ -56,13 +56,14 @@ def _recorded(experiment: Experiment) -> str:
         and run.record["dataset"] == experiment.dataset
         and run.has_own_recipe
     ]
-    accuracies = pd.Series([run.metrics["test_accuracy"] for run in runs])
-    if accuracies.empty:
+    if not runs:
         return "none"
-    seeds = f"{len(accuracies)} seed{'s' if len(accuracies) > 1 else ''}"
+    seeds = [run.record["seed"] for run in runs]
+    accuracies = pd.Series([run.metrics["test_accuracy"] for run in runs]).groupby(seeds).mean()
+    count = f"{len(accuracies)} seed{'s' if len(accuracies) > 1 else ''}"
     spread = f" ± {100 * accuracies.std():.2f}" if len(accuracies) > 1 else ""
     caveat = f". {RECIPE_CAVEAT}" if runs[0].recipe_selected_on_test else ""
-    return f"{100 * accuracies.mean():.2f}{spread} % ({seeds}){caveat}"
+    return f"{100 * accuracies.mean():.2f}{spread} % ({count}){caveat}"
 
 
 def explain_losses(recipe: Recipe) -> str:

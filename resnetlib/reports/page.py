@@ -1,6 +1,7 @@
 """The leaderboard page `outputs/index.html`."""
 
 import base64
+import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -158,7 +159,7 @@ def _imported_row(run: Run, root: Path) -> dict[str, Any]:
 
 
 def _link(run: Run, root: Path) -> str:
-    return "./" + quote(_page_of(run).relative_to(root).as_posix())
+    return "./" + quote(os.fsencode(_page_of(run).relative_to(root).as_posix()))
 
 
 def _page_of(run: Run) -> Path:

@@ -213,7 +213,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def _measured(run: Run) -> dict[str, Any]:
-    metrics, published = run.metrics, run.experiment.published_for_dataset
+    metrics, published = run.metrics, run.published
     accuracy, before = metrics["test_accuracy"], published.test_accuracy
     low, high = metrics["test_accuracy_interval_95"]
     points = [value for value in (low, high, before) if value is not None]
@@ -271,7 +271,10 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "Seed", f"{experiment.seed}"
     for name in ("started", "finished"):
         if name in record:
-            moment = datetime.fromisoformat(record[name])
+            try:
+                moment = datetime.fromisoformat(record[name])
+            except ValueError:
+                raise RunError(f"run.json is damaged: its {name!r} is no date") from None
             yield name.capitalize(), f"{moment.day} {moment:%B %Y, %H:%M %Z}"
     if "processor" in record.get("fingerprint", {}):
         yield "Machine", run.machine

@@ -26,8 +26,10 @@ def estimate_epoch_seconds(experiment: Experiment, settings: DeviceSettings) -> 
     recipe = experiment.recipe
     images = TRAINING_IMAGES[experiment.dataset] - recipe.holdout
     evaluated = TEST_IMAGES[experiment.dataset] + recipe.holdout
+    # The time of a larger batch is in proportion.
+    batch_size = min(recipe.batch_size, images, EVALUATION_BATCH[settings.device.type])
     with torch.random.fork_rng(devices=[]):
-        dataset = _random_dataset(min(recipe.batch_size, images), settings)
+        dataset = _random_dataset(batch_size, settings)
         plain = experiment.model_copy(update={"recipe": recipe.model_copy(update={"holdout": 0})})
         trainer = Trainer(plain, dataset, dataclasses.replace(settings, compiled=False))
         trainer.model.train()
@@ -37,7 +39,8 @@ def estimate_epoch_seconds(experiment: Experiment, settings: DeviceSettings) -> 
         with settings.autocast():
             test = _seconds(lambda: trainer.evaluate(*trainer.eval_splits["test"]).accuracy)
     evaluation = test * evaluated / len(dataset.test[1])
-    return math.ceil(images / recipe.batch_size) * step + evaluation
+    steps = math.ceil(images / recipe.batch_size) * min(recipe.batch_size, images) / batch_size
+    return steps * step + evaluation
 
 
 def _random_dataset(batch_size: int, settings: DeviceSettings) -> Dataset:

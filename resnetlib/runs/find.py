@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 NEEDS = {"weights": WEIGHTS, "predictions": "predictions.npz"}  # what may be needed: its file
 NUMBERS = ("test_accuracy", "test_images", "ece")
+OPTIONAL = {  # keys of run.json that may be absent
+    "started": str,
+    "finished": str,
+    "versions": dict,
+    "git": dict | None,
+    "inexact_resumes": list,
+}
 LISTED_RUNS = 5  # in an error message
 
 
@@ -280,6 +287,11 @@ def _check_metrics(run: Run) -> None:
     for key, kind in (kinds | {"dataset_checksums": dict}).items():
         if not isinstance(run.record[key], kind):
             raise RunError(f"run.json is damaged: its {key!r} is not of the kind {kind.__name__}")
+    for key, kind in OPTIONAL.items():
+        if key in run.record and not isinstance(run.record[key], kind):
+            raise RunError(f"run.json is damaged: its {key!r} is of the wrong kind")
+    if not all(isinstance(one, dict) for one in run.record.get("inexact_resumes", ())):
+        raise RunError("run.json is damaged: its 'inexact_resumes' are no mappings")
     if run.status in FINISHED:
         for name in NUMBERS if run.is_imported else (*NUMBERS, "train_seconds"):
             value = run.metrics[name]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .. import files
 from ..config import known_variants, load_experiment
 from ..errors import RunError, shorten, shorten_line
-from ..experiment import Experiment
+from ..experiment import Experiment, Published
 from ..paths import display_path
 
 if TYPE_CHECKING:  # the record and the metrics of a run are read without torch and pandas
@@ -242,15 +242,21 @@ class Run:
         )
 
     @property
+    def published(self) -> Published:
+        """What was published for the variant's own recipe, on CIFAR-10; nothing for another run."""
+        applies = self.is_imported or self.has_own_recipe
+        return self.experiment.published_for_dataset if applies else Published()
+
+    @property
     def comparison(self) -> "pd.DataFrame":
         """What was published beside what this run measured; accuracies in per cent.
 
-        The published figures hold for the variant's own recipe on CIFAR-10; for another data
-        set that column is empty. Of imported weights the epoch is not known.
+        Where nothing was published for this run that column is empty. Of imported weights the
+        epoch is not known.
         """
         import pandas as pd
 
-        metrics, published = self.metrics, self.experiment.published_for_dataset
+        metrics, published = self.metrics, self.published
         rows = {}
         for label, name, scale in COMPARED:
             if name not in metrics:

@@ -125,8 +125,8 @@ def plan_table(tasks: Sequence[Task]) -> str:
 def results_summary(tasks: Sequence[Task]) -> str:
     """Accuracy after the last epoch of each setting over its seeds, and which ones differ.
 
-    It is that on held-out images if every run has some. Every setting is compared with the first
-    one, where both have two seeds or more.
+    It is that on held-out images if every run has some. On one data set every setting is compared
+    with the first one, where both have two seeds or more.
     """
     has_holdout = all(task.experiment.recipe.holdout for task in tasks)
     column = "holdout_accuracy" if has_holdout else "test_accuracy"
@@ -144,7 +144,8 @@ def results_summary(tasks: Sequence[Task]) -> str:
         spread = f"{100 * statistics.stdev(values):5.2f}" if len(values) > 1 else "    –"
         mean = 100 * statistics.fmean(values)
         lines.append(f"{name:{width}} {len(values):3}  {mean:6.2f} {spread}")
-    if len([values for values in groups.values() if len(values) > 1]) > 1:
+    one_dataset = len({task.experiment.dataset for task in tasks}) == 1
+    if one_dataset and len([values for values in groups.values() if len(values) > 1]) > 1:
         same_network = len({str(task.experiment.architecture) for task in tasks}) == 1
         lines += _comparison(groups, same_network)
     return "\n".join(lines)

@@ -29,6 +29,7 @@ RUNGS = 2  # at a ninth and a third of the epochs
 METRIC = "holdout_accuracy"
 EPOCHS = "epochs"  # attribute of a trial: those reported so far
 AGAIN = "again"  # attribute of a trial: the number of the one, cut off, that it carries out again
+SAVED = "saved"  # attribute of a study: the SHA-256 of the variant file that it wrote last
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ class Search:
         """Tell the study how a trial ended; one stopped at the time limit is left running."""
         from optuna.trial import TrialState
 
-        trial.set_user_attr("run", f"{task.folder.parent.name}/{task.folder.name}")
+        trial.set_user_attr("run", f"{task.experiment.variant}/{task.folder.name}")
         if outcome.status == "done":
             history = task.history()
             _report(trial, history)
@@ -285,10 +286,14 @@ class Search:
             raise ConfigError(f"--save {shorten(self.save)}: give a name of letters and digits")
 
     def _check_save(self, study: "Study") -> None:
-        """Refuse, before any work, a file that could not be written at the end."""
+        """Refuse, before any work, a file that this study did not write, or that was changed."""
         if not self.save or not (path := self._save_path).exists():
             return
-        if not _has_complete(study) or path.read_text("utf-8") != self.variant_yaml(study):
+        content = path.read_bytes()
+        is_own = files.sha256_of(content) == study.user_attrs.get(SAVED) or (
+            _has_complete(study) and content == self.variant_yaml(study).encode()
+        )
+        if not is_own:
             raise ConfigError(
                 f"--save {self.save}: {display_path(path)} exists and is not replaced; "
                 f"give another name than {', '.join(list_variants())}"
@@ -331,6 +336,7 @@ class Search:
         text = self.variant_yaml(study)
         Variant.model_validate(read_yaml(text))
         files.write_text(self._save_path, text)
+        study.set_user_attr(SAVED, files.sha256_of(text.encode()))
         return self._save_path
 
 

@@ -42,7 +42,9 @@ class Task:
     @property
     def log(self) -> Path:
         """The output of the run's process."""
-        return self.folder.parents[1] / "logs" / f"{self.folder.parent.name}-{self.folder.name}.log"
+        variant = self.experiment.variant
+        root = self.folder.parents[len(Path(variant).parts)]
+        return root / "logs" / f"{variant.replace('/', '-')}-{self.folder.name}.log"
 
     @property
     def run(self) -> Run | None:
@@ -94,9 +96,14 @@ class Task:
         return rows
 
     def words(self, **settings: Any) -> list[str]:
-        """The arguments of `resnetlib run`; `settings` are added to the overrides."""
+        """The arguments of `resnetlib run`; `settings` replace overrides of the same name."""
+        kept = {
+            name: value
+            for name, value in self.overrides.items()
+            if name.rpartition(".")[2] not in settings
+        }
         parameters = [
-            ("-p", name, format_value(value)) for name, value in (self.overrides | settings).items()
+            ("-p", name, format_value(value)) for name, value in (kept | settings).items()
         ]
         return [self.variant, *(word for words in parameters for word in words)]
 

@@ -62,6 +62,10 @@ def test_grad_cam_at_the_last_feature_map_is_cam(model, images):
     torch.testing.assert_close(maps, cam.clamp_min(0) / 16**2)
 
 
+def test_grad_cam_of_no_image_is_empty(model, images):
+    assert len(grad_cam(model, images[:0], torch.zeros(0, dtype=torch.int64), **RAW)) == 0
+
+
 def test_grad_cam_matches_a_calculation_by_hand():
     """The mean gradients of two channels are 1 and -1: the first minus the second."""
     network = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(3 * 4, 2))

@@ -189,6 +189,8 @@ def test_verdict_says_that_a_run_was_selected_on_the_test_set(tiny, outputs):
     pair = compare(outputs, str(chosen.path), "se")
     assert "was selected on the test set; its accuracy is optimistically biased" in pair.verdict
     assert "optimistically" not in compare(outputs, "lite", "se").verdict
+    notes = pair.table["note"]
+    assert [("Selected on the test set" in note) for note in notes].count(True) == 1
 
 
 def test_histories_of_two_seeds_have_different_lines():

@@ -239,7 +239,11 @@ def shown_by(outputs):
 
 
 @pytest.mark.parametrize(
-    "variant", ["lite", pytest.param("resnet18", marks=pytest.mark.exhaustive)]
+    "variant",
+    [
+        "lite",
+        *(pytest.param(v, marks=pytest.mark.exhaustive) for v in ("resnet18", "class/coconut")),
+    ],
 )
 def test_explore_architecture_runs_in_batch(variant, tmp_path):
     outputs = outputs_of(cells_after(tmp_path, "-p", "variant", variant))

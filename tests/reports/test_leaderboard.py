@@ -216,6 +216,14 @@ def _no_status(folder):
     files.write_json(folder / "run.json", {k: v for k, v in content.items() if k != "status"})
 
 
+def _record_with(**changes):
+    def damage(folder):
+        content = json.loads((folder / "run.json").read_text())
+        files.write_json(folder / "run.json", content | changes)
+
+    return damage
+
+
 def _changed_metrics(folder):
     text = (folder / "metrics.json").read_text()
     (folder / "metrics.json").write_text(text.replace("0.8", "0.9"))
@@ -239,6 +247,9 @@ def _unknown_key(folder):
         (_no_json, "not JSON"),
         (_no_mapping, "not a JSON object"),
         (_no_status, "status"),
+        (_record_with(finished=None), "'finished'"),
+        (_record_with(git=[1]), "'git'"),
+        (_record_with(inexact_resumes=[1]), "'inexact_resumes'"),
         (_changed_metrics, "metrics.json is damaged"),
         (_no_history, "history.csv is missing"),
         (_unknown_key, "colour"),

@@ -158,6 +158,14 @@ def test_summary_has_measured_and_published_numbers(recorded, open_page):
     assert "Selected checkpoint" not in box
 
 
+def test_run_of_an_earlier_recipe_is_not_compared_with_what_was_published(open_page, tmp_path):
+    earlier = min(recorded_lite().path.parent.glob("cifar10-seed0-9fbf37a8"))
+    run = load_run(copy_recorded(earlier, tmp_path / earlier.name))
+    box = open_page(write_report(run)).locator("header.run").inner_text()
+    assert "reproduced" in box and "published" not in box.replace("No accuracy is published", "")
+    assert run.comparison["published"].isna().all()
+
+
 def test_summary_names_the_selected_epoch(recorded, open_page):
     (recorded.path / "predictions.npz").unlink()  # which would say another accuracy
     run = change(

@@ -136,3 +136,13 @@ def test_results_are_measured_on_the_same_images(quick):
     assert [row.split()[-2] for row in rows] == ["42.00", "42.00"]
     header, row = command.results_summary(tasks[1:]).splitlines()
     assert "accuracy on held-out images" in header and row.split()[-2] == "37.00"
+
+
+@pytest.mark.slow
+def test_results_on_several_data_sets_are_not_compared(quick):
+    datasets = ("digits", "cifar10")
+    tasks = [quick(epochs=1, dataset=dataset, seed=seed) for seed in (0, 1) for dataset in datasets]
+    carry_out(tasks, LocalPool(Needs(), 2))
+    _, *rows = command.results_summary(tasks).splitlines()
+    assert len(rows) == 2
+    assert all(name in row for name, row in zip(datasets, rows, strict=True))

@@ -5,7 +5,7 @@ import pytest
 from resnetlib.config import parse_value
 from resnetlib.errors import ConfigError
 from resnetlib.sweep.grid import alternatives, expand_grid
-from resnetlib.sweep.task import format_value
+from resnetlib.sweep.task import Task, format_value
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,20 @@ def test_grid_is_the_product_of_variants_and_alternatives():
     assert tasks[0].name == "lite, seed 0, lr 0.05"
     assert tasks[0].words() == ["lite", "-p", "seed", "0", "-p", "lr", "0.05"]
     assert tasks[0].words(threads=1)[-3:] == ["-p", "threads", "1"]
+
+
+def test_settings_of_the_pool_replace_overrides():
+    task = Task("lite", {"execution.threads": 4, "execution.stop_after": "5m", "seed": 1})
+    words = task.words(threads=1, stop_after="9s")
+    assert words == ["lite", "-p", "seed", "1", "-p", "threads", "1", "-p", "stop_after", "9s"]
+
+
+def test_log_of_a_team_is_beside_the_others(tmp_path):
+    logs = {
+        Task(variant, {"output_root": str(tmp_path)}).log.parent
+        for variant in ("lite", "class/yifei")
+    }
+    assert logs == {tmp_path / "logs"}
 
 
 @pytest.mark.parametrize(

@@ -119,11 +119,14 @@ def test_search_finds_the_best_and_saves_it(search, tmp_path, capsys):
     assert f"lr {best}" in made.describe(study).splitlines()[1]
     # The same command again: nothing is left to do, and the file is its own.
     assert carry_out(made, 6)[1] == []
+    # So it is after a search for more trials that ended before it wrote the file again.
+    carry_out(made, 7)
+    assert carry_out(made, 7)[1] == []
     with pytest.raises(ConfigError, match="exists and is not replaced"):
         carry_out(search("lr=choice(0.05,0.1)", save="tuned", epochs=1), 1)
     path.write_text("changed by hand")
     with pytest.raises(ConfigError, match="exists and is not replaced"):
-        carry_out(made, 6)
+        carry_out(made, 7)
 
 
 @pytest.mark.slow
