@@ -86,7 +86,7 @@ def _settings(part: str, only: Sequence[str]) -> Iterator[tuple[str, dict[str, A
         if variant not in known:
             what = "trials for" if part == "trials" else "variant"
             hint = closest_match(variant, known) or ";"
-            raise ConfigError(f"there is no {what} {variant!r}{hint} known: {', '.join(known)}")
+            raise ConfigError(f"no {what} {variant!r}{hint} known: {', '.join(known)}")
     if part == "trials":
         for variant in only or known:
             grid = TRIALS[variant]

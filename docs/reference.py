@@ -50,7 +50,7 @@ too, with the same default. A new kind of optimizer starts from its own learning
 ({rates}) and from no weight decay, unless they are given as well.
 `none` turns `lookahead`, `clip`, `sam` and `ema` off.
 
-Any variant can be tried on the digits in a minute:
+Any variant can be tried on the digits in a few minutes:
 
 ```
 resnetlib run wide66 -p dataset digits -p epochs 2

@@ -359,10 +359,10 @@ def data_command(data_root: Path | None) -> None:
     click.echo(f"CIFAR-10 is complete in {display_path(folder)}")
 
 
-@main.command("list", short_help="List the variants: size, origin, accuracy.")
+@main.command("list", short_help="List the variants: size, accuracy.")
 @click.option("--class", "of_class", is_flag=True, help="List the public teams of the class.")
 def list_command(of_class: bool) -> None:
-    """List the variants: size, origin, published and reproduced accuracy.
+    """List the variants: size, published and reproduced accuracy.
 
     With --class, the networks that public teams of the same course task designed, the highest
     claimed accuracy first. What is claimed differs: the accuracy of the last epoch, of the epoch
