@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from .config import parse_value
+from .config import known_variants, parse_value
 from .errors import (
     STOP_SIGNALS,
     ConfigError,
@@ -587,8 +587,13 @@ def verify_command(runs: tuple[str, ...], data_root: Path | None, as_json: bool)
     from .runs.find import find_run
     from .runs.verify import FAIL, format_results, overall, results_json, verify_runs
 
-    try:  # a folder may be damaged, so it is taken as it is
-        folders = [Path(run) if Path(run).is_dir() else find_run(run).path for run in runs]
+    def is_folder(run: str) -> bool:
+        """A folder may be damaged and is taken as it is; one of the runs of a variant is none."""
+        is_of_variant = run in known_variants() and not (Path(run) / "run.json").exists()
+        return Path(run).is_dir() and not is_of_variant
+
+    try:
+        folders = [Path(run) if is_folder(run) else find_run(run).path for run in runs]
     except UserError as error:
         raise Failure(str(error), 2) from None
     verified = dict(tqdm(verify_runs(folders, data_root), total=len(folders), disable=None))

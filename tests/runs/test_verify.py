@@ -579,6 +579,13 @@ def test_verify_command_mistake(folder, words):
     assert PASS not in done.output
 
 
+def test_folder_of_the_runs_of_a_variant_is_no_run(tmp_path, monkeypatch):
+    (tmp_path / "dropout").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done = call("dropout")
+    assert done.exit_code == 2 and "no finished run of 'dropout'" in done.output
+
+
 @pytest.mark.slow
 def test_verify_recorded_lite(cifar10_folder):
     results = verified(recorded_lite().path, data_root=cifar10_folder)
