@@ -263,6 +263,5 @@ def test_explore_architecture_runs_in_batch(variant, tmp_path):
     assert yaml.safe_load(shown_by(outputs["yaml"])) == yaml.safe_load(
         explore.to_yaml(architecture)
     )
-    assert plots.describe_drawing(architecture) in "".join(
-        outputs["explorer"][0]["data"]["text/plain"]
-    )
+    described = plots.describe_drawing(architecture)[:60]  # a long one is shortened
+    assert described in "".join(outputs["explorer"][0]["data"]["text/plain"])
