@@ -211,8 +211,8 @@ class FakeDevice(TorchFunctionMode):
         if packet is aten.convolution and not args[0].is_floating_point():
             raise Refused("a convolution of integers")
         target = self.target(func, args)
-        in_lists = tree_leaves([arg for arg in args if isinstance(arg, list | tuple)])
-        listed = {id(leaf) for leaf in in_lists}
+        lists = [arg for arg in args if isinstance(arg, list | tuple)]
+        listed = {id(leaf) for leaf in tree_leaves(lists)}
         if any(tensor.ndim or tensor is target or id(tensor) in listed for tensor in plain):
             raise Refused(f"{func} of tensors on {self.device} and on the CPU")
         if packet in INDEXING and any(

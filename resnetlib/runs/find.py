@@ -284,12 +284,12 @@ def _check_metrics(run: Run) -> None:
     """Read the record and the metrics of a run, so that what is missing is found here."""
     machine_of(run)
     kinds = {"variant": str, "dataset": str, "seed": int, "overrides": dict}
-    for key, kind in (kinds | {"dataset_checksums": dict}).items():
+    kinds |= {"dataset_checksums": dict}
+    kinds |= {key: kind for key, kind in OPTIONAL.items() if key in run.record}
+    for key, kind in kinds.items():
         if not isinstance(run.record[key], kind):
-            raise RunError(f"run.json is damaged: its {key!r} is not of the kind {kind.__name__}")
-    for key, kind in OPTIONAL.items():
-        if key in run.record and not isinstance(run.record[key], kind):
-            raise RunError(f"run.json is damaged: its {key!r} is of the wrong kind")
+            name = getattr(kind, "__name__", kind)
+            raise RunError(f"run.json is damaged: its {key!r} is not of the kind {name}")
     if not all(isinstance(one, dict) for one in run.record.get("inexact_resumes", ())):
         raise RunError("run.json is damaged: its 'inexact_resumes' are no mappings")
     if run.status in FINISHED:

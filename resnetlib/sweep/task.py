@@ -14,6 +14,7 @@ from .. import files
 from ..config import load_experiment, parse_value
 from ..errors import RunError
 from ..experiment import Execution, Experiment
+from ..paths import output_folder
 from ..runs.run import PAGES, Run, load_run
 from ..size import measure_size
 
@@ -42,9 +43,9 @@ class Task:
     @property
     def log(self) -> Path:
         """The output of the run's process."""
-        variant = self.experiment.variant
-        root = self.folder.parents[len(Path(variant).parts)]
-        return root / "logs" / f"{variant.replace('/', '-')}-{self.folder.name}.log"
+        root = output_folder(self.experiment.execution.output_root).absolute()
+        variant = self.experiment.variant.replace("/", "-")
+        return root / "logs" / f"{variant}-{self.folder.name}.log"
 
     @property
     def run(self) -> Run | None:
