@@ -3,6 +3,7 @@
 Everything here works without torch, so that a mistake is reported at once.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -53,7 +54,8 @@ def load_experiment(variant: str | Path | None = None, /, **overrides: Any) -> E
     """Read a variant and apply overrides, by flat or dotted name; `None` keeps the variant's value.
 
     `variant` is a name from `list_variants()` or `list_class_variants()`, or the path of a variant
-    file or of a run's `experiment.yaml`. Examples: `load_experiment("lite", epochs=10, lr=0.05)`,
+    file, of a run folder or of its `experiment.yaml`. Examples:
+    `load_experiment("lite", epochs=10, lr=0.05)`,
     `load_experiment("lite", optimizer="adam", schedule="constant")`,
     `load_experiment("lite", **{"recipe.optimizer.momentum": 0.8})`. A new kind of optimizer or
     schedule prints a line on stderr: which settings take their defaults, and which do not apply.
@@ -178,7 +180,7 @@ def _resolve(name: str, known: set[str]) -> str:
         return found[0]
     if found:
         raise ConfigError(f"{name!r} is ambiguous: write {' or '.join(map(repr, found))}")
-    short = sorted({path.rpartition(".")[2] for path in known if not path.startswith("execution.")})
+    short = sorted({path.rpartition(".")[2] for path in known})
     key = name.rpartition(".")[2]
     hint = "" if key in short else _owner(key)
     hint = hint or closest_match(name, [*short, *known])
@@ -351,6 +353,9 @@ def _find_variant(variant: Any) -> Path:
     if str(variant).endswith((".yaml", ".yml")):
         return Path(variant)
     if variant not in known_variants():
+        recorded = os.path.join(variant, "experiment.yaml")
+        if os.path.isfile(recorded):  # of a run folder; unlike Path, also for no possible name
+            return Path(recorded)
         team = str(variant).removeprefix("class/")
         teams = [name.removeprefix("class/") for name in list_class_variants()]
         close = closest_match(str(variant), names)

@@ -325,6 +325,11 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def fork_rng(device: torch.device) -> AbstractContextManager:
+    """Where the global random states of the CPU and of a card come back as they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 def deterministic_cudnn() -> AbstractContextManager:
     """Where cuDNN takes only algorithms that give the same bits each time."""
     cudnn = torch.backends.cudnn

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .device import no_tf32
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -137,6 +139,7 @@ def evaluate(
     """Run the model in evaluation mode over uint8 images (N, C, H, W), labels int64 (N,).
 
     `device` "auto" is where the model is. The model comes back as it was: mode, place, gradients.
+    cuDNN does not round float32 to tf32.
     Raises `ValueError` for images that are not uint8 (they would be normalised twice).
     """
     if images.dtype != torch.uint8:
@@ -147,10 +150,11 @@ def evaluate(
     mean, std = (torch.as_tensor(values, device=place) for values in (mean, std))
     model.eval().to(place)
     try:
-        logits = [
-            model(normalize(batch.to(place), mean, std)).float().cpu()
-            for batch in images.split(batch_size)
-        ]
+        with no_tf32():
+            logits = [
+                model(normalize(batch.to(place), mean, std)).float().cpu()
+                for batch in images.split(batch_size)
+            ]
     finally:
         model.to(home)
         for module, mode in training.items():

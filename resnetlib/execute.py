@@ -12,6 +12,7 @@ from jupyter_client.manager import KernelManager
 from traitlets.config import Config
 
 from . import files
+from .config import known_variants
 from .errors import ConfigError, Interrupted, RunError
 from .experiment import Experiment
 from .paths import display_path, notebooks_folder, real_path
@@ -119,8 +120,7 @@ def notebook_arguments(variant: str, parameters: Mapping[str, Any]) -> dict[str,
     given = {name: value for name, value in parameters.items() if name.split(".")[-1] != "fresh"}
     arguments = {name: value for name, value in given.items() if name in named}
     overrides = {name: value for name, value in given.items() if name not in named}
-    is_path = variant.endswith((".yaml", ".yml"))
-    arguments["variant"] = str(real_path(variant)) if is_path else variant
+    arguments["variant"] = variant if variant in known_variants() else str(real_path(variant))
     return arguments | ({"overrides": overrides} if overrides else {})
 
 

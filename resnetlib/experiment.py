@@ -12,7 +12,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    field_validator,
+    model_validator,
+)
 
 from .errors import shorten
 from .paths import output_folder
@@ -56,6 +63,12 @@ def _check_duration(value: Any) -> Any:
     return value
 
 
+def _check_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+        raise ValueError("give auto, cpu, mps, cuda, or the number of a card, such as cuda:1")
+    return name
+
+
 class Published(Model):
     """What the authors reported."""
 
@@ -79,7 +92,7 @@ class Execution(Model):
     """Where and how a run is carried out; not part of the experiment and its digest."""
 
     # Where to compute; auto takes the fastest device of the machine
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = "auto"
+    device: Annotated[str, AfterValidator(_check_device)] = "auto"
     # Of the arithmetic in the network; float16 with a scaled loss
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     # Layout of images and weights

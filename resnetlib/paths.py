@@ -64,10 +64,15 @@ def real_path(path: str | Path) -> Path:
 
 
 def display_path(path: Path) -> str:
-    """The path relative to the project, the working directory or home, in one printable line."""
+    """The path in one printable line: relative to the project, if that is where the user works.
+
+    Otherwise it is relative to the working directory or to home.
+    """
     path = real_path(path)
     text = str(path)
-    for base, prefix in ((PROJECT, ""), (Path.cwd(), ""), (Path.home(), "~/")):
+    here = Path.cwd()
+    project = [(PROJECT, "")] if here.is_relative_to(PROJECT) else []
+    for base, prefix in (*project, (here, ""), (Path.home(), "~/")):
         if path.is_relative_to(base):
             text = prefix + path.relative_to(base).as_posix()
             break

@@ -6,7 +6,7 @@ There is one path through a step; every option is composed before the first one.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from .device import (
     DeviceSettings,
     compile_step,
     deterministic_cudnn,
-    no_tf32,
+    fork_rng,
     resolve_device_settings,
     retain_freed_memory,
 )
@@ -387,7 +387,7 @@ class Trainer:
         """The columns of the evaluation splits, in float32 if `precise`, else as in training."""
         began = time.perf_counter()
         columns = {}
-        with no_tf32() if precise else self.device_settings.autocast():
+        with nullcontext() if precise else self.device_settings.autocast():
             for name, (images, labels) in self.eval_splits.items():
                 evaluation = self.evaluate(images, labels)
                 columns |= _columns(name, evaluation)
@@ -414,8 +414,7 @@ class Trainer:
             self.evaluated_model.load_state_dict(self.best.weights)
             self.final_evaluations.clear()
         if "test" not in self.final_evaluations:
-            with no_tf32():
-                self.final_evaluations["test"] = self.evaluate(*self.eval_splits["test"])
+            self.final_evaluations["test"] = self.evaluate(*self.eval_splits["test"])
         return epoch, self.final_evaluations["test"]
 
 
@@ -466,8 +465,6 @@ class Callback:
 
 def fit(training: Trainer, epochs: int, callbacks: Sequence[Callback] = ()) -> "pd.DataFrame":
     """Train from the current state until `epochs` are done; the history."""
-    device = training.device_settings.device
-    devices = [device] if device.type == "cuda" else []
     done = max(training.epochs_done, 0)
     progress = EpochProgress(done + 1, epochs, training.steps_per_epoch, training.progress.steps)
 
@@ -488,7 +485,7 @@ def fit(training: Trainer, epochs: int, callbacks: Sequence[Callback] = ()) -> "
 
     training.after_batch = lambda: notify("after_evaluation_batch")
     with (
-        torch.random.fork_rng(devices=devices),
+        fork_rng(training.device_settings.device),
         deterministic_cudnn(),
         retain_freed_memory(),
         progress,

@@ -342,7 +342,7 @@ def test_recorded_override_by_name_reloads_in_silence(tmp_path, capsys):
     path = tmp_path / "experiment.yaml"
     path.write_text(experiment.to_yaml())
     capsys.readouterr()
-    assert load_experiment(path) == experiment
+    assert load_experiment(path) == load_experiment(tmp_path) == experiment
     assert load_experiment(path, **experiment.overrides).digest == experiment.digest
     assert capsys.readouterr() == ("", "")
 

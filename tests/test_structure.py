@@ -232,9 +232,10 @@ def names_of(requirements):
 
 
 def test_pyproject_lock_and_environment_agree():
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    content = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    project, constraints = content["project"], content["tool"]["uv"]["constraint-dependencies"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["lab"] + extras["sweep"] + extras["dev"]
+    wanted = project["dependencies"] + extras["lab"] + extras["sweep"] + extras["dev"] + constraints
     wanted.remove("resnetlib[lab,sweep]")
     lock = (PROJECT / "requirements.lock").read_text()
     locked = dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", lock, re.MULTILINE))

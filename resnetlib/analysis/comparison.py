@@ -1,6 +1,5 @@
 """Compare finished runs: whether two differ, and on which images; recipes over their seeds."""
 
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from ..errors import RunError
 from ..evaluation import Evaluation
 from ..paths import display_path
 from ..runs.find import find_run, finished_runs, keeps
-from ..runs.run import RECIPE_CAVEAT, Run
+from ..runs.run import RECIPE_CAVEAT, Run, group_by_seed, seed_accuracies
 from . import significance
 from .significance import SeedStatistics, format_p_value, format_points
 
@@ -234,21 +233,14 @@ def seed_statistics(runs: Sequence[Run]) -> SeedStatistics:
     Runs that repeat a seed are averaged. The sampling noise is that of the kept predictions,
     where they are of the last epoch too.
     """
-    by_seed: dict[int, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.record["seed"]):
-        by_seed.setdefault(run.record["seed"], []).append(run)
-    accuracies = tuple(
-        statistics.fmean(run.metrics["test_accuracy"] for run in group)
-        for group in by_seed.values()
-    )
     correct = [
         rows[0]
-        for group in by_seed.values()
+        for group in group_by_seed(runs)
         if (rows := [row for run in group if (row := _correct_last_epoch(run)) is not None])
     ]
     same_images = len({len(row) for row in correct}) == 1
     noise = significance.sampling_sd(np.stack(correct)) if same_images else None
-    return SeedStatistics(accuracies, noise)
+    return SeedStatistics(seed_accuracies(runs), noise)
 
 
 def _correct_last_epoch(run: Run) -> np.ndarray | None:

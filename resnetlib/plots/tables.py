@@ -1,6 +1,7 @@
 """Tables and texts of notebooks: a pandas Styler or Markdown from plain data."""
 
 import math
+import statistics
 from collections.abc import Mapping
 
 import pandas as pd
@@ -9,7 +10,7 @@ from pandas.io.formats.style import Styler
 from ..experiment import Experiment
 from ..resnet import NUM_CLASSES
 from ..runs.find import reference_runs
-from ..runs.run import RECIPE_CAVEAT
+from ..runs.run import RECIPE_CAVEAT, seed_accuracies
 from ..schema import Recipe
 
 _LEFT = [{"selector": "th, td", "props": "text-align: left"}]
@@ -58,12 +59,11 @@ def _recorded(experiment: Experiment) -> str:
     ]
     if not runs:
         return "none"
-    seeds = [run.record["seed"] for run in runs]
-    accuracies = pd.Series([run.metrics["test_accuracy"] for run in runs]).groupby(seeds).mean()
+    accuracies = seed_accuracies(runs)
     count = f"{len(accuracies)} seed{'s' if len(accuracies) > 1 else ''}"
-    spread = f" ± {100 * accuracies.std():.2f}" if len(accuracies) > 1 else ""
+    spread = f" ± {100 * statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
     caveat = f". {RECIPE_CAVEAT}" if runs[0].recipe_selected_on_test else ""
-    return f"{100 * accuracies.mean():.2f}{spread} % ({count}){caveat}"
+    return f"{100 * statistics.fmean(accuracies):.2f}{spread} % ({count}){caveat}"
 
 
 def explain_losses(recipe: Recipe) -> str:

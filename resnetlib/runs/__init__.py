@@ -56,7 +56,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "step_source",
             "write_record",
         ],
-        "run": ["Run", "load_run", "parse_weights"],
+        "run": ["Run", "group_by_seed", "load_run", "parse_weights", "seed_accuracies"],
         "upkeep": [
             "checkpoint_files",
             "describe_runs",

@@ -84,8 +84,13 @@ def last_position(folder: Path) -> str:
     paths = _existing(folder)
     if not paths:
         return ""
-    epoch, step = map(int, re.findall(r"\d+", paths[-1].name)[:2])
-    return f"epoch {epoch}" if not step else f"epoch {epoch + 1}, step {step}"
+    epochs, steps = map(int, re.findall(r"\d+", paths[-1].name)[:2])
+    return describe_position(epochs, steps)
+
+
+def describe_position(epochs: int, steps: int) -> str:
+    """A position such as `epoch 3, step 20`, of the epochs done and the steps of the next."""
+    return f"epoch {epochs + 1}, step {steps}" if steps else f"epoch {epochs}"
 
 
 def load_checkpoint(

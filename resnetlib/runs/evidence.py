@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import files
 from ..config import load_experiment
 from ..data import Dataset, load_dataset, normalization
-from ..device import EVALUATION_BATCH, choose_device, no_tf32
+from ..device import EVALUATION_BATCH, choose_device
 from ..download import find_cifar10
 from ..errors import UserError, shorten_line
 from ..evaluation import Evaluation, evaluate
@@ -144,10 +144,9 @@ class Evidence:
         device = choose_device("auto")
         batch_size = EVALUATION_BATCH[device.type]
         try:
-            with no_tf32():
-                return evaluate(
-                    model, *dataset.test, mean=mean, std=std, batch_size=batch_size, device=device
-                )
+            return evaluate(
+                model, *dataset.test, mean=mean, std=std, batch_size=batch_size, device=device
+            )
         except (MemoryError, RuntimeError) as error:  # the weights fit: it is this machine
             raise Unavailable(f"the weights cannot be evaluated here: {error}") from None
 

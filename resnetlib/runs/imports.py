@@ -15,7 +15,7 @@ from torch import nn
 from .. import files
 from ..config import apply_overrides, load_experiment
 from ..data import Dataset, Split, load_dataset, normalization
-from ..device import EVALUATION_BATCH, cpu_threads, no_tf32, resolve_device_settings
+from ..device import EVALUATION_BATCH, cpu_threads, resolve_device_settings
 from ..errors import ConfigError, DataError
 from ..evaluation import Evaluation, evaluate
 from ..experiment import Experiment
@@ -78,7 +78,7 @@ def import_weights(
     _check_folder(folder, root)
     dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
     model.to(settings.device, memory_format=settings.memory_format)
-    with cpu_threads(settings.threads), no_tf32():
+    with cpu_threads(settings.threads):
         images, labels = (part[:TRIAL_IMAGES] for part in dataset.train)
         trials = [_evaluate(model, one, dataset, (images, labels)) for one in candidates]
         trial, experiment = min(zip(trials, candidates, strict=True), key=lambda pair: pair[0].loss)

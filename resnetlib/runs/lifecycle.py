@@ -30,6 +30,7 @@ from .artifacts import write_results
 from .checkpoint import (
     Checkpointer,
     checkpoint_checksums,
+    describe_position,
     describe_saved,
     last_position,
     load_checkpoint,
@@ -245,9 +246,7 @@ def _resume(
             f"{shorten_line(str(error))}); "
             "`fresh: true` starts over"
         ) from error
-    at = f"epoch {training.epochs_done} of {experiment.recipe.epochs}"
-    if training.progress.steps:
-        at += f" and {training.progress.steps} steps of the next"
+    at = describe_position(training.epochs_done, training.progress.steps)
     record["started"] = before["started"]
     record["inexact_resumes"] = before["inexact_resumes"]
     if differences:

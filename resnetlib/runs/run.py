@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -293,6 +294,22 @@ class Run:
     @property
     def has_weights(self) -> bool:
         return (self.path / WEIGHTS).is_file()
+
+
+def group_by_seed(runs: Iterable[Run]) -> list[list[Run]]:
+    """The runs of each seed; the lowest seed first."""
+    groups: dict[int, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.record["seed"]):
+        groups.setdefault(run.record["seed"], []).append(run)
+    return list(groups.values())
+
+
+def seed_accuracies(runs: Iterable[Run]) -> tuple[float, ...]:
+    """Test accuracy of finished runs, one for each seed: those that repeat a seed are averaged."""
+    return tuple(
+        statistics.fmean(run.metrics["test_accuracy"] for run in group)
+        for group in group_by_seed(runs)
+    )
 
 
 def load_run(path: str | Path) -> Run:
