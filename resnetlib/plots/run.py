@@ -21,6 +21,7 @@ from .style import (
     TRAIN_COLOR,
     class_matrix,
     color_limit,
+    drawable,
     drawable_names,
     figure_style,
     variant_color,
@@ -216,25 +217,30 @@ def image_grid(
         images: uint8 (N, 3, H, W).
         captions: one text per image.
         title: the text above all.
-        columns: images in a row.
+        columns: images in a row at most.
     """
-    images = np.asarray(images)
+    lines = max((drawable(caption).count("\n") + 1 for caption in captions), default=1)
+    side, above = 1.2, 0.1 + 0.14 * lines  # in inches, like the coordinates of the axes
+    width, height = side + 0.1, side + above
+    columns = max(1, min(columns, len(images)))
     rows = max(1, -(-len(images) // columns))
     with figure_style(**{"axes.grid": False}):
-        figure, grid = plt.subplots(
-            rows,
-            columns,
-            figsize=(1.3 * columns, 1.75 * rows + 0.4),
-            layout="constrained",
-            squeeze=False,
+        # One Axes for all images: an Axes of its own for each takes several times as long.
+        figure, axes = plt.subplots(
+            figsize=(width * columns, height * rows + 0.4), layout="constrained"
         )
-        for axes in grid.flat:
-            axes.axis("off")
-        for axes, image, caption in zip(grid.flat, images, captions, strict=False):
-            axes.imshow(np.moveaxis(image, 0, -1), interpolation="nearest")
-            axes.set_title(caption, fontsize=8, fontweight="normal")
+        for number, (image, caption) in enumerate(zip(images, captions, strict=False)):
+            left, top = width * (number % columns), height * (number // columns) + above
+            place = (left, left + side, top + side, top)
+            axes.imshow(
+                np.moveaxis(np.asarray(image), 0, -1), extent=place, interpolation="nearest"
+            )
+            middle = left + side / 2
+            axes.text(middle, top - 0.04, caption, fontsize=8, ha="center", va="bottom")
+        axes.set(xlim=(0, width * columns), ylim=(height * rows, 0), aspect="equal")
+        axes.axis("off")
         figure.suptitle(title, fontweight="bold")
-    return list(grid.flat)
+    return [axes]
 
 
 def before_after(before: np.ndarray, after: Mapping[str, np.ndarray], title: str) -> list[Axes]:

@@ -109,7 +109,8 @@ def test_mistakes_are_sorted_by_confidence():
     axes = plots.mistakes(
         images, [0, 0, 1, 1], [1, 0, 0, 0], [0.6, 0.99, 0.7, 0.9], ["cat", "dog"], count=2
     )
-    assert [a.get_title() for a in axes][:3] == ["dog\n→ cat 90.00 %", "dog\n→ cat 70.00 %", ""]
+    captions = [text.get_text() for text in axes[0].texts]
+    assert captions == ["dog\n→ cat 90.00 %", "dog\n→ cat 70.00 %"]
     assert "2 most confident of 3 errors" in axes[0].figure.get_suptitle()
 
 
@@ -118,8 +119,22 @@ def test_mistakes_have_captions_that_differ():
     axes = plots.mistakes(
         images, [0, 0, 0], [1, 1, 1], [0.99996, 0.9998, 0.9991], ["cat", "dog"], count=3
     )
-    captions = [a.get_title().split("dog ")[1] for a in axes[:3]]
+    captions = [text.get_text().split("dog ")[1] for text in axes[0].texts]
     assert captions == [">99.99 %", "99.98 %", "99.91 %"]
+
+
+def test_image_grid_places_captions_above_their_images():
+    images = np.stack([np.full((3, 4, 4), level, np.uint8) for level in (10, 20, 30)])
+    (axes,) = plots.image_grid(images, ["a", "b\nb", "c"], "Three", columns=2)
+    assert [image.get_array()[0, 0, 0] for image in axes.images] == [10, 20, 30]
+    places = []
+    for image, text in zip(axes.images, axes.texts, strict=True):
+        left, right, bottom, top = image.get_extent()
+        assert left < text.get_position()[0] < right
+        assert text.get_position()[1] < top < bottom  # y grows downwards
+        places.append((left, top))
+    assert places[0][1] == places[1][1] and places[0][0] == places[2][0]
+    assert axes.texts[2].get_position()[1] > axes.images[0].get_extent()[2]
 
 
 def test_mistakes_of_a_perfect_network():
