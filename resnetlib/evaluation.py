@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .device import no_tf32
+from .device import EVALUATION_BATCH, no_tf32
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,14 +133,14 @@ def evaluate(
     *,
     mean: Sequence[float] | Tensor,
     std: Sequence[float] | Tensor,
-    batch_size: int = 1000,
+    batch_size: int | None = None,
     device: str | torch.device = "auto",
 ) -> Evaluation:
     """Run the model in evaluation mode over uint8 images (N, C, H, W), labels int64 (N,).
 
-    `device` "auto" is where the model is. The model comes back as it was: mode, place, gradients.
-    cuDNN does not round float32 to tf32.
-    Raises `ValueError` for images that are not uint8 (they would be normalised twice).
+    `batch_size` is what the device is fast with unless given; `device` "auto" is where the model
+    is. cuDNN does not round float32 to tf32. The model comes back as it was: mode, place,
+    gradients. Raises `ValueError` for images that are not uint8 (they would be normalised twice).
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}; evaluate takes uint8 and normalises itself")
@@ -153,7 +153,7 @@ def evaluate(
         with no_tf32():
             logits = [
                 model(normalize(batch.to(place), mean, std)).float().cpu()
-                for batch in images.split(batch_size)
+                for batch in images.split(batch_size or EVALUATION_BATCH[place.type])
             ]
     finally:
         model.to(home)

@@ -376,9 +376,7 @@ class Trainer:
         size = EVALUATION_BATCH[self.device_settings.device.type]
         logits = []
         for batch in zip(images.split(size), labels.split(size), strict=True):
-            part = evaluate(
-                self.evaluated_model, *batch, mean=self.mean, std=self.std, batch_size=size
-            )
+            part = evaluate(self.evaluated_model, *batch, mean=self.mean, std=self.std)
             logits.append(part.logits)
             self.after_batch()
         return Evaluation(torch.cat(logits), labels.cpu())

@@ -392,7 +392,10 @@ def test_output_folder_that_cannot_be_created(tmp_path):
     assert "the run folder cannot be" in done.stderr
 
 
-@pytest.mark.parametrize("encoding", ["cp437", "cp932", "ascii"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["cp437", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("cp932", "ascii"))],
+)
 def test_consoles_of_any_encoding(tmp_path, encoding):
     for command in (["list"], ["runs"], ["clean"], ["run", "liet"], ["report", tmp_path]):
         done = CliRunner(charset=encoding).invoke(main, [str(word) for word in command])

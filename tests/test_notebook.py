@@ -462,6 +462,7 @@ def test_run_files_lists_every_file(executed):
     }
 
 
+@pytest.mark.exhaustive
 def test_new_variant_is_one_file(tmp_path):
     """A copy of the installed package with one more file in params/, and no other change."""
 
@@ -484,7 +485,7 @@ def test_new_variant_is_one_file(tmp_path):
 
 def test_cifar10_is_read_from_data_root(cifar10_folder, tmp_path):
     """Without an output path, papermill prints the notebook."""
-    words = ["-p", "epochs", "1", "-p", "data_root", cifar10_folder]
+    words = ["-p", "epochs", "1", "-p", "holdout", "45000", "-p", "data_root", cifar10_folder]
     words += ["-p", "output_root", tmp_path / "runs", "-p", "augment", "crop,flip"]
     words += ["-y", "{overrides: {depths: [1], widths: [4]}}"]
     done = run_papermill("run_experiment.ipynb", *words, cwd=NOTEBOOKS)

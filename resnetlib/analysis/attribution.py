@@ -55,7 +55,7 @@ def embeddings(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    batch_size: int = 1000,
+    batch_size: int | None = None,
     device: str | torch.device = "auto",
 ) -> Tensor:
     """Inputs of the last layer: float32 (N, C) on the CPU, for uint8 images (N, 3, H, W).

@@ -181,7 +181,7 @@ def robustness(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    batch_size: int = 1000,
+    batch_size: int | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
 ) -> pd.DataFrame:

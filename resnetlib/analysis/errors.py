@@ -7,21 +7,15 @@ import pandas as pd
 from torch import Tensor
 
 from ..data import Dataset, normalization
-from ..device import EVALUATION_BATCH, resolve_device_settings
+from ..device import resolve_device_settings
 from ..evaluation import Evaluation
 from ..experiment import Experiment
 
 
 def evaluation_settings(experiment: Experiment, data: Dataset) -> dict[str, Any]:
     """The keyword arguments of `evaluate` that training used."""
-    device = resolve_device_settings(experiment).device
     mean, std = normalization(experiment.recipe, data)
-    return {
-        "mean": mean,
-        "std": std,
-        "batch_size": EVALUATION_BATCH[device.type],
-        "device": device,
-    }
+    return {"mean": mean, "std": std, "device": resolve_device_settings(experiment).device}
 
 
 def confused_pairs(evaluation: Evaluation, count: int = 6) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from ..resnet import NUM_CLASSES
 from ..training import Trainer
 
 TEST_IMAGES = {"cifar10": 10_000, "digits": 450}
-SECONDS = 3.0  # of timing, training and evaluation each; a first call comes before
+SECONDS = 1.0  # of timing, training and evaluation each; a first call comes before
 
 
 def estimate_epoch_seconds(experiment: Experiment, settings: DeviceSettings) -> float:

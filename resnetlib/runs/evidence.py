@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import files
 from ..config import load_experiment
 from ..data import Dataset, load_dataset, normalization
-from ..device import EVALUATION_BATCH, choose_device
+from ..device import choose_device
 from ..download import find_cifar10
 from ..errors import UserError, shorten_line
 from ..evaluation import Evaluation, evaluate
@@ -141,12 +141,8 @@ class Evidence:
         """The kept weights on the genuine test set, in float32."""
         model, dataset = self.model, self.dataset
         mean, std = normalization(self.experiment.recipe, dataset)
-        device = choose_device("auto")
-        batch_size = EVALUATION_BATCH[device.type]
         try:
-            return evaluate(
-                model, *dataset.test, mean=mean, std=std, batch_size=batch_size, device=device
-            )
+            return evaluate(model, *dataset.test, mean=mean, std=std, device=choose_device("auto"))
         except (MemoryError, RuntimeError) as error:  # the weights fit: it is this machine
             raise Unavailable(f"the weights cannot be evaluated here: {error}") from None
 

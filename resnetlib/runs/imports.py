@@ -15,7 +15,7 @@ from torch import nn
 from .. import files
 from ..config import apply_overrides, load_experiment
 from ..data import Dataset, Split, load_dataset, normalization
-from ..device import EVALUATION_BATCH, cpu_threads, resolve_device_settings
+from ..device import cpu_threads, resolve_device_settings
 from ..errors import ConfigError, DataError
 from ..evaluation import Evaluation, evaluate
 from ..experiment import Experiment
@@ -134,10 +134,7 @@ def _evaluate(
     model: nn.Module, experiment: Experiment, dataset: Dataset, split: Split
 ) -> Evaluation:
     mean, std = normalization(experiment.recipe, dataset)
-    device = next(model.parameters()).device
-    evaluation = evaluate(
-        model, *split, mean=mean, std=std, batch_size=EVALUATION_BATCH[device.type]
-    )
+    evaluation = evaluate(model, *split, mean=mean, std=std)
     if not evaluation.logits.isfinite().all():
         raise DataError(f"the weights give {experiment.variant} outputs that are not finite")
     return replace(evaluation, classes=dataset.classes)

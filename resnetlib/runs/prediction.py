@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import files
 from ..data import Dataset, load_dataset, normalization
-from ..device import EVALUATION_BATCH, resolve_device_settings
+from ..device import resolve_device_settings
 from ..errors import DataError
 from ..evaluation import evaluate
 from ..paths import display_path
@@ -32,8 +32,7 @@ def predict_logits(run: Run, images: Tensor, dataset: Dataset) -> Tensor:
     model = run.model().to(settings.device, memory_format=settings.memory_format)
     mean, std = normalization(run.experiment.recipe, dataset)
     unlabelled = torch.full((len(images),), -1)
-    batch_size = EVALUATION_BATCH[settings.device.type]
-    return evaluate(model, images, unlabelled, mean=mean, std=std, batch_size=batch_size).logits
+    return evaluate(model, images, unlabelled, mean=mean, std=std).logits
 
 
 def predict_pictures(

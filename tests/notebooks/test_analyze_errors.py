@@ -76,7 +76,7 @@ def test_notebook_analyzes_a_run_of_the_digits(tiny, tmp_path):
 
 def test_notebook_analyzes_the_recorded_lite(cifar10_folder, tmp_path):
     lite = recorded_lite(0)
-    notebook = executed(tmp_path / "cwd", run=lite.path, data_root=cifar10_folder, images=500)
+    notebook = executed(tmp_path / "cwd", run=lite.path, data_root=cifar10_folder, images=100)
     assert_complete(notebook)
     assert f"{lite.metrics['test_accuracy']:.2%}" in text_of(outputs(notebook)["run"])
     table = outputs(notebook)["temperature"][0]["data"]["text/html"]

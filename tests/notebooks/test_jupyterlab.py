@@ -109,6 +109,7 @@ def test_notebook_runs_to_its_end_in_jupyterlab(browser, lab, tmp_path):
     page.close()
 
 
+@pytest.mark.exhaustive
 def test_interrupted_cell_ends_in_one_line_in_jupyterlab(browser, lab, tmp_path):
     page = open_notebook(
         browser,

@@ -342,6 +342,7 @@ def test_import_command_refuses_in_one_line(words, status, message, checkpoint):
 
 if RESNET20.is_file():  # a test that cannot run does not exist, since none may be skipped
 
+    @pytest.mark.exhaustive
     def test_import_of_a_public_network(cifar10, tmp_path):
         experiment = load_experiment("resnet20", output_root=tmp_path)
         run = import_weights(RESNET20, experiment)
