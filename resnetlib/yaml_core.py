@@ -4,7 +4,9 @@
 merge keys and tags are refused.
 """
 
+import copy
 import re
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -46,6 +48,11 @@ def read_yaml(text: str) -> Any:
     """The content of one document. Raises `ValueError` with one line that names the mistake."""
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"more than {MAX_CHARACTERS:,} characters")
+    return copy.deepcopy(_parse(text))
+
+
+@lru_cache(maxsize=100)  # a page of all runs reads the file of their variant for each of them
+def _parse(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506  a SafeLoader with less
     except yaml.MarkedYAMLError as error:

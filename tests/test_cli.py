@@ -253,7 +253,8 @@ def test_diverged_run_exits_with_1_and_has_a_report(tmp_path):
 
 
 def test_interrupted_run_says_so_and_resumes(tmp_path):
-    process = start(tmp_path, epochs=20)
+    settings = {"epochs": 20, "batch_size": 512}
+    process = start(tmp_path, **settings)
     while not process.stdout.readline().startswith("epoch  2"):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -267,7 +268,7 @@ def test_interrupted_run_says_so_and_resumes(tmp_path):
     assert "The run was interrupted" in report and "data:image/png" in report
     assert not (folder / "notebook.ipynb").exists()
 
-    command = words(tmp_path, epochs=20)
+    command = words(tmp_path, **settings)
     was = load_run(folder).record["fingerprint"]["memory_format"]
     other = "contiguous" if was == "channels_last" else "channels_last"
     refused = invoke(*command, "-p", "memory_format", other)

@@ -118,7 +118,7 @@ def class_matrix(axes: Axes, values: np.ndarray, classes: Sequence[str], **setti
         linewidths=0.5,
         xticklabels=names,
         yticklabels=names,
-        annot_kws={"size": 9},
+        annot_kws={"size": 9, "in_layout": False},  # they are inside: no need to measure them
         ax=axes,
         **settings,
     )

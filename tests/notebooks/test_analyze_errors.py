@@ -62,7 +62,6 @@ def test_parameters_are_inspectable():
     assert all(parameter["help"] for parameter in found.values())
 
 
-@pytest.mark.exhaustive
 def test_notebook_analyzes_a_run_of_the_digits(tiny, tmp_path):
     run = train(tiny(epochs=2, widths=[8], holdout=100))
     notebook = executed(tmp_path / "cwd", output_root=tmp_path / "outputs", images=100)
@@ -74,9 +73,10 @@ def test_notebook_analyzes_a_run_of_the_digits(tiny, tmp_path):
     assert [path.name for path in (tmp_path / "cwd").iterdir()] == ["errors.ipynb"]
 
 
+@pytest.mark.exhaustive
 def test_notebook_analyzes_the_recorded_lite(cifar10_folder, tmp_path):
     lite = recorded_lite(0)
-    notebook = executed(tmp_path / "cwd", run=lite.path, data_root=cifar10_folder, images=100)
+    notebook = executed(tmp_path / "cwd", run=lite.path, data_root=cifar10_folder, images=500)
     assert_complete(notebook)
     assert f"{lite.metrics['test_accuracy']:.2%}" in text_of(outputs(notebook)["run"])
     table = outputs(notebook)["temperature"][0]["data"]["text/html"]
