@@ -1,15 +1,16 @@
 """The report of a run in a browser, offline, with and without scripts."""
 
 import json
+import shutil
 
 import nbformat
+import papermill
 import pytest
-from conftest import TINY, copy_recorded, recorded_lite, rewrite
+from conftest import NOTEBOOKS, TINY, copy_recorded, recorded_lite, rewrite
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from resnetlib import files, load_experiment, load_run, train
+from resnetlib import files, load_run, train
 from resnetlib.errors import RunError
-from resnetlib.execute import notebook_arguments, run_experiment
 from resnetlib.progress import duration
 from resnetlib.reports.run_report import write_report
 
@@ -20,10 +21,20 @@ PIXEL = (  # a PNG of one pixel
 
 @pytest.fixture(scope="session")
 def executed(tmp_path_factory):
-    """The report of a small run, with its notebook."""
-    settings = TINY | {"epochs": 1, "output_root": str(tmp_path_factory.mktemp("report"))}
-    run = run_experiment(load_experiment("lite", **settings), notebook_arguments("lite", settings))
-    return run.path / "report.html"
+    """The report of a small run, from the notebook as papermill executed it."""
+    root = tmp_path_factory.mktemp("report")
+    notebook = root / "executed.ipynb"
+    own = {"depths": TINY["depths"], "widths": TINY["widths"]}
+    papermill.execute_notebook(
+        str(NOTEBOOKS / "run_experiment.ipynb"),
+        str(notebook),
+        {"dataset": "digits", "epochs": 1, "output_root": str(root / "out"), "overrides": own},
+        progress_bar=False,
+    )
+    (record,) = root.glob("out/lite/*/run.json")
+    run = load_run(record.parent)
+    shutil.move(notebook, run.path / "notebook.ipynb")
+    return write_report(run)
 
 
 @pytest.fixture
