@@ -173,9 +173,9 @@ def run_command(
 ) -> None:
     """Train VARIANT, or resume it, and write its notebook and its report.
 
-    VARIANT is a name from `resnetlib list`, or the path of a variant file or of a run folder. The
-    same command resumes an interrupted run; a finished run is loaded, not retrained
-    (`-p fresh true` starts over).
+    VARIANT is a name from `resnetlib list`, or the path of a variant file or of a run folder, whose
+    experiment is then run in the output folder. The same command resumes an interrupted run; a
+    finished run is loaded, not retrained (`-p fresh true` starts over).
 
     \b
     resnetlib run lite

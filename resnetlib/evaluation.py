@@ -1,6 +1,7 @@
 """Accuracy, confusion, per-class figures and calibration, all from logits computed once."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -146,14 +147,16 @@ def evaluate(
         raise ValueError(f"images are {images.dtype}; evaluate takes uint8 and normalises itself")
     home = next(model.parameters()).device
     place = home if device == "auto" else torch.device(device)
+    if batch_size is None:
+        batch_size = EVALUATION_BATCH.get(place.type, 1000)
     training = {module: module.training for module in model.modules()}
     mean, std = (torch.as_tensor(values, device=place) for values in (mean, std))
     model.eval().to(place)
     try:
-        with no_tf32():
+        with no_tf32() if place.type == "cuda" else nullcontext():
             logits = [
                 model(normalize(batch.to(place), mean, std)).float().cpu()
-                for batch in images.split(batch_size or EVALUATION_BATCH[place.type])
+                for batch in images.split(batch_size)
             ]
     finally:
         model.to(home)

@@ -64,15 +64,14 @@ def real_path(path: str | Path) -> Path:
 
 
 def display_path(path: Path) -> str:
-    """The path in one printable line: relative to the project, if that is where the user works.
+    """The path relative to the project, the working directory or home, in one printable line.
 
-    Otherwise it is relative to the working directory or to home.
+    Reports and notebooks, which are shared, have it too: wherever the user works, a path in the
+    project names no place of this machine.
     """
     path = real_path(path)
     text = str(path)
-    here = Path.cwd()
-    project = [(PROJECT, "")] if here.is_relative_to(PROJECT) else []
-    for base, prefix in (*project, (here, ""), (Path.home(), "~/")):
+    for base, prefix in ((PROJECT, ""), (Path.cwd(), ""), (Path.home(), "~/")):
         if path.is_relative_to(base):
             text = prefix + path.relative_to(base).as_posix()
             break

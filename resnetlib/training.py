@@ -382,7 +382,7 @@ class Trainer:
         return Evaluation(torch.cat(logits), labels.cpu())
 
     def _evaluate(self, precise: bool) -> dict[str, float]:
-        """The columns of the evaluation splits, in float32 if `precise`, else as in training."""
+        """The columns of the splits, in float32 if `precise`, else in the precision of the run."""
         began = time.perf_counter()
         columns = {}
         with nullcontext() if precise else self.device_settings.autocast():

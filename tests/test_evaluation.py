@@ -81,23 +81,6 @@ def test_evaluate_restores_the_model_at_any_batch_size(digits):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_evaluate_keeps_cudnn_from_rounding_to_tf32():
-    seen = []
-
-    class Network(nn.Flatten):
-        def forward(self, images):
-            seen.append(torch.backends.cudnn.allow_tf32)
-            return super().forward(images)
-
-    images, labels = torch.zeros(2, 1, 5, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
-    network = Network()
-    network.weight = nn.Parameter(torch.zeros(1))
-    before = torch.backends.cudnn.allow_tf32
-    evaluate(network, images, labels, mean=[0.5], std=[0.5], batch_size=1)
-    assert before and seen == [False, False]
-    assert torch.backends.cudnn.allow_tf32 is before
-
-
 def test_evaluate_refuses_normalised_images():
     with pytest.raises(ValueError, match="uint8"):
         evaluate(nn.Flatten(), torch.rand(2, 3, 4, 4), torch.zeros(2), mean=(0,), std=(1,))

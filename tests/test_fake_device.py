@@ -285,6 +285,16 @@ def model():
     return build_model(experiment_of(widths=[8]).architecture, seed=1)
 
 
+def test_evaluate_on_a_card_does_not_round_to_tf32(model, images, fake):
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    before = torch.backends.cudnn.allow_tf32
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    evaluate(model, images, labels, **CHANNELS, batch_size=len(images), device=fake.device)
+    assert before is torch.backends.cudnn.allow_tf32 is True
+    assert seen == [fake.device.type != "cuda"]
+
+
 def test_evaluate_on_a_device_equals_the_cpu(model, images, fake):
     labels = torch.arange(len(images)) % 10
     expected = evaluate(model, images, labels, **CHANNELS, batch_size=10)

@@ -217,12 +217,11 @@ def image_grid(
         images: uint8 (N, 3, H, W).
         captions: one text per image.
         title: the text above all.
-        columns: images in a row at most.
+        columns: images in a row.
     """
     lines = max((drawable(caption).count("\n") + 1 for caption in captions), default=1)
     side, above = 1.2, 0.1 + 0.14 * lines  # in inches, like the coordinates of the axes
     width, height = side + 0.1, side + above
-    columns = max(1, min(columns, len(images)))
     rows = max(1, -(-len(images) // columns))
     with figure_style(**{"axes.grid": False}):
         # One Axes for all images: an Axes of its own for each takes several times as long.
