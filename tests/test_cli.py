@@ -139,6 +139,7 @@ def test_fresh_run_that_fails_leaves_no_old_results(
     assert "There are no results" in report and "reproduced</span>" not in report
 
 
+@pytest.mark.exhaustive
 def test_unfinished_run_loses_an_old_notebook(finished, tmp_path):
     """Earlier versions left the notebook of an interrupted run in its folder."""
     root = shutil.copytree(finished[0], tmp_path / "copy")
@@ -305,6 +306,7 @@ def test_run_stopped_in_time_exits_with_4(tmp_path):
     assert "The run was interrupted" in (folder / "report.html").read_text()
 
 
+@pytest.mark.exhaustive
 def test_run_attached_ends_with_its_input(tmp_path):
     """As the runs of a sweep do when the sweep is killed."""
     command = [PROGRAM, *words(tmp_path, epochs=400, widths=16), "--attached"]

@@ -378,6 +378,7 @@ def test_every_notebook_checks_its_parameters_first(path):
     assert statements[0] in checks
 
 
+@pytest.mark.exhaustive
 def test_unknown_parameter_of_another_notebook(tmp_path):
     done = run_papermill(
         NOTEBOOKS / "analyze_errors.ipynb", "out.ipynb", "-p", "rnu", "x", cwd=tmp_path
@@ -404,7 +405,7 @@ def test_unknown_parameter_fails_before_any_work(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("place", ["lost", "too late"])
+@pytest.mark.parametrize("place", ["lost", pytest.param("too late", marks=pytest.mark.exhaustive)])
 def test_misplaced_parameters_tag_is_refused_before_training(tmp_path, place):
     defaults = new_code_cell(parameters_cell())
     read = "from resnetlib import experiment_from_notebook\nexperiment_from_notebook()"

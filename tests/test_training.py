@@ -1328,6 +1328,7 @@ def test_a_signal_stops_the_run_with_its_state_saved(tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @needs_signals
 def test_an_ignored_signal_stays_ignored(tmp_path):
     status, _, folder = signalled(tmp_path, 5, [signal.SIGHUP], "nohup")
