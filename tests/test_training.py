@@ -481,7 +481,7 @@ def test_train_needs_an_experiment():
 
 # Stopped and resumed -----------------------------------------------------------------------------
 
-STOPS = [(0, 1), (3, 5), (4, 0)]  # epochs done, steps of the next
+STOPS = [(0, 1), (1, 0), (3, 5), (4, 0)]  # epochs done, steps of the next
 STATEFUL = {
     "epochs": 4,
     "seed": 5,
