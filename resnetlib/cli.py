@@ -69,8 +69,10 @@ def _explained() -> Iterator[None]:
         raise Failure(str(error), 2) from None
     except (UserError, BlockingIOError) as error:
         raise Failure(str(error), 1) from None
+    except BrokenPipeError:  # the output's reader has left, such as `head`: click ends quietly
+        raise
     except OSError as error:
-        if error.filename is None:  # the output's fault: it is full, or its reader has left
+        if error.filename is None:  # the output's fault: it is full
             _discard_output()
             raise Failure(f"the output cannot be written: {error.strerror}", 1) from None
         name = display_path(Path(error.filename))

@@ -57,6 +57,11 @@ def shorten_line(text: str, length: int = 200) -> str:
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
+def counted(number: int, what: str) -> str:
+    """Such as `1 epoch`, `2,000 epochs`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def print_line(text: str, *, to_stderr: bool = False) -> None:
     """Print a line at once, unless the output is closed or full: that does not end any work."""
     with suppress(OSError, ValueError):

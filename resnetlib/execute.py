@@ -13,7 +13,7 @@ from traitlets.config import Config
 
 from . import files
 from .config import known_variants
-from .errors import ConfigError, Interrupted, RunError
+from .errors import ConfigError, Interrupted, RunError, counted
 from .experiment import Experiment
 from .paths import display_path, notebooks_folder, real_path
 from .progress import duration
@@ -87,7 +87,7 @@ def describe_plan(experiment: Experiment) -> dict[str, str]:
     if left := experiment.recipe.epochs - done:
         seconds = estimate_epoch_seconds(experiment, settings)
         facts["estimated time"] = (
-            f"about {duration(left * seconds)}: {left} epochs of {duration(seconds)}, "
+            f"about {duration(left * seconds)}: {counted(left, 'epoch')} of {duration(seconds)}, "
             "from a few timed steps; longer beside other work"
         )
     return facts

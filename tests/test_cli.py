@@ -417,6 +417,13 @@ def test_full_and_closed_output_are_one_line():
             assert (done.returncode, done.stderr) == expected
 
 
+@pytest.mark.skipif(os.name == "nt", reason="takes a POSIX shell")
+def test_reader_that_leaves_ends_a_command_quietly():
+    command = f"({sys.executable} -m resnetlib list; echo exit $? >&2) | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr == "exit 1\n"
+
+
 def test_interrupt_hidden_by_an_import_is_one_line(monkeypatch):
     """A compiled module that is interrupted while it is imported raises an ImportError."""
 

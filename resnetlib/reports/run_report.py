@@ -17,7 +17,7 @@ from nbconvert import HTMLExporter, preprocessors
 from nbformat import NotebookNode, v4
 
 from .. import files, plots
-from ..errors import RunError, shorten_line
+from ..errors import RunError, counted, shorten_line
 from ..paths import display_path
 from ..plots.style import figure_png, variant_color
 from ..progress import duration
@@ -166,7 +166,7 @@ def _history_notebook(run: Run) -> NotebookNode:
         return notebook
     curves = figure_png(plots.curves(run.history, run.experiment)[0])
     image = v4.new_output("display_data", {"image/png": base64.b64encode(curves).decode()})
-    text = f"## Curves\n\nThe {len(run.history) - 1} epochs that are on record."
+    text = f"## Curves\n\n{counted(len(run.history) - 1, 'epoch')} on record."
     notebook.cells = [v4.new_markdown_cell(text), v4.new_code_cell(outputs=[image])]
     return notebook
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..config import known_variants, load_experiment
-from ..errors import RunError, shorten, shorten_line
+from ..errors import RunError, counted, shorten, shorten_line
 from ..experiment import Experiment, Published
 from ..paths import display_path
 
@@ -129,8 +129,7 @@ class Run:
     def machine(self) -> str:
         """What the run was computed on and how finely."""
         mark = self.record["fingerprint"]
-        plural = "s" if mark["threads"] > 1 else ""
-        cores = f"{mark['threads']} core{plural} of " if mark["device"] == "cpu" else ""
+        cores = f"{counted(mark['threads'], 'core')} of " if mark["device"] == "cpu" else ""
         return f"{cores}{mark['processor']}, {mark['precision']}"
 
     @cached_property

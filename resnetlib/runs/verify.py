@@ -21,6 +21,7 @@ import torch
 from .. import files
 from ..config import known_variants, load_experiment
 from ..data import TRAINING_IMAGES, Dataset
+from ..errors import counted
 from ..experiment import DEFAULT_BUDGET, Experiment
 from ..paths import display_path
 from ..resnet import build_model
@@ -103,7 +104,8 @@ def _check_checksums(run: Evidence) -> Result:
             problems += [problem] if problem else []
     if not finished and not problems:
         return Result(NOT_CHECKED, f"the run is not finished: its status is {run.status!r}")
-    return _judge(problems, f"{matching} files{f'; {absent} not kept' if absent else ''}")
+    not_kept = f"; {absent} not kept" if absent else ""
+    return _judge(problems, counted(matching, "file") + not_kept)
 
 
 def _file_problem(
@@ -265,7 +267,7 @@ def _check_learning_rates(run: Evidence) -> Result:
         expected = learning_rate(recipe, int(epoch) * steps - 1, steps, rows) if epoch else 0.0
         if not math.isclose(rate, expected, rel_tol=1e-6, abs_tol=1e-12):
             problems.append(f"history.csv: lr of epoch {epoch:g} is {rate}, expected {expected}")
-    return _judge(problems, f"{len(history)} epochs")
+    return _judge(problems, counted(int((history["epoch"] > 0).sum()), "epoch"))
 
 
 def _check_history(run: Evidence) -> Result:
@@ -476,7 +478,7 @@ def format_results(verified: Mapping[Path, Mapping[str, Result]]) -> str:
         for (status, name, detail), runs in sorted(reasons.items())
     ]
     failed = sum(overall(results) == FAIL for results in verified.values())
-    last = f"{len(verified)} runs, {failed} with a FAIL; - in the table: {NOT_CHECKED}"
+    last = f"{counted(len(verified), 'run')}, {failed} with a FAIL; - in the table: {NOT_CHECKED}"
     return "\n".join([table.to_string(), "", *lines, last])
 
 

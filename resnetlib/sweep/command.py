@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from ..experiment import Execution, parse_duration
 from ..paths import display_path
 from .grid import expand_grid, read_alternatives
@@ -119,7 +119,7 @@ def plan_table(tasks: Sequence[Task]) -> str:
         epochs = len(task.history())
         state = "done" if task.run else f"epoch {epochs}" if epochs else "new"
         lines.append(f"{state:10} {task.name}  ({display_path(task.folder)})")
-    return "\n".join([*lines, f"{len(tasks)} runs"])
+    return "\n".join([*lines, counted(len(tasks), "run")])
 
 
 def results_summary(tasks: Sequence[Task]) -> str:
