@@ -17,7 +17,7 @@ setup: .venv/.ready
 	touch .venv/.ready
 
 quickstart: setup
-	.venv/bin/papermill notebooks/run_experiment.ipynb outputs/quickstart.ipynb -p variant lite -p dataset digits -p lr 0.1
+	.venv/bin/resnetlib run lite -p dataset digits -p lr 0.1
 
 test: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile

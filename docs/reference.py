@@ -45,8 +45,9 @@ resnetlib run lite -p epochs 10 -p optimizer.momentum 0.8 -p depths 2,2,2
 resnetlib run lite -p optimizer adam -p schedule constant -p ema '{{decay: 0.99}}'
 ```
 
-`optimizer` and `schedule` take the name of another kind. A new kind keeps the keys that it has
-too, with the same default. A new kind of optimizer starts from its own learning rate
+`optimizer` and `schedule` take the name of another kind. Of the old kind's keys those stay
+that the new kind also has with the same default; the others take the new kind's defaults, and one
+line says which. A new kind of optimizer starts from its own learning rate
 ({rates}) and from no weight decay, unless they are given as well.
 `none` turns `lookahead`, `clip`, `sam` and `ema` off.
 

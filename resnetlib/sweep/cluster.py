@@ -35,7 +35,7 @@ def connect(address: str) -> ModuleType:
     try:
         import ray
     except ImportError:
-        raise ConfigError("--address needs Ray: pip install 'resnetlib[sweep]'") from None
+        raise ConfigError("--address needs Ray: pip install '.[sweep]' in the project's folder") from None
     try:
         _check_listening(address)
         # `log_to_driver`: the output of runs goes to their own files.

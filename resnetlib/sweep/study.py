@@ -144,7 +144,7 @@ class Search:
             import optuna
             from optuna.storages import JournalStorage, journal
         except ImportError:
-            raise ConfigError("--search needs Optuna: pip install 'resnetlib[sweep]'") from None
+            raise ConfigError("--search needs Optuna: pip install '.[sweep]' in the project's folder") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with files.lock(self.folder / ".lock"):
             path = str(self.folder / "journal.log")
