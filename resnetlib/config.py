@@ -3,6 +3,7 @@
 Everything here works without torch, so that a mistake is reported at once.
 """
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -245,7 +246,10 @@ def _scaled_to_digits(
     if share < 1 and not isinstance(given.get("recipe.schedule"), Mapping):
         for key in ("warmup_epochs", "hold_epochs", "period_epochs"):
             if value := getattr(schedule, key, None):
-                scale(f"recipe.schedule.{key}", float(f"{value * share:.3g}"))
+                scaled_value = float(f"{value * share:.3g}")
+                if schedule.interval == "epoch" and key != "period_epochs":
+                    scaled_value = math.floor(scaled_value)  # a part of an epoch counts as whole
+                scale(f"recipe.schedule.{key}", scaled_value)
         if isinstance(schedule, StepDecay):
             last = recipe.epochs - 1
             drops = [min(max(round(drop * share), 1), last) for drop in schedule.milestones]

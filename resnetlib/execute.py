@@ -13,12 +13,13 @@ from traitlets.config import Config
 
 from . import files
 from .config import known_variants
+from .device import cpu_threads
 from .errors import ConfigError, Interrupted, RunError, counted
 from .experiment import Experiment
 from .paths import display_path, notebooks_folder, real_path
 from .progress import duration
 from .reports.run_report import write_report
-from .runs.checkpoint import describe_saved
+from .runs.checkpoint import describe_position, describe_saved, last_position
 from .runs.estimate import estimate_epoch_seconds
 from .runs.lifecycle import check_experiment, train
 from .runs.record import record_checksums
@@ -51,7 +52,8 @@ def run_experiment(experiment: Experiment, arguments: Mapping[str, Any]) -> Run:
         with suppress(Exception):  # the first error is the one to read
             _report_unfinished(folder)
         if isinstance(error, SystemExit):  # a signal other than Ctrl-C
-            raise Interrupted(describe_saved(folder), error.code - 128) from None
+            saved = describe_saved(folder, fresh=experiment.execution.fresh)
+            raise Interrupted(saved, error.code - 128) from None
         if isinstance(error, KeyboardInterrupt) and _status(folder) == "done":
             number = getattr(error, "exit_code", 128 + signal.SIGINT) - 128
             raise Interrupted(
@@ -60,7 +62,8 @@ def run_experiment(experiment: Experiment, arguments: Mapping[str, Any]) -> Run:
                 number,
             ) from None
         raise
-    write_report(run)
+    if not files.is_read_only(folder):
+        write_report(run)
     return run
 
 
@@ -85,7 +88,8 @@ def describe_plan(experiment: Experiment) -> dict[str, str]:
     facts |= {name.replace("_", " "): str(value) for name, value in settings.describe().items()}
     facts["run folder"] = f"{display_path(experiment.folder)} ({state})"
     if left := experiment.recipe.epochs - done:
-        seconds = estimate_epoch_seconds(experiment, settings)
+        with cpu_threads(settings.threads):
+            seconds = estimate_epoch_seconds(experiment, settings)
         facts["estimated time"] = (
             f"about {duration(left * seconds)}: {counted(left, 'epoch')} of {duration(seconds)}, "
             "from a few timed steps; longer beside other work"
@@ -103,8 +107,9 @@ def _resume_point(experiment: Experiment) -> tuple[int, str]:
     run = load_run(folder)
     if run.status == "done":
         return experiment.recipe.epochs, "finished; would be loaded, not retrained"
-    done = max(len(run.history) - 1, 0) if (folder / "history.csv").is_file() else 0
-    return done, f"{run.status}; would resume after epoch {done}" if done else run.status
+    if not (position := last_position(folder)):
+        return 0, f"{run.status}; would start over"
+    return position[0], f"{run.status}; would resume after {describe_position(*position)}"
 
 
 def notebook_arguments(variant: str, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ An *experiment* is a variant with every override applied: complete and checked.
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -64,7 +65,7 @@ def _check_duration(value: Any) -> Any:
 
 
 def _check_device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", name):
         raise ValueError("give auto, cpu, mps, cuda, or the number of a card, such as cuda:1")
     return name
 
@@ -226,11 +227,14 @@ class Experiment(Variant):
                 f"from 1 to {epochs - 1}, in which the rate can drop (recipe.epochs = {epochs})"
             )
         warmup, hold = schedule.warmup_epochs, getattr(schedule, "hold_epochs", 0)
-        if warmup + hold >= epochs:
+        # Where the rate changes between epochs, it is below its peak for the whole of the last one.
+        whole = math.ceil(warmup) if schedule.interval == "epoch" else warmup
+        if whole + hold >= epochs:
             names = " + ".join(["warmup_epochs"] * bool(warmup) + ["hold_epochs"] * bool(hold))
+            counts = f", {whole + hold:g} in whole epochs" if whole != warmup else ""
             return (
-                f"recipe.schedule.{names} = {warmup + hold:g}: give less than recipe.epochs = "
-                f"{epochs}, such as 0"
+                f"recipe.schedule.{names} = {warmup + hold:g}{counts}: give less than "
+                f"recipe.epochs = {epochs}, such as 0"
             )
         return None
 

@@ -226,13 +226,19 @@ def is_locked(path: Path) -> bool:
     """Whether a process holds the lock file; also true where that cannot be determined."""
     if path.is_symlink() or not path.is_file():
         return False
-    probe = _new_lock(path, timeout=0)
     try:
+        probe = _new_lock(path, timeout=0)
         probe.acquire()
     except (filelock.Timeout, OSError):
         return True
     probe.release()
     return False
+
+
+def is_read_only(folder: Path) -> bool:
+    """Whether the folder or its lock file exists and cannot be written, as a colleague's."""
+    places = (folder, folder / ".lock")
+    return not all(os.access(place, os.W_OK) for place in places if place.exists())
 
 
 def _new_lock(path: Path, timeout: float) -> filelock.BaseFileLock:

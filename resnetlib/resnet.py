@@ -273,5 +273,5 @@ def build_model(architecture: Architecture, *, seed: int = 0) -> ResNet:
     used it, unless `init` says otherwise. The global random state stays as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "init"))
+        torch.default_generator.manual_seed(derive_seed(seed, "init"))  # not those of cards
         return ResNet(architecture)

@@ -868,7 +868,7 @@ class _Mix(Model):
     name: str
     # The share of each image is drawn from Beta(alpha, alpha)
     alpha: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
-    probability: UnitInterval = 1.0  # of a batch
+    probability: UnitInterval = 1.0  # that an image is mixed
 
 
 class MixUp(_Mix):
@@ -963,12 +963,17 @@ class Recipe(Model):
 
     @model_validator(mode="after")
     def _validation_has_data(self) -> Self:
-        if self.select == "best_holdout" and not self.holdout:
-            raise ValueError("select 'best_holdout' needs holdout above 0")
-        metric = getattr(self.schedule, "metric", "")
-        if metric.startswith("holdout") and not self.holdout:
-            raise ValueError(f"schedule.metric {metric!r} needs holdout above 0")
+        if self.holdout_user and not self.holdout:
+            raise ValueError(f"{self.holdout_user} needs holdout above 0")
         return self
+
+    @property
+    def holdout_user(self) -> str:
+        """The setting that looks at held-out images; empty where none does."""
+        if self.select == "best_holdout":
+            return "select 'best_holdout'"
+        metric = getattr(self.schedule, "metric", "")
+        return f"schedule.metric {metric!r}" if metric.startswith("holdout") else ""
 
 
 def models_in(annotation: Any) -> list[type[Model]]:

@@ -15,6 +15,7 @@ from unittest.mock import Mock
 
 import psutil
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import NOTEBOOKS
 
@@ -444,6 +445,15 @@ def test_lack_of_memory_is_one_line(tmp_path, monkeypatch, error):
     done = invoke(*words(tmp_path), "--dry-run")
     assert done.exit_code == 1
     assert done.stderr == "Error: out of memory; a smaller network or batch_size may fit\n"
+
+
+def test_dry_run_times_with_the_threads_that_it_names(tmp_path, monkeypatch):
+    count = torch.get_num_threads() + 1
+    monkeypatch.setattr(
+        "resnetlib.execute.estimate_epoch_seconds", lambda *_: float(torch.get_num_threads())
+    )
+    plan = invoke(*words(tmp_path, epochs=1, threads=count), "--dry-run").stdout
+    assert f"1 epoch of {count}.0 s" in plan
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])

@@ -16,6 +16,7 @@ from resnetlib.config import apply_overrides, parse_value
 from resnetlib.errors import ConfigError
 from resnetlib.experiment import parse_duration
 from resnetlib.paths import PROJECT, params_folder
+from resnetlib.schedule import learning_rate
 from resnetlib.yaml_core import read_yaml, write_yaml
 
 
@@ -366,15 +367,24 @@ def test_every_variant_can_be_tried_on_the_digits(variant, epochs):
     experiment = load_experiment(variant, dataset="digits", epochs=epochs)
     assert experiment.contradiction() is None
     before = load_experiment(variant).recipe
+    rates = [learning_rate(experiment.recipe, step, 11) for step in range(11 * epochs)]
+    assert max(rates) > 0.9 * before.optimizer.lr
     assert experiment.recipe.optimizer == before.optimizer
     assert getattr(experiment.recipe.schedule, "min_lr", 0) == getattr(before.schedule, "min_lr", 0)
 
 
 @pytest.mark.parametrize(
-    ("epochs", "milestones", "warmup"), [(60, (30, 45), 3), (2, (1, 1), 0.1), (1, (), 0.05)]
+    ("epochs", "interval", "milestones", "warmup"),
+    [
+        (60, "epoch", (30, 45), 3),
+        (2, "step", (1, 1), 0.1),
+        (2, "epoch", (1, 1), 0),
+        (1, "step", (), 0.05),
+    ],
 )
-def test_digits_scale_milestones_warmup_and_holdout(epochs, milestones, warmup, capsys):
-    long = load_experiment("lite", **LONG)
+def test_digits_scale_milestones_warmup_and_holdout(epochs, interval, milestones, warmup, capsys):
+    """Part of an epoch of warm-up would be a whole one where the rate changes between epochs."""
+    long = load_experiment("lite", **LONG, interval=interval)
     capsys.readouterr()
     recipe = apply_overrides(long, {"dataset": "digits", "epochs": epochs}).recipe
     assert (recipe.schedule.milestones, recipe.schedule.warmup_epochs) == (milestones, warmup)
@@ -390,7 +400,7 @@ def test_digits_scale_milestones_warmup_and_holdout(epochs, milestones, warmup, 
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
-        ({"name": "cosine", "hold_epochs": 45, "period_epochs": 90}, {"hold_epochs": 0.5}),
+        ({"name": "cosine", "hold_epochs": 45, "period_epochs": 90}, {"hold_epochs": 0}),
         ({"name": "cosine", "hold_epochs": 45, "period_epochs": 90}, {"period_epochs": 1}),
         ({"name": "exponential", "gamma": 0.5, "every_epochs": 30}, {"every_epochs": 1}),
         ({"name": "exponential", "gamma": 0.98}, {"every_epochs": 1, "gamma": 0.98}),
@@ -432,7 +442,7 @@ def test_digits_reduce_a_batch_larger_than_the_data_set():
 
 def test_scaled_settings_are_recorded_as_overrides(tmp_path, capsys):
     trial = load_experiment("adamw", dataset="digits", epochs=2, holdout=100)
-    assert trial.overrides["recipe.schedule.warmup_epochs"] == 0.12
+    assert trial.overrides["recipe.schedule.warmup_epochs"] == 0
     again = load_experiment("adamw", **trial.overrides)
     path = tmp_path / "experiment.yaml"
     path.write_text(trial.to_yaml())
@@ -449,6 +459,7 @@ CONTRADICTIONS = [
     ({"schedule": STEP, "epochs": 150}, "recipe.schedule.milestones = [150]"),
     ({"schedule": STEP | {"milestones": []}}, "recipe.schedule.milestones = []"),
     ({"warmup_epochs": 40}, "recipe.schedule.warmup_epochs = 40: give less than recipe.epochs"),
+    ({"warmup_epochs": 39.5}, "recipe.schedule.warmup_epochs = 39.5, 40 in whole epochs: give"),
     ({"warmup_epochs": 20, "hold_epochs": 20}, "warmup_epochs + hold_epochs = 40"),
     ({"strides": []}, "architecture.strides = []"),
     ({"batch_size": 50_001}, "recipe.batch_size = 50001: there are 50,000 training images"),
@@ -467,7 +478,7 @@ def test_settings_that_cannot_act_are_refused(overrides, message):
 
 def test_settings_at_the_limit_are_accepted():
     load_experiment("lite", schedule=STEP, epochs=151)
-    load_experiment("lite", warmup_epochs=39.5)
+    load_experiment("lite", warmup_epochs=39.5, interval="step")
     load_experiment("lite", dataset="digits", batch_size=1347)
     load_experiment("lite", batch_size=49_000, holdout=1000)
 

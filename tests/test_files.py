@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import zipfile
+from unittest.mock import Mock
 
 import filelock
 import numpy as np
@@ -64,6 +65,13 @@ def test_read_checksummed_finds_every_damage(tmp_path, damage):
     path.write_bytes(content)
     with pytest.raises(files.CorruptFile, match="checksummed"):
         files.read_checksummed(path)
+
+
+def test_lock_file_that_cannot_be_opened_counts_as_held(tmp_path, monkeypatch):
+    """Such as that of a colleague: a folder of runs can be listed all the same."""
+    (tmp_path / ".lock").touch()
+    monkeypatch.setattr(files, "_has_locks", Mock(side_effect=PermissionError))
+    assert files.is_locked(tmp_path / ".lock")
 
 
 def test_lock_is_refused_to_a_second_process(tmp_path):

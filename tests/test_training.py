@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -22,6 +23,7 @@ from conftest import TINY
 
 from resnetlib import (
     evaluate,
+    execute,
     files,
     load_dataset,
     load_experiment,
@@ -1388,6 +1390,19 @@ def test_a_signal_during_the_evaluation_saves_the_epoch(tiny, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_interrupted_run_says_what_would_resume_it(tiny):
+    """The same call with `fresh` would delete what is saved."""
+    experiment = tiny(epochs=3, fresh=True)
+    with pytest.raises(KeyboardInterrupt, match=r"epoch 2, step 2 .* without `fresh` to resume"):
+        train(experiment, callbacks=[Sending(signal.SIGINT)])
+    again = tiny(epochs=3)
+    done, plan = execute._resume_point(again)
+    assert (done, plan) == (1, "interrupted; would resume after epoch 2, step 2")
+    runs.drop_checkpoints(again.folder)
+    assert execute._resume_point(again) == (0, "interrupted; would start over")
+
+
+@pytest.mark.slow
 @needs_signals
 def test_a_handler_of_the_user_is_left_alone(tiny, monkeypatch):
     received = []
@@ -1404,6 +1419,19 @@ def test_a_handler_of_the_user_is_left_alone(tiny, monkeypatch):
 def test_train_in_a_thread_handles_no_signals(tiny):
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(train, tiny()).result().status == "done"
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_loaded_from_a_folder_that_cannot_be_written(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = train(tiny(), output="~/run")
+    assert run.path == tmp_path / "run" and load_run("~/run").status == "done"
+    # As root, who runs the tests of some machines, everything can be written.
+    monkeypatch.setattr(files.os, "access", lambda path, mode: Path(path) != run.path)
+    monkeypatch.setattr(files, "lock", Mock(side_effect=PermissionError))
+    assert train(tiny(), output=run.path).status == "done"
+    with pytest.raises(RunError, match="The finished run is still there"):
+        train(tiny(fresh=True), output=run.path)
 
 
 # A time limit ------------------------------------------------------------------------------------

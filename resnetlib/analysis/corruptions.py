@@ -69,7 +69,7 @@ def _noise(images: Tensor, sigma: float, seed: int) -> Tensor:
     # In float: torchvision rounds the noise on uint8 towards zero, which reduces it.
     exact = F.to_dtype(images, torch.float32, scale=True)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng.derive_seed(seed, "noise"))
+        torch.default_generator.manual_seed(rng.derive_seed(seed, "noise"))  # not those of cards
         return F.to_dtype(F.gaussian_noise(exact, sigma=sigma), torch.uint8, scale=True)
 
 

@@ -71,21 +71,22 @@ def _existing(folder: Path) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def describe_saved(folder: Path) -> str:
+def describe_saved(folder: Path, *, fresh: bool = False) -> str:
     """What of an interrupted run is saved, and how it is resumed, in one line."""
     position = last_position(folder)
     if not position:
         return f"interrupted; nothing is saved yet in {display_path(folder)}: run it again to start"
-    return f"interrupted; saved after {position} in {display_path(folder)}: run it again to resume"
+    saved = f"interrupted; saved after {describe_position(*position)} in {display_path(folder)}"
+    return f"{saved}: run it again{' without `fresh`' if fresh else ''} to resume"
 
 
-def last_position(folder: Path) -> str:
-    """The position of the newest checkpoint, such as `epoch 3, step 20`; empty without any."""
+def last_position(folder: Path) -> tuple[int, int] | None:
+    """Whole epochs and further steps of the newest checkpoint; None without any."""
     paths = _existing(folder)
     if not paths:
-        return ""
+        return None
     epochs, steps = map(int, re.findall(r"\d+", paths[-1].name)[:2])
-    return describe_position(epochs, steps)
+    return epochs, steps
 
 
 def describe_position(epochs: int, steps: int) -> str:

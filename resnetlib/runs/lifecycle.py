@@ -22,7 +22,7 @@ from ..errors import (
 )
 from ..evaluation import Evaluation
 from ..experiment import Experiment, parse_duration
-from ..paths import display_path, output_folder, real_path
+from ..paths import display_path, expand_home, output_folder, real_path
 from ..resnet import NUM_CLASSES
 from ..size import check_size, model_summary
 from ..training import Callback, Trainer, fit
@@ -93,10 +93,15 @@ def train(
             f"experiment = {shorten(experiment)}: give one, such as load_experiment('lite')"
         )
     settings = check_experiment(experiment)
-    folder = experiment.folder if output is None else Path(output)
+    output = None if output is None else expand_home(output)
+    folder = output or experiment.folder
     if local := local_folder(folder):
         return _train_beside_drive(experiment, folder, local, callbacks)
     folder = _run_folder(experiment, output)
+    if files.is_read_only(folder) and not experiment.execution.fresh:
+        finished = _previous_record(folder, experiment)
+        if finished and finished["status"] == "done":
+            return load_run(folder)
     make_folder(folder)
     with _explained(experiment, folder), files.lock(folder / ".lock"):
         before = None if experiment.execution.fresh else _previous_record(folder, experiment)
@@ -156,9 +161,9 @@ def _train_beside_drive(
     return load_run(drive)
 
 
-def _run_folder(experiment: Experiment, output: str | Path | None) -> Path:
+def _run_folder(experiment: Experiment, output: Path | None) -> Path:
     """The folder to write to. Raises `ConfigError` where it holds, or leads to, other files."""
-    folder = experiment.folder if output is None else Path(output)
+    folder = output or experiment.folder
     root = output_folder(experiment.execution.output_root) if output is None else None
     try:
         check_folder(folder, root)
@@ -298,7 +303,8 @@ def _run_to_end(
             with suppress(OSError):  # the disk may be full
                 write_record(folder, record | {"status": status, "error": reason})
             if isinstance(error, KeyboardInterrupt):
-                explain_interrupt(error, describe_saved(folder))
+                fresh = experiment.execution.fresh
+                explain_interrupt(error, describe_saved(folder, fresh=fresh))
             raise
         finished = {"status": "done", "finished": now(), "artifacts": artifact_checksums(folder)}
         if not record["keeps_checkpoints"]:
@@ -335,23 +341,23 @@ def _explained(experiment: Experiment, folder: Path) -> Iterator[None]:
     except OSError as error:
         path = Path(error.filename) if isinstance(error.filename, str | Path) else folder
         reason = error.strerror or error
-        raise RunError(f"{display_path(path)}: {reason}. {_saved(folder)}") from error
+        raise RunError(f"{display_path(path)}: {reason}. {_saved(experiment, folder)}") from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         size = experiment.recipe.batch_size
         raise RunError(
             f"out of memory with batch_size = {size}; a smaller one, such as {size // 2 or 1}, "
-            f"may fit. {_saved(folder)}"
+            f"may fit. {_saved(experiment, folder)}"
         ) from error
 
 
-def _saved(folder: Path) -> str:
+def _saved(experiment: Experiment, folder: Path) -> str:
     """What is safe after a failure, and what to do."""
     with suppress(RunError):
         if load_run(folder).status == "done":
             return "The finished run is still there; the same call tries again"
-    position = last_position(folder)
-    if position:
-        return f"The run is saved up to {position}; the same call resumes it"
+    if position := last_position(folder):
+        again = "the same call without `fresh`" if experiment.execution.fresh else "the same call"
+        return f"The run is saved up to {describe_position(*position)}; {again} resumes it"
     return "Nothing of the run was saved yet; the same call starts it again"

@@ -120,7 +120,11 @@ def now() -> str:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """The commit of the checkout and whether anything tracked differs from it; None outside git."""
+    """The commit of the checkout and whether anything tracked differs from it.
+
+    None where this file is not tracked: outside git, and where the package is installed into an
+    environment that lies in a repository of the user's own.
+    """
 
     def ask(*words: str) -> str:
         command = ["git", "-C", str(PROJECT), *words]
@@ -130,6 +134,7 @@ def _git_state() -> dict[str, Any] | None:
         return done.stdout.strip()
 
     try:
+        ask("ls-files", "--error-unmatch", __file__)
         changed = ask("status", "--porcelain", "--untracked-files=no")
         return {"commit": ask("rev-parse", "HEAD"), "modified": bool(changed)}
     except (OSError, subprocess.CalledProcessError):

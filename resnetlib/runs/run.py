@@ -14,7 +14,7 @@ from .. import files
 from ..config import known_variants, load_experiment
 from ..errors import RunError, counted, shorten, shorten_line
 from ..experiment import Experiment, Published
-from ..paths import display_path
+from ..paths import display_path, expand_home
 
 if TYPE_CHECKING:  # the record and the metrics of a run are read without torch and pandas
     import pandas as pd
@@ -313,7 +313,7 @@ def seed_accuracies(runs: Iterable[Run]) -> tuple[float, ...]:
 
 def load_run(path: str | Path) -> Run:
     """Read a run folder. Raises `RunError` when the path is not one."""
-    path = Path(path)
+    path = expand_home(path)
     try:
         is_run = (path / "run.json").is_file()
     except OSError as error:

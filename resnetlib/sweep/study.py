@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
-from ..config import apply_overrides, list_variants, load_experiment, parse_value
+from ..config import list_variants, load_experiment, parse_value
 from ..errors import ConfigError, shorten
-from ..experiment import TRAINING_IMAGES, Execution, Variant
+from ..experiment import TRAINING_IMAGES, Execution, Experiment, Variant
 from ..paths import display_path, output_folder, params_folder
 from ..size import check_size
 from ..yaml_core import read_yaml, write_yaml
@@ -116,11 +116,15 @@ class Search:
                 self.overrides["holdout"] = round(HOLDOUT_SHARE * TRAINING_IMAGES[base.dataset])
             self.base = load_experiment(variant, **self.overrides)
             for values in self._corners():
-                check_size(apply_overrides(self.base, values))
+                check_size(self._experiment(values))
         self._check_name()
         self.name = f"{self.base.variant.replace('/', '-')}-{self._digest()[:8]}"
         root = output_folder(self.base.execution.output_root)
         self.folder = root / "searches" / self.name
+
+    def _experiment(self, values: Mapping[str, Any]) -> Experiment:
+        """What a trial with these values trains."""
+        return load_experiment(self.variant, **(self.overrides | values))
 
     def _corners(self) -> Iterator[dict[str, Any]]:
         """Lowest and highest values, each choice: mistakes are found before any work."""
@@ -144,7 +148,9 @@ class Search:
             import optuna
             from optuna.storages import JournalStorage, journal
         except ImportError:
-            raise ConfigError("--search needs Optuna: pip install '.[sweep]' in the project's folder") from None
+            raise ConfigError(
+                "--search needs Optuna: in the project, pip install '.[sweep]'"
+            ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with files.lock(self.folder / ".lock"):
             path = str(self.folder / "journal.log")
@@ -234,10 +240,9 @@ class Search:
                 active[same].append(trial)
 
     def _is_pruned(self, task: Task, trials: Sequence["Trial"]) -> bool:
-        """Report the epochs saved so far; whether the trial is worse than others by now."""
-        history = task.history()
-        _report(trials[0], history[: task.experiment.recipe.epochs - 1])
-        return bool(history) and len(trials) == 1 and trials[0].should_prune()
+        """Report the epochs saved so far; whether the trial is worse than others after one."""
+        before_last = task.history()[: task.experiment.recipe.epochs - 1]
+        return any(_report(trials[0], before_last)) and len(trials) == 1
 
     def _tell(self, study: "Study", trial: "Trial", task: Task, outcome: Outcome) -> None:
         """Tell the study how a trial ended; one stopped at the time limit is left running."""
@@ -246,7 +251,8 @@ class Search:
         trial.set_user_attr("run", f"{task.experiment.variant}/{task.folder.name}")
         if outcome.status == "done":
             history = task.history()
-            _report(trial, history)
+            for _ in _report(trial, history):
+                pass  # it is complete, however it compares
             study.tell(trial, float(history[-1][METRIC]))
         elif outcome.status == "cancelled" or (outcome.status == "failed" and task.has_diverged):
             study.tell(trial, state=TrialState.PRUNED)
@@ -304,13 +310,14 @@ class Search:
         best = study.best_trial
         original = load_experiment(self.variant)
         with each_note_once():
-            experiment = apply_overrides(self.base, self._values(best))
+            experiment = self._experiment(self._values(best))
         content = experiment.model_dump(
             mode="json", include=set(Variant.model_fields), exclude_defaults=True
         )
         for of_the_original in ("published", "earlier_recipes"):
             content.pop(of_the_original, None)
-        content["recipe"].pop("holdout", None)
+        if not experiment.recipe.holdout_user:
+            content["recipe"].pop("holdout", None)
         if original.recipe.holdout:
             content["recipe"]["holdout"] = original.recipe.holdout
         chosen = [one.name for one in self.ranges]
@@ -357,10 +364,13 @@ def _begun(study: "Study") -> int:
     return sum(t.number not in again and t.state.name != "WAITING" for t in trials)
 
 
-def _report(trial: "Trial", history: Sequence[Mapping[str, str]]) -> None:
-    """Report the epochs that were not reported yet."""
-    done = trial.user_attrs.get(EPOCHS, 0)
-    for row in history[done:]:
-        trial.report(float(row[METRIC]), int(row["epoch"]))
-    if len(history) > done:
-        trial.set_user_attr(EPOCHS, len(history))
+def _report(trial: "Trial", history: Sequence[Mapping[str, str]]) -> Iterator[bool]:
+    """Report the epochs that were not reported yet; after each, whether others were better then.
+
+    One by one: asked once for several epochs, Optuna compares the last of them with earlier ones of
+    other trials.
+    """
+    for done in range(trial.user_attrs.get(EPOCHS, 0), len(history)):
+        trial.report(float(history[done][METRIC]), int(history[done]["epoch"]))
+        trial.set_user_attr(EPOCHS, done + 1)
+        yield trial.should_prune()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from resnetlib import load_experiment, load_pretrained, load_run, train
 from resnetlib.errors import ConfigError, RunError
 from resnetlib.files import sha256
 from resnetlib.progress import duration
+from resnetlib.runs import record as record_module
 from resnetlib.runs.find import find_run, find_runs, finished_runs, reference_runs, split_unreadable
 from resnetlib.runs.record import describe_environment
 
@@ -41,6 +43,20 @@ def test_record_describes_the_environment(run):
     assert set(record["dataset_checksums"]) == {"digits"}
     assert record["finished"] >= record["started"]
     assert record["git"] is None or len(record["git"]["commit"]) == 40
+
+
+def test_commit_of_another_repository_is_not_recorded(tmp_path, monkeypatch):
+    """Such as that of the user's project, in whose `.venv` the package is installed."""
+    monkeypatch.setattr(record_module, "PROJECT", tmp_path)
+    monkeypatch.setattr(record_module, "__file__", str(tmp_path / "record.py"))
+    (tmp_path / "record.py").touch()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "their own"]):
+        subprocess.run([*git, *words], check=True)
+    assert record_module._git_state() is None
+    for words in (["add", "record.py"], ["commit", "-q", "-m", "ours"]):
+        subprocess.run([*git, *words], check=True)
+    assert record_module._git_state()["modified"] is False
 
 
 def test_load_run_refuses_another_folder(tmp_path):

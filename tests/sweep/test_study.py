@@ -1,11 +1,14 @@
 """Searches: ranges, trials, pruning, resuming, and the variant file of the best trial."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from resnetlib import load_experiment
 from resnetlib.errors import ConfigError
 from resnetlib.sweep.pool import LocalPool, Needs
 from resnetlib.sweep.study import Search, read_range
+from resnetlib.sweep.task import Task
 
 optuna = pytest.importorskip("optuna")
 
@@ -142,6 +145,38 @@ def test_search_stops_bad_trials_early(search, capsys):
     pruned = [trial for trial in by_rate.values() if trial.state.name == "PRUNED"]
     assert pruned and all(len(trial.intermediate_values) < 9 for trial in pruned)
     assert "pruned " in capsys.readouterr().out
+
+
+def test_resumed_trial_is_compared_epoch_by_epoch(search):
+    """A trial whose epochs arrive at once is no better at a rung than it was in that epoch."""
+    made = search("lr=linear(0.1,0.2)", epochs=9)
+
+    def is_pruned(trial, *accuracies):
+        rows = [{"epoch": i, "holdout_accuracy": x} for i, x in enumerate(accuracies, start=1)]
+        task = SimpleNamespace(history=lambda: rows, experiment=made.base)
+        return made._is_pruned(task, [trial])
+
+    with made.opened() as study:
+        assert not is_pruned(study.ask(), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+        better, worse = study.ask(), study.ask()
+        assert not is_pruned(better, 0.2)
+        assert not is_pruned(better, 0.2, 0.3, 0.4)
+        assert is_pruned(worse, 0.1)
+
+
+def test_saved_variant_is_what_the_best_trial_trained(search):
+    """Also where the search replaces the optimizer whose settings are given."""
+    given = {"lr": 0.02, "weight_decay": 0.001, "holdout": 100, "select": "best_holdout"}
+    made = search("optimizer=choice(sgd,adam)", save="tuned", **given)
+    with made.opened() as study:
+        choices = {"optimizer": optuna.distributions.CategoricalDistribution(["sgd", "adam"])}
+        study.add_trial(
+            optuna.create_trial(params={"optimizer": "adam"}, distributions=choices, value=0.5)
+        )
+        made.write_variant(study)
+    trained = Task("lite", made.overrides | {"optimizer": "adam"}).experiment.recipe
+    assert load_experiment(made._save_path).recipe == trained
+    assert trained.optimizer.lr == 0.02 and trained.holdout == 100
 
 
 @pytest.mark.slow
