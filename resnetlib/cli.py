@@ -22,6 +22,7 @@ from .errors import (
     ConfigError,
     UserError,
     is_out_of_memory,
+    print_line,
     shorten,
     shorten_line,
     stop_now,
@@ -526,9 +527,8 @@ def predict_command(run: str, images: tuple[Path, ...], data_root: Path | None) 
     from .runs.find import find_run
     from .runs.prediction import predict_pictures
 
-    for path, classes in zip(
-        images, predict_pictures(find_run(run), images, data_root), strict=True
-    ):
+    found = find_run(run, dataset="cifar10")
+    for path, classes in zip(images, predict_pictures(found, images, data_root), strict=True):
         listed = ", ".join(f"{name} {share:.1%}" for name, share in classes)
         click.echo(f"{display_path(path)}: {listed}")
 
@@ -639,9 +639,10 @@ def grade_command(
     """Evaluate submissions on the test set, or write a Gradescope autograder that does.
 
     A submission is a folder with model.safetensors and experiment.yaml, such as a run folder.
-    Nothing is trained, and no code of a submission is run. A FOLDER with neither file holds
-    submissions, one in each subfolder. Pairs with near-identical weights or predictions are
-    listed. Exit status 3 if a submission gets a zero, 2 for a mistake in the command, else 0.
+    Nothing is trained, and no code of a submission is run. A single FOLDER with neither file holds
+    submissions, one in each subfolder; of several, each is a submission. Pairs with near-identical
+    weights or predictions are listed. Exit status 3 if a submission gets a zero, 2 for a mistake in
+    the command, else 0.
 
     \b
     resnetlib grade --zip autograder.zip
@@ -651,9 +652,14 @@ def grade_command(
         raise ConfigError("give either the folders of submissions or --zip OUT")
     if archive and as_json:
         raise ConfigError("--json is for folders of submissions; omit it beside --zip")
-    for folder in folders:
-        if not folder.is_dir():
-            raise ConfigError(f"{display_path(folder)} is not a folder")
+    for path in folders:
+        if not path.exists():
+            raise ConfigError(f"{display_path(path)} is not a folder")
+        if not path.is_dir():  # such as a list that lies beside downloaded submissions
+            print_line(f"{display_path(path)} is not a folder: skipped", to_stderr=True)
+    folders = [path for path in folders if path.is_dir()]
+    if not folders and not archive:
+        raise ConfigError("none of these is a folder")
     if archive and (archive.exists() or archive.is_symlink()):
         raise ConfigError(f"{display_path(archive)} exists; give a new name, or remove it")
 
@@ -667,7 +673,7 @@ def grade_command(
         return
     from tqdm import tqdm
 
-    found = [path for folder in folders for path in grade.find_submissions(folder)]
+    found = grade.find_submissions(folders)
     grades = [grade.grade_submission(path, data, assignment) for path in tqdm(found, disable=None)]
     similar = grade.near_identical(grades)
     format_all = grade.grades_json if as_json else grade.format_grades

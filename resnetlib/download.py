@@ -171,7 +171,8 @@ def _download_cifar10(place: Path, searched: list[Path], addresses: Sequence[str
         + "\n".join(failures)
         + "\n"
         f"Put {CIFAR10_ARCHIVE} (or the folder {CIFAR10_FOLDER}) into one of these folders, or "
-        "name its folder with `-p data_root FOLDER`. `-p dataset digits` needs no download."
+        "name its folder by RESNETLIB_DATA in the environment, or by `-p data_root FOLDER`. "
+        "A run with `-p dataset digits` needs no download."
     )
 
 

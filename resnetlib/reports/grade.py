@@ -24,9 +24,17 @@ from torch import Tensor, nn
 
 from .. import files
 from ..data import Dataset, Split
+from ..errors import RunError, shorten_line
 from ..experiment import DEFAULT_BUDGET
-from ..paths import PACKAGE, display_path, params_folder
-from ..runs.evidence import Damaged, Evidence, Unavailable, clean_line, describe_error
+from ..paths import PACKAGE, params_folder
+from ..runs.evidence import (
+    Damaged,
+    Evidence,
+    LacksMemory,
+    Unavailable,
+    clean_line,
+    describe_error,
+)
 from ..runs.run import WEIGHTS
 from ..runs.verify import FAIL, NOT_CHECKED, PASS, Result
 from ..schema import Architecture
@@ -205,21 +213,29 @@ class Grade:
 
 
 def grade_submission(folder: Path, data: Dataset | GradingData, assignment: Assignment) -> Grade:
-    """Check and evaluate the submission in a folder. A mistake of the submission never raises."""
+    """Check and evaluate the submission in a folder.
+
+    A mistake of the submission never raises. Raises `RunError` where this machine lacks memory.
+    """
+    name = clean_line((folder if folder.name else folder.absolute()).as_posix())
     submission = Submission(folder, lambda name: data, assignment=assignment)
     checks: dict[str, Result] = {}
-    for name, check in CHECKS.items():
+    for claim, check in CHECKS.items():
         if any(result.status == FAIL for result in checks.values()):
-            checks[name] = Result(NOT_CHECKED, "an earlier check failed")
+            checks[claim] = Result(NOT_CHECKED, "an earlier check failed")
             continue
         try:
             result = check(submission)
+        except LacksMemory as error:
+            raise RunError(
+                f"{name}: {shorten_line(str(error))}. That is not the submission's fault: nothing "
+                "was graded. Try again, or hide the card: CUDA_VISIBLE_DEVICES=-1"
+            ) from None
         except Unavailable as error:
             result = Result(FAIL, str(error))
         except Exception as error:  # of any parser, on a file that a stranger has written
             result = Result(FAIL, f"it cannot be evaluated: {describe_error(error)}")
-        checks[name] = Result(result.status, clean_line(result.detail.replace(f"{folder}/", "")))
-    name = clean_line(display_path(folder))
+        checks[claim] = Result(result.status, clean_line(result.detail.replace(f"{folder}/", "")))
     if any(result.status == FAIL for result in checks.values()):
         return Grade(name, checks)
     evaluation, architecture = submission.recomputed, submission.experiment.architecture
@@ -246,15 +262,16 @@ def _sample_weights(model: nn.Module) -> Tensor:
 # Downloaded submissions --------------------------------------------------------------------------
 
 
-def find_submissions(folder: Path) -> list[Path]:
-    """The folder itself if it has a submitted file, otherwise its subfolders, each a submission.
+def find_submissions(folders: Sequence[Path]) -> list[Path]:
+    """The submissions that these folders mean, as `downloaded/` and `downloaded/*` mean the same.
 
-    A submission whose files are in its only subfolder is that subfolder.
+    Several folders are one submission each. So is a single one with a submitted file; otherwise its
+    subfolders are. A submission whose files are in its only subfolder is that subfolder.
     """
-    if _has_files(folder):
-        return [folder]
-    inside = _subfolders(folder)
-    return [_only_subfolder(path) for path in inside] if inside else [folder]
+    inside = _subfolders(folders[0])
+    if len(folders) == 1 and inside and not _has_files(folders[0]):
+        folders = inside
+    return [_only_subfolder(folder) for folder in folders]
 
 
 def _has_files(folder: Path) -> bool:
@@ -353,7 +370,7 @@ root="${AUTOGRADER_ROOT:-/autograder}"
 apt-get update
 apt-get install -y python3-pip
 python3 -m pip install uv || python3 -m pip install --break-system-packages uv
-python3 -m uv venv --python '>=3.11' "$root/venv"
+python3 -m uv venv --python PYTHON "$root/venv"
 python3 -m uv pip install --python "$root/venv" --torch-backend cpu \\
     -r "$root/source/requirements.txt"
 """
@@ -379,7 +396,8 @@ def write_autograder(path: Path, data: GradingData, assignment: Assignment) -> N
     """Write the zip file that Gradescope takes."""
     packages = [f"{name}=={version(name).partition('+')[0]}\n" for name in PACKAGES]
     content: dict[str, bytes] = {
-        "setup.sh": SETUP.encode(),
+        # The versions of the packages are those for the Python that runs here.
+        "setup.sh": SETUP.replace("PYTHON", "{}.{}".format(*sys.version_info)).encode(),
         "run_autograder": RUN.encode(),
         "requirements.txt": "".join(packages).encode(),
         "assignment.json": json.dumps(asdict(assignment)).encode(),

@@ -63,7 +63,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def fetch_run(drive: Path, local: Path) -> None:
     """Copy an unfinished or finished run from Drive, unless the local one is as far."""
-    if _progress(local) >= _progress(drive) or files.is_locked(local / ".lock"):
+    if saved_progress(local) >= saved_progress(drive) or files.is_locked(local / ".lock"):
         return
     fetched = local.with_name(f"{local.name}.fetched")
     shutil.rmtree(fetched, ignore_errors=True)  # of a killed call
@@ -76,8 +76,11 @@ def fetch_run(drive: Path, local: Path) -> None:
 def copy_run(local: Path, drive: Path) -> None:
     """Make the run on Drive equal to the local one; its record, which names the rest, comes last.
 
-    The record is also kept for each checkpoint, in case the last one is lost.
+    The record is also kept for each checkpoint, in case the last one is lost. Where there is no
+    local run yet, Drive keeps the one that it has.
     """
+    if not (local / "run.json").is_file():
+        return
     paths = [path for path in local.rglob("[!.]*") if path.is_file()]
     for path in sorted(paths, key=lambda path: path.name == "run.json"):
         target = drive / path.relative_to(local)
@@ -118,7 +121,7 @@ class CopyToDrive(Callback):
     after_epoch = after_training = after_step
 
 
-def _progress(folder: Path) -> tuple[bool, str]:
+def saved_progress(folder: Path) -> tuple[bool, str]:
     """Comparable: whether the run is done, and the name of its newest checkpoint."""
     record = read_record(folder)
     return record.get("status") == "done", max(record.get("checkpoints", {}), default="")

@@ -19,7 +19,7 @@ from ..config import load_experiment
 from ..data import Dataset, load_dataset, normalization
 from ..device import choose_device
 from ..download import find_cifar10
-from ..errors import UserError, shorten_line
+from ..errors import UserError, is_out_of_memory, shorten_line
 from ..evaluation import Evaluation, evaluate
 from ..experiment import Experiment
 from ..resnet import ResNet
@@ -32,6 +32,10 @@ DETAIL_CHARACTERS = 300
 
 class Unavailable(Exception):
     """What a claim rests on is not there; the claim is not checked."""
+
+
+class LacksMemory(Unavailable):
+    """This machine has too little memory, which says nothing of the run."""
 
 
 class Damaged(Unavailable):
@@ -144,7 +148,8 @@ class Evidence:
         try:
             return evaluate(model, *dataset.test, mean=mean, std=std, device=choose_device("auto"))
         except (MemoryError, RuntimeError) as error:  # the weights fit: it is this machine
-            raise Unavailable(f"the weights cannot be evaluated here: {error}") from None
+            kind = LacksMemory if is_out_of_memory(error) else Unavailable
+            raise kind(f"the weights cannot be evaluated here: {error}") from None
 
 
 def _read_text(path: Path) -> str:

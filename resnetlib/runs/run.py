@@ -243,8 +243,13 @@ class Run:
 
     @property
     def published(self) -> Published:
-        """What was published for the variant's own recipe, on CIFAR-10; nothing for another run."""
-        applies = self.is_imported or self.has_own_recipe
+        """What was published for the variant's own recipe, on CIFAR-10; nothing for another run.
+
+        The recipe of imported weights is not known: their network decides.
+        """
+        changed = self.experiment.overrides
+        own_network = not any(name.startswith("architecture.") for name in changed)
+        applies = own_network if self.is_imported else self.has_own_recipe
         return self.experiment.published_for_dataset if applies else Published()
 
     @property

@@ -2,8 +2,8 @@
 
 import contextlib
 import io
+import math
 import os
-import shutil
 import socket
 import tarfile
 import tempfile
@@ -14,7 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import STOPPED_IN_TIME, ConfigError, RunError
+from ..experiment import parse_duration
 from . import process
 from .pool import Needs
 from .process import GRACE_SECONDS, Exit, RunProcess, wait_for
@@ -108,12 +109,13 @@ class Cluster:
             (root / self.probe).touch()
             self.probes.add(root)
         settings |= self.needs.settings(task.experiment.execution.model_dump())
-        words = task.words(**settings)
+        limit = settings.get("stop_after")
         environment = self.needs.environment() | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
         reference = self.remote.remote(
             task,
-            words,
+            settings,
             environment,
+            until=time.time() + parse_duration(limit) if limit else math.inf,
             program=process.PROGRAM,
             directory=os.getcwd(),
             probe=self.probe,
@@ -167,9 +169,10 @@ class Cluster:
 
 def run_on_node(
     task: Task,
-    words: Sequence[str],
+    settings: Mapping[str, Any],
     environment: Mapping[str, str],
     *,
+    until: float,
     program: Sequence[str],
     directory: str,
     probe: str,
@@ -180,8 +183,9 @@ def run_on_node(
 
     Args:
         task: the run.
-        words: the arguments of `resnetlib run`.
+        settings: parameters that replace its own.
         environment: variables of the process.
+        until: when the time of the sweep is over, as of `time.time`; the task may wait for a node.
         program: what Python runs.
         directory: the caller's working directory, which is used where it exists.
         probe: the name of a file in the output folder, which exists where the caller sees it.
@@ -189,9 +193,15 @@ def run_on_node(
     with contextlib.suppress(OSError):
         os.chdir(directory)
     task = Task(task.variant, task.overrides)  # its folder is that of this node
+    if until < math.inf:
+        if (left := until - time.time()) < 1:
+            return Exit(STOPPED_IN_TIME), None
+        settings = {**settings, "stop_after": f"{left:.0f}s"}
+    words = task.words(**settings)
     end = wait_for(RunProcess(words, task.log, environment, program=program))
     is_shared = (task.folder.parents[1] / probe).is_file()
-    return end, None if is_shared or not task.folder.is_dir() else pack_folder(task.folder)
+    has_run = (task.folder / "run.json").is_file()
+    return end, pack_folder(task.folder) if has_run and not is_shared else None
 
 
 def pack_folder(folder: Path) -> bytes:
@@ -205,12 +215,22 @@ def pack_folder(folder: Path) -> bytes:
 
 
 def unpack_folder(content: bytes, folder: Path) -> None:
-    """Replace a run folder by a packed one; it appears whole."""
+    """Replace a run folder by a packed one, unless it is further; the packed one appears whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".receiving-", dir=folder.parent) as temporary:
         received = Path(temporary) / folder.name
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
             archive.extractall(received, filter="data")
-        if folder.exists():
-            shutil.move(folder, Path(temporary) / "before")
-        os.replace(received, folder)
+        if not folder.exists():
+            os.replace(received, folder)
+        elif not _is_further(folder, received):
+            folder.rename(Path(temporary) / "before")
+            received.rename(folder)
+
+
+def _is_further(folder: Path, other: Path) -> bool:
+    from ..runs.drive import saved_progress  # imports torch
+
+    with contextlib.suppress(RunError):  # one whose record is damaged is not
+        return saved_progress(folder) > saved_progress(other)
+    return False

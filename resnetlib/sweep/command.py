@@ -27,7 +27,12 @@ class Place:
     address: str | None = None  # of a Ray cluster; this machine unless given
 
     def needs(self, execution: Execution, has_gpus: bool) -> Needs:
-        """What each run needs: one core and one thread on a CPU."""
+        """What each run needs: one core and one thread on a CPU. Raises `ConfigError`."""
+        if ":" in execution.device:
+            raise ConfigError(
+                f"device = {execution.device!r}: a sweep gives each run a card; name those that it "
+                "may use by CUDA_VISIBLE_DEVICES, such as 1 or 0,2"
+            )
         gpus = self.gpus
         if gpus is None:
             gpus = 1.0 if has_gpus and re.match("auto|cuda", execution.device) else 0.0
@@ -102,9 +107,8 @@ def write_slurm(
 ) -> str:
     """Write a Slurm array script for a grid; what to do with it."""
     tasks = expand_grid(variants, parameters)
-    write_slurm_script(
-        tasks, place.needs(tasks[0].experiment.execution, bool(visible_gpus())), file
-    )
+    needs = place.needs(tasks[0].experiment.execution, bool(visible_gpus()))
+    write_slurm_script(tasks, needs, file, place.at_once)
     return f"{display_path(file)}: {len(tasks)} tasks; submit them with: sbatch {file}"
 
 

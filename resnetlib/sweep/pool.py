@@ -1,5 +1,6 @@
 """Runs on this machine: one process per core, or per share of a GPU."""
 
+import itertools
 import math
 import os
 import shutil
@@ -110,7 +111,8 @@ def visible_gpus() -> list[str]:
     """The NVIDIA GPUs that a process here sees, as `CUDA_VISIBLE_DEVICES` names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name for name in named.split(",") if name.strip()]
+        names = itertools.takewhile(lambda name: not name.startswith("-"), named.split(","))
+        return [name for name in names if name.strip()]  # CUDA sees no card from a -1 on
     program = shutil.which("nvidia-smi")
     if program is None:
         return []

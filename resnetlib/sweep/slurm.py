@@ -20,15 +20,15 @@ SCRIPT = """\
 #!/bin/bash
 # Written by `resnetlib sweep --slurm`: one run per array task. Submit it with
 #     sbatch {file}
-# Edit the lines below for your cluster (partition, account, time). A task that is stopped before
-# its limit, or whose node fails, is queued again and resumes; a finished run is loaded. Fetch the
-# data on a login node first: resnetlib data
+# Edit the lines below for your cluster (partition, account, time). A task that reaches its limit,
+# or whose node fails, is queued again and resumes; a finished run is loaded. `scancel` ends a task
+# after its step, with its state saved. Fetch the data on a login node first: resnetlib data
 #SBATCH --job-name=resnetlib
-#SBATCH --array=0-{last}
+#SBATCH --array=0-{last}{at_once}
 #SBATCH --cpus-per-task={cpus}
 #SBATCH --mem={memory}M{gpus}
 #SBATCH --time={time}
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output={log}
@@ -40,7 +40,9 @@ case "$SLURM_ARRAY_TASK_ID" in
 {lines}
 esac
 run=$!
-trap 'kill -TERM "$run"' TERM  # sent 120 s before the limit: the run saves its state
+is_over=
+trap 'is_over=1; kill -TERM "$run"' USR1  # sent 120 s before the limit: the run saves its state
+trap : TERM  # of `scancel`, which the run gets as well: wait until it has saved its state
 
 wait "$run"
 status=$?
@@ -48,15 +50,17 @@ while kill -0 "$run" 2>/dev/null; do  # `wait` returns early on a signal
     wait "$run"
     status=$?
 done
-if [ "$status" -eq 143 ] || [ "$status" -eq 4 ]; then  # SIGTERM, or `stop_after` is over
+if [ "$status" -eq 4 ] || [ "$status$is_over" = 1431 ]; then  # `stop_after`, or the limit
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 fi
 exit "$status"
 """
 
 
-def slurm_script(tasks: Sequence[Task], needs: Needs, file: Path) -> str:
-    """The script that carries out these tasks; `file` is where it will be."""
+def slurm_script(
+    tasks: Sequence[Task], needs: Needs, file: Path, at_once: int | None = None
+) -> str:
+    """The script that carries out these tasks, `at_once` at a time; `file` is where it will be."""
     stop_after = tasks[0].experiment.execution.stop_after
     seconds = parse_duration(stop_after) + MARGIN_SECONDS if stop_after else HOURS * 3600
     lines = []
@@ -66,6 +70,7 @@ def slurm_script(tasks: Sequence[Task], needs: Needs, file: Path) -> str:
     return SCRIPT.format(
         file=shlex.quote(str(file)),
         last=len(tasks) - 1,
+        at_once=f"%{at_once}" if at_once else "",
         cpus=needs.cpus,
         memory=round(needs.memory * 1000),
         # A share of a GPU is rounded up: how to share one differs between clusters.
@@ -89,8 +94,10 @@ def format_time(seconds: float) -> str:
     return f"{days}-{hours:02}:{minutes:02}:00" if days else f"{hours:02}:{minutes:02}:00"
 
 
-def write_slurm_script(tasks: Sequence[Task], needs: Needs, file: Path) -> None:
+def write_slurm_script(
+    tasks: Sequence[Task], needs: Needs, file: Path, at_once: int | None = None
+) -> None:
     """Write the script. Raises `ConfigError` rather than replace another file."""
     if file.exists() and b"`resnetlib sweep --slurm`" not in files.read_head(file, 1000):
         raise ConfigError(f"{display_path(file)} exists and is another file; name a new one")
-    files.write_text(file, slurm_script(tasks, needs, file))
+    files.write_text(file, slurm_script(tasks, needs, file, at_once))

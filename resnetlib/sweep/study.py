@@ -47,7 +47,9 @@ class Range:
         if self.kind == "int":
             return trial.suggest_int(self.name, low, high)
         value = trial.suggest_float(self.name, low, high, log=self.kind == "log")
-        return float(f"{value:.3g}")  # readable in names and files
+        # Readable in names and files: three digits of the value, or of the range if that is more.
+        scale = min(abs(value) or high - low, high - low)
+        return min(max(round(value, 2 - math.floor(math.log10(scale))), low), high)
 
     def __str__(self) -> str:
         return f"{self.name}={self.kind}({','.join(self.values)})"

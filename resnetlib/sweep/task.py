@@ -59,15 +59,16 @@ class Task:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run is finished and has its notebook and report, unless it was trimmed."""
+        """Whether the run is finished and has its notebook and report, where it can have them."""
         run = self.run
         has_pages = all((self.folder / name).is_file() for name in PAGES)
-        return run is not None and (has_pages or "not_kept" in run.record)
+        cannot = run and ("not_kept" in run.record or files.is_read_only(self.folder))
+        return run is not None and (has_pages or bool(cannot))
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process works on the run."""
-        return files.is_locked(self.folder / ".lock")
+        """Whether a process works on the run, so far as it can be told in a folder of one's own."""
+        return not files.is_read_only(self.folder) and files.is_locked(self.folder / ".lock")
 
     @property
     def has_diverged(self) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from unittest.mock import Mock
 
 import pytest
 import safetensors.torch
@@ -364,10 +365,39 @@ def test_find_submissions(trained, tmp_path):
     empty.mkdir()
     (tmp_path / "all" / "__MACOSX").mkdir()
     (tmp_path / "all" / "submission_metadata.yml").write_text("")
-    assert find_submissions(tmp_path / "all") == [one, nested, empty]
-    assert find_submissions(one) == [one]
-    assert find_submissions(nested.parent) == [nested]
-    assert find_submissions(empty) == [empty]
+    assert find_submissions([tmp_path / "all"]) == [one, nested, empty]
+    assert find_submissions([one, nested.parent, empty]) == [one, nested, empty]
+    assert find_submissions([one]) == [one]
+    assert find_submissions([nested.parent]) == [nested]
+    assert find_submissions([empty]) == [empty]
+    two = tmp_path / "all" / "submission_4"  # two networks of one student
+    for name in "ab":
+        submitted(trained[0], two / name)
+    assert find_submissions([one, two]) == [one, two]
+    assert find_submissions([two]) == [two / "a", two / "b"]
+
+
+def test_submission_keeps_the_name_of_its_folder(trained, tmp_path, monkeypatch):
+    """Also where it holds a link to another one, and beside files that are no submission."""
+    submitted(trained[0], tmp_path / "submission_1")
+    (tmp_path / "submission_2").mkdir()
+    (tmp_path / "submission_2" / "mine").symlink_to("../submission_1")
+    (tmp_path / "names.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    done = call(*(sorted(path.name for path in tmp_path.iterdir())), "--dataset", "digits")
+    assert done.exit_code == 3
+    assert "submission_2/mine    0.00 %" in done.stdout
+    assert "is a link" in done.stdout.partition("submission_2")[2]
+    assert "names.csv is not a folder: skipped" in done.stderr
+
+
+def test_lack_of_memory_is_no_zero(trained, tmp_path, monkeypatch):
+    folder = submitted(trained[0], tmp_path / "submission_1")
+    error = RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+    monkeypatch.setattr("resnetlib.runs.evidence.evaluate", Mock(side_effect=error))
+    done = call(folder, "--dataset", "digits")
+    assert done.exit_code == 1 and "not the submission's fault" in done.stderr
+    assert "0.00" not in done.stdout
 
 
 def test_grade_command_lists_grades_and_pairs(trained, tmp_path):

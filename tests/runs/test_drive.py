@@ -2,12 +2,13 @@
 
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
 from resnetlib import load_run, train
-from resnetlib.errors import ConfigError
-from resnetlib.runs import artifacts, checkpoint, drive
+from resnetlib.errors import ConfigError, DataError
+from resnetlib.runs import artifacts, checkpoint, drive, lifecycle
 from resnetlib.training import Callback
 
 
@@ -92,6 +93,16 @@ def test_finished_run_on_drive_is_loaded_and_mended(machine, tiny, capsys):
     assert not (run.path / "report.html").exists()
     assert (run.path / "notes.txt").exists()
     assert load_run(run.path).status == "done"
+
+
+@pytest.mark.slow
+def test_run_on_drive_survives_a_fresh_one_that_cannot_start(machine, tiny, monkeypatch):
+    folder = train(on_drive(tiny, machine)).path
+    shutil.rmtree(machine.disk)  # a new machine
+    monkeypatch.setattr(lifecycle, "load_dataset", Mock(side_effect=DataError("no network")))
+    with pytest.raises(DataError):
+        train(on_drive(tiny, machine, fresh=True))
+    assert drive.is_done(folder)
 
 
 @pytest.mark.slow

@@ -230,6 +230,14 @@ def test_verify_imported_run_with_its_report(imported, tmp_path):
     assert results["checksums"].status == FAIL, "an imported run passes for a trained one"
 
 
+def test_published_numbers_are_those_of_the_imported_network(imported):
+    run = load_run(imported.path)
+    vars(run)["experiment"] = load_experiment("lite", epochs=5)
+    assert run.published.test_accuracy == 0.7987
+    vars(run)["experiment"] = load_experiment("lite", depths=[2, 2, 2])
+    assert run.published.test_accuracy is None and run.published.parameters is None
+
+
 # A run of the variant never means an imported one -------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from resnetlib import load_pretrained
 from resnetlib.cli import main
-from resnetlib.errors import DataError
+from resnetlib.errors import DataError, RunError
 from resnetlib.runs.prediction import predict_pictures, read_picture
 
 
@@ -41,6 +42,14 @@ def test_predict_command(pictures):
     lines = done.output.splitlines()
     assert done.exit_code == 0 and len(lines) == 3
     assert re.search(r"0\.png: cat \d+\.\d%, \w+ \d+\.\d%, \w+ \d+\.\d%$", lines[0])
+
+
+def test_predict_command_takes_a_network_of_cifar10(pictures, monkeypatch):
+    """The user's newest run of the variant may be one of the digits."""
+    find = Mock(side_effect=RunError("none"))
+    monkeypatch.setattr("resnetlib.runs.find.find_run", find)
+    CliRunner().invoke(main, ["predict", "lite", str(pictures[0])])
+    find.assert_called_once_with("lite", dataset="cifar10")
 
 
 def test_predict_command_refuses_other_files(tmp_path):

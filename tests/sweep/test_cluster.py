@@ -1,5 +1,6 @@
 """Runs on a Ray cluster: lost workers, nodes and drivers; nodes without our file system."""
 
+import math
 import os
 import re
 import shutil
@@ -12,8 +13,8 @@ import time
 import pytest
 from conftest import TINY
 
-from resnetlib import load_run, train
-from resnetlib.errors import ConfigError
+from resnetlib import files, load_run, train
+from resnetlib.errors import STOPPED_IN_TIME, ConfigError
 from resnetlib.sweep import cluster, process
 from resnetlib.sweep.pool import Needs
 from resnetlib.sweep.scheduler import carry_out
@@ -113,6 +114,35 @@ def test_node_without_our_files_sends_the_folder(quick, engine):
     engine.close()
     assert task.is_complete
     assert not (task.folder / ".lock").exists()  # which is not sent
+
+
+def test_folder_from_a_node_replaces_no_run_that_is_further(tmp_path):
+    here, there = tmp_path / "here" / "run", tmp_path / "there" / "run"
+    for folder, status, epoch in ((here, "interrupted", 39), (there, "interrupted", 2)):
+        record = {"status": status, "checkpoints": {f"epoch-{epoch:05d}-step-000000.pt": ""}}
+        files.write_json(folder / "run.json", record)
+    cluster.unpack_folder(cluster.pack_folder(there), here)
+    assert "00039" in (here / "run.json").read_text()
+    files.write_json(there / "run.json", {"status": "done"})
+    cluster.unpack_folder(cluster.pack_folder(there), here)
+    assert files.read_json(here / "run.json") == {"status": "done"}
+    assert [path.name for path in here.parent.iterdir()] == ["run"]
+
+
+def test_run_on_a_node_sends_no_empty_folder_and_keeps_to_the_time(quick):
+    """The time of a sweep also runs while its task waits for a node."""
+    echo = ("-c", "import sys; sys.exit('Error: ' + ' '.join(sys.argv))")
+
+    def run(until):
+        end, folder = cluster.run_on_node(
+            quick(), {}, {}, until=until, program=echo, directory=".", probe="no such file"
+        )
+        assert folder is None
+        return end
+
+    assert run(math.inf).code == 1 and "stop_after" not in run(math.inf).message
+    assert "-p stop_after 1000s" in run(time.time() + 1000.3).message
+    assert run(time.time() - 5) == process.Exit(STOPPED_IN_TIME)
 
 
 def test_closed_cluster_leaves_no_process(quick, engine):

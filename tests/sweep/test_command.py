@@ -7,9 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from resnetlib.cli import main
+from resnetlib.errors import ConfigError
 from resnetlib.experiment import Execution
 from resnetlib.sweep import command
-from resnetlib.sweep.pool import LocalPool, Needs
+from resnetlib.sweep.pool import LocalPool, Needs, visible_gpus
 from resnetlib.sweep.scheduler import carry_out
 
 
@@ -107,6 +108,15 @@ def test_runs_share_the_gpus_that_are_seen(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     pool = LocalPool(Needs(None, 0.5))
     assert (pool.slots, pool.gpus) == (4, ["2", "5"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,-1,0")
+    assert visible_gpus() == ["1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert visible_gpus() == []
+
+
+def test_sweep_refuses_one_card_for_all_runs():
+    with pytest.raises(ConfigError, match="name those that it may use by CUDA_VISIBLE_DEVICES"):
+        command.Place().needs(Execution(device="cuda:1"), has_gpus=True)
 
 
 @pytest.mark.slow

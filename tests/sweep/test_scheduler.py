@@ -112,6 +112,17 @@ def test_locked_run_is_left_to_its_process(quick, capsys):
     assert "by another process or trial\n" in printed
 
 
+def test_run_of_somebody_else_is_not_waited_for(quick, monkeypatch):
+    """Its lock file cannot be opened: whether a process holds it cannot be told."""
+    task = quick()
+    carry_out([task], local())
+    (task.folder / "notebook.ipynb").unlink()
+    assert not task.is_complete
+    monkeypatch.setattr(files, "is_read_only", lambda folder: folder == task.folder)
+    monkeypatch.setattr(files, "is_locked", lambda path: True)
+    assert not task.is_locked and task.is_complete
+
+
 def test_sweep_stops_in_time_and_resumes(quick):
     """The limit holds for the sweep: the second run, which would start after it, does not."""
     tasks = [quick(seed=seed, epochs=20) for seed in range(2)]

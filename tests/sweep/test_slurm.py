@@ -15,30 +15,37 @@ from resnetlib.sweep.slurm import format_time, slurm_script, write_slurm_script
 PROGRAM = """#!/bin/bash
 echo "$0 $*" >> {log}
 [ "${{0##*/}}" = resnetlib ] || exit 0
-trap 'exit {on_term}' TERM
+trap 'echo term >> {log}; sleep 0.3; exit 143' TERM
 touch {started}
 for _ in $(seq {steps}); do sleep 0.1; done
 exit {code}
 """
 
 
-def carry_out(tmp_path, script, number, *, steps=0, code=0, terminate=False):
-    """The exit code of one task of the array, and the programs that it called."""
+def carry_out(tmp_path, script, number, *, steps=0, code=0, end=None):
+    """The exit code of one task of the array, and the programs that it called.
+
+    `end` is a signal, which Slurm sends to the script before the limit, and otherwise to all of it.
+    """
     log, started, programs = (tmp_path / name for name in ("log", "started", "programs"))
     programs.mkdir()
     for name in ("resnetlib", "scontrol"):
-        text = PROGRAM.format(log=log, started=started, steps=steps, code=code, on_term=143)
+        text = PROGRAM.format(log=log, started=started, steps=steps, code=code)
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     lines = script.splitlines()
     (path,) = [number for number, line in enumerate(lines) if line.startswith("PATH=")]
     lines[path] = f'PATH={programs}:"$PATH"'
     job = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_JOB_ID": "77"}
-    process = subprocess.Popen(["bash", "-c", "\n".join(lines)], env=os.environ | job)
-    while terminate and not started.exists():
+    process = subprocess.Popen(
+        ["bash", "-c", "\n".join(lines)], env=os.environ | job, process_group=0
+    )
+    while end and not started.exists():
         time.sleep(0.01)
-    if terminate:
-        process.send_signal(signal.SIGTERM)
+    if end == signal.SIGUSR1:
+        process.send_signal(end)
+    elif end:
+        os.killpg(process.pid, end)
     process.wait(60)
     return process.returncode, log.read_text().replace(f"{programs}/", "").splitlines()
 
@@ -51,9 +58,14 @@ def script(tmp_path):
 
 def test_script_has_one_run_per_task(script):
     assert "#SBATCH --array=0-3\n#SBATCH --cpus-per-task=2\n#SBATCH --mem=2000M\n" in script
-    assert "#SBATCH --time=12:00:00\n#SBATCH --signal=B:TERM@120\n#SBATCH --requeue" in script
+    assert "#SBATCH --time=12:00:00\n#SBATCH --signal=B:USR1@120\n#SBATCH --requeue" in script
     assert "\n2) resnetlib run lite -p seed 1 -p depths '[1, 2, 2]' -p threads 2 & ;;\n" in script
     assert script.count("resnetlib run lite") == 4
+
+
+def test_script_limits_the_tasks_at_once(tmp_path):
+    tasks = expand_grid(["lite"], [("seed", "0..3")])
+    assert "#SBATCH --array=0-3%2\n" in slurm_script(tasks, Needs(), tmp_path / "sweep.sh", 2)
 
 
 def test_task_of_the_array_runs_its_line(script, tmp_path):
@@ -62,10 +74,17 @@ def test_task_of_the_array_runs_its_line(script, tmp_path):
     assert calls == ["resnetlib run lite -p seed 1 -p depths [2, 2, 2] -p threads 2"]
 
 
-def test_task_that_is_stopped_is_queued_again(script, tmp_path):
-    code, calls = carry_out(tmp_path, script, 0, steps=300, terminate=True)
+def test_task_that_reaches_its_limit_is_queued_again(script, tmp_path):
+    code, calls = carry_out(tmp_path, script, 0, steps=300, end=signal.SIGUSR1)
     assert code == 143
-    assert calls[1:] == ["scontrol requeue 77_0"]
+    assert calls[1:] == ["term", "scontrol requeue 77_0"]
+
+
+def test_task_that_is_cancelled_saves_its_state_and_ends(script, tmp_path):
+    """The run gets one signal: a second would end it at once."""
+    code, calls = carry_out(tmp_path, script, 0, steps=300, end=signal.SIGTERM)
+    assert code == 143
+    assert calls[1:] == ["term"]
 
 
 @pytest.mark.parametrize(("code", "queued"), [(4, True), (1, False)])

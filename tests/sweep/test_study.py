@@ -34,17 +34,20 @@ def test_mistake_in_a_range_is_refused(text, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
+    ("text", "raw", "value"),
     [
-        ("lr=log(0.01,0.3)", 0.123),
-        ("dropout=linear(0,0.5)", 0.123),
-        ("epochs=int(2,5)", 4),
-        ("depths=choice([1,1],[2,2])", [2, 2]),
+        ("lr=log(0.01,0.3)", 0.12345, 0.123),
+        ("dropout=linear(0,0.5)", 0.12345, 0.123),
+        ("dropout=linear(0,0.5)", 0.0, 0.0),
+        ("momentum=linear(0.99,0.9999)", 0.9987654, 0.99877),
+        ("momentum=linear(0.99,0.9999)", 0.99989999, 0.9999),
+        ("lr=log(0.0123456,0.3)", 0.0123456, 0.0123456),  # not below its range
+        ("epochs=int(2,5)", 4, 4),
+        ("depths=choice([1,1],[2,2])", "[2,2]", [2, 2]),
     ],
 )
-def test_range_suggests_values(text, value):
+def test_range_suggests_values(text, raw, value):
     one = read_range(text)
-    raw = {"choice": one.values[-1]}.get(one.kind, value if one.kind == "int" else 0.12345)
     assert one.suggest(optuna.trial.FixedTrial({one.name: raw})) == value
     assert str(one) == text
 
