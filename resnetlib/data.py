@@ -4,6 +4,7 @@ scikit-learn is imported where it is used: most runs do not need it.
 """
 
 import os
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -113,14 +114,15 @@ def load_dataset(name: str, root: str | os.PathLike | None = None) -> Dataset:
         raise ConfigError(f"unknown dataset {shorten(name)}{hint} One of: {', '.join(DATASETS)}")
     folder = (find_cifar10(root) or obtain_cifar10(root)) if name == "cifar10" else None
     key = (name, *_file_states(folder)) if folder else (name,)
-    dataset = _last_dataset.get(key)
-    if dataset is None or _is_modified(dataset):
+    dataset, content = _last_dataset.get(key, (None, None))
+    if dataset is None or _checksum(dataset) != content:
         _last_dataset.clear()  # before reading: one set is kept, and no second one beside it
-        dataset = _last_dataset[key] = DATASETS[name](folder)
+        dataset = DATASETS[name](folder)
+        _last_dataset[key] = dataset, _checksum(dataset)
     return dataset
 
 
-_last_dataset: dict[tuple[Any, ...], Dataset] = {}  # the one that was read last
+_last_dataset: dict[tuple[Any, ...], tuple[Dataset, list[int]]] = {}  # the one that was read last
 
 
 def _file_states(folder: Path) -> list[tuple[Path, int, int]]:
@@ -129,9 +131,10 @@ def _file_states(folder: Path) -> list[tuple[Path, int, int]]:
     return [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 
-def _is_modified(dataset: Dataset) -> bool:
-    """Whether a tensor was changed in place: torch counts that itself, through views too."""
-    return any(tensor._version for tensor in (*dataset.train, *dataset.test))
+def _checksum(dataset: Dataset) -> list[int]:
+    """Of its images and labels, which may be changed in place, also through NumPy."""
+    tensors = (*dataset.train, *dataset.test)
+    return [zlib.adler32(tensor.contiguous().numpy()) for tensor in tensors]
 
 
 def _load_digits(folder: None) -> Dataset:

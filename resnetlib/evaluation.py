@@ -27,7 +27,8 @@ def normalize(
     Where it is called often, mean and std are tensors on the device of the images: numbers are
     copied there at each call.
     """
-    mean, std = (torch.as_tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
+    like = {"dtype": torch.float32, "device": images.device}
+    mean, std = (torch.as_tensor(values, **like).view(1, -1, 1, 1) for values in (mean, std))
     return images * (1 / (255 * std)) - mean / std
 
 
@@ -141,10 +142,15 @@ def evaluate(
 
     `batch_size` is what the device is fast with unless given; `device` "auto" is where the model
     is. cuDNN does not round float32 to tf32. The model comes back as it was: mode, place,
-    gradients. Raises `ValueError` for images that are not uint8 (they would be normalised twice).
+    gradients. Raises `ValueError` for images that are not uint8 (they would be normalised twice),
+    and for labels of another shape.
     """
-    if images.dtype != torch.uint8:
-        raise ValueError(f"images are {images.dtype}; evaluate takes uint8 and normalises itself")
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images are {kind}; evaluate takes a uint8 tensor and normalises itself")
+    if labels.shape != (len(images),):
+        shape = tuple(labels.shape)
+        raise ValueError(f"labels are {shape}; evaluate takes one for each of {len(images)} images")
     home = next(model.parameters()).device
     place = home if device == "auto" else torch.device(device)
     if batch_size is None:

@@ -98,6 +98,15 @@ def test_load_dataset_rereads_after_a_change_in_place(monkeypatch):
     assert torch.equal(again.train[0], original)
 
 
+def test_load_dataset_rereads_after_a_change_through_numpy(monkeypatch):
+    """Which torch does not count."""
+    monkeypatch.setattr(data, "_last_dataset", {})
+    first = load_dataset("digits")
+    original = first.test[0].clone()
+    first.test[0][0].numpy()[:, 3:5] = 255
+    assert torch.equal(load_dataset("digits").test[0], original)
+
+
 def test_load_dataset_keeps_one_set(monkeypatch):
     for name in ("one", "two"):
         monkeypatch.setitem(data.DATASETS, name, data.DATASETS["digits"])

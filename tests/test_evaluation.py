@@ -39,6 +39,16 @@ def test_per_class_names_classes_and_counts_images(evaluation):
     assert table["recall"].to_numpy() == pytest.approx(recall)
 
 
+def test_evaluate_refuses_what_would_give_another_number():
+    images, labels = torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    given = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    for wrong in (labels[:, None], labels[:1]):
+        with pytest.raises(ValueError, match="one for each of 4 images"):
+            evaluate(nn.Flatten(), images, wrong, **given)
+    with pytest.raises(ValueError, match="images are ndarray"):
+        evaluate(nn.Flatten(), images.numpy(), labels, **given)
+
+
 def test_ece_equals_a_value_by_hand():
     # Two images at confidence 0.9 (one right), two at 0.6 (both right).
     confidences = torch.tensor([0.9, 0.9, 0.6, 0.6], dtype=torch.float64)
@@ -60,6 +70,7 @@ def test_normalize_is_torchvisions():
     from torchvision.transforms.v2 import functional as tv
 
     images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    assert normalize(images, np.full(3, 0.5), np.full(3, 0.2)).dtype == torch.float32
     mean, std = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
     expected = tv.normalize(tv.to_dtype(images, torch.float32, scale=True), mean, std)
     torch.testing.assert_close(normalize(images, mean, std), expected, rtol=1e-5, atol=1e-6)

@@ -107,6 +107,20 @@ def test_build_model_depends_on_the_seed_alone(monkeypatch):
     assert not torch.equal(first.linear.weight, other.linear.weight)
 
 
+def test_build_model_is_in_float32_on_the_cpu_whatever_the_defaults():
+    architecture = load_experiment("lite").architecture
+    plain = build_model(architecture).linear.weight
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            weight = build_model(architecture).linear.weight
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(before)
+    assert weight.dtype == torch.float32 and torch.equal(weight, plain)
+
+
 @pytest.mark.parametrize("variant", list_variants())
 def test_every_parameter_gets_a_gradient(variant):
     # But for what is meant to have none at first.

@@ -1396,6 +1396,8 @@ def test_an_interrupted_run_says_what_would_resume_it(tiny):
     with pytest.raises(KeyboardInterrupt, match=r"epoch 2, step 2 .* without `fresh` to resume"):
         train(experiment, callbacks=[Sending(signal.SIGINT)])
     again = tiny(epochs=3)
+    with pytest.raises(RunError, match="is not finished: its status is 'interrupted'"):
+        load_run(again.folder).model()
     done, plan = execute._resume_point(again)
     assert (done, plan) == (1, "interrupted; would resume after epoch 2, step 2")
     runs.drop_checkpoints(again.folder)

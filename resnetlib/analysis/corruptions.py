@@ -160,10 +160,11 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int = 0) -> Tenso
         raise ValueError(f"unknown corruption {name!r}{nearest} One of: {', '.join(CORRUPTIONS)}")
     if severity not in (0, *SEVERITIES):
         raise ValueError(f"severity = {severity!r}: give 0 (clean) or 1 to 5")
-    if images.dtype != torch.uint8:
-        raise ValueError(f"images are {images.dtype}; corrupt takes uint8")
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images are {kind}; corrupt takes a uint8 tensor")
     if severity == 0:
-        return images
+        return images.clone()
     kind = CORRUPTIONS[name]
     return kind.apply(images, kind.levels[severity - 1], seed)
 
@@ -223,7 +224,7 @@ def accuracy_drops(accuracies: pd.DataFrame, in_use: Collection[str] = ()) -> pd
     augmentations that draw the corruption, `in use` has those given, `to try` the others.
     """
     drops = accuracies[[0]].to_numpy() - accuracies[list(SEVERITIES)]
-    beyond = drops >= HIDDEN_SET_DROP
+    beyond = drops.round(9) >= HIDDEN_SET_DROP  # 0.815 - 0.685 is a little less than 0.13
     augmentations = {name: CORRUPTIONS[name].augmentations for name in accuracies.index}
     table = pd.DataFrame(
         {

@@ -337,6 +337,8 @@ def compare_seeds(
     """Compare two recipes, each by the test accuracy of one run per seed (fractions of 1)."""
     if not len(first) or not len(second):
         raise ValueError("give the accuracy of at least one seed of each recipe")
+    if not np.isfinite([*first, *second]).all():
+        raise ValueError("an accuracy is not a finite number")
     return SeedComparison(tuple(first), tuple(second), names)
 
 
@@ -414,7 +416,7 @@ def format_points(fraction: float) -> str:
 
 def format_p_value(value: float) -> str:
     """A p value with three decimals; `< 0.001` if it is smaller."""
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _p(value: float) -> str:

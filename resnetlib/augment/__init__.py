@@ -97,8 +97,9 @@ def compose(settings: Sequence[schema.AugmentStep], num_classes: int = 10) -> Au
 
     Images uint8 (N, 3, H, W) and labels int64 (N,) are on one device, the generator on the CPU.
     `flip_mask` (N,) bool, on the CPU, says which images an alternating flip mirrors; without it
-    the flip draws as any other does. The function returns new images and the labels, or, if mixup
-    or cutmix is in the list, float32 probabilities (N, num_classes). It does not change its inputs.
+    the flip draws as any other does. The function returns new images (without any augmentation
+    the same ones) and the labels, or, if mixup or cutmix is in the list, float32 probabilities
+    (N, num_classes). It does not change its inputs. Raises `ValueError` for images of another type.
     """
     steps = [_step(setting) for setting in settings]
     mixes = any(type(single) in BATCH_MIXES for setting in settings for single in _choices(setting))
@@ -109,6 +110,8 @@ def compose(settings: Sequence[schema.AugmentStep], num_classes: int = 10) -> Au
         generator: torch.Generator,
         flip_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images are {images.dtype}; augmentations take uint8")
         targets = _one_hot(labels, num_classes) if mixes else labels
         for step in steps:
             images, targets = step(images, targets, generator, flip_mask)

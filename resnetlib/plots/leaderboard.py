@@ -1,10 +1,10 @@
 """Figures of several variants or runs.
 
-A table has one row per variant, as from `reports.leaderboard.results_table`: `variant`,
-`parameters`, `macs`, `recipe_selected_on_test`, and in per cent `published`, `reproduced` (mean
-over seeds) and `spread` (standard deviation over seeds); a missing number is NaN or None. Published
-accuracies are drawn hollow, reproduced ones filled. The name of a variant whose recipe was chosen
-knowing a test accuracy has a †.
+A table has one row per variant, such as `pd.DataFrame(reports.leaderboard.results_table(runs))`:
+`variant`, `parameters`, `macs`, `recipe_selected_on_test`, and in per cent `published`,
+`reproduced` (mean over seeds) and `spread` (standard deviation over seeds); a missing number is NaN
+or None. Published accuracies are drawn hollow, reproduced ones filled. The name of a variant whose
+recipe was chosen knowing a test accuracy has a †.
 """
 
 import itertools
@@ -19,13 +19,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from ..analysis.significance import format_points
 from ..experiment import DEFAULT_BUDGET
 from .architecture import COLORBLIND, INK
-from .style import drawable_names, figure_style, variant_color
+from .style import PER_CENT, drawable_names, figure_style, variant_color
 
 
 def sizes(
@@ -81,7 +81,6 @@ TITLES = {
 }
 FIGSIZE = (6.2, 4.7)  # inches: two side by side on a wide page, one on a phone
 DASHES = ("-", "--", ":", "-.")  # experiments of one variant, which share its colour
-PER_CENT = PercentFormatter(decimals=0, symbol=" %")
 
 
 def pareto_front(sizes: Sequence[float], accuracies: Sequence[float]) -> np.ndarray:

@@ -18,6 +18,7 @@ from ..experiment import Experiment
 from ..schedule import learning_rate
 from ..schema import Recipe
 from .style import (
+    PER_CENT,
     TRAIN_COLOR,
     class_matrix,
     color_limit,
@@ -84,7 +85,7 @@ def draw_history(loss: Axes, accuracy: Axes, history: pd.DataFrame, experiment: 
     loss.set_ylabel("cross-entropy (nats)")
     loss.set_ylim(bottom=0)
     accuracy.set_ylabel("accuracy")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
+    accuracy.yaxis.set(major_formatter=PER_CENT, major_locator=MaxNLocator(integer=True))
 
 
 def _training_changes(recipe: Recipe) -> list[str]:
@@ -162,7 +163,7 @@ def reliability(calibration: pd.DataFrame, ece: float, variant: str) -> list[Axe
             [0, 1], [0, 100], "--", color="0.2", label="perfectly calibrated", path_effects=outline
         )
         top.set(ylabel="accuracy in the bin", xlim=(0, 1), ylim=(0, 100))
-        top.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
+        top.yaxis.set_major_formatter(PER_CENT)
         top.set_title(
             f"{variant}: calibration error {100 * ece:.1f} % (ECE, {len(edges) - 1} bins)\n"
             "bars below the line: overconfident"
@@ -284,7 +285,7 @@ def class_balance(counts: np.ndarray, classes: Sequence[str], variant: str) -> A
         axes.bar_label(bars, labels, padding=3, fontsize=9, bbox=over_the_line)
         axes.set(xlabel="predicted class", ylabel="share of the images")
         axes.set_ylim(0, max(1.25 * shares.max(), 1.5 * expected))
-        axes.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
+        axes.yaxis.set(major_formatter=PER_CENT, major_locator=MaxNLocator(integer=True))
         axes.grid(False, axis="x")
         most, least = shares.argmax(), shares.argmin()
         axes.set_title(

@@ -13,6 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
+from matplotlib.ticker import PercentFormatter
 
 # One colour per variant, everywhere: distinct with red-green blindness too, dark enough for a line
 # on white. Seaborn's colour-blind safe palette without its pale pink, its yellow and its grey.
@@ -33,6 +34,7 @@ VARIANT_COLORS = {
 # For all other variants: of Paul Tol's colour-blind safe palette "muted" what is not used above.
 OTHER_COLORS = ("#44aa99", "#999933", "#cc6677", "#aa4499")  # teal, olive, rose, purple
 TRAIN_COLOR = "0.55"  # grey: training is the background that a test curve is read against
+PER_CENT = PercentFormatter(decimals=0, symbol=" %")  # of an axis with ticks at whole numbers
 STYLE = {
     "axes.grid": True,
     "axes.spines.right": False,

@@ -62,6 +62,9 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = Image.fromarray((levels // 256).astype(np.uint8))
     elif picture.mode == "F":
         raise ValueError("floating-point pixels are not supported")
+    if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # shown on white, as most viewers do
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
 
 

@@ -287,6 +287,10 @@ class Run:
 
     def model(self) -> "nn.Module":
         """The network with the selected weights: float32, on the CPU, in evaluation mode."""
+        if self.status not in FINISHED:
+            raise RunError(
+                f"{display_path(self.path)} is not finished: its status is {self.status!r}"
+            )
         if not self.has_weights:
             raise RunError(
                 f"{display_path(self.path)} has no weights; they are kept for one seed of a variant"

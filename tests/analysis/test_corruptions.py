@@ -112,7 +112,7 @@ def test_rotation_alternates_its_direction():
     [
         ("nois", 1, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "did you mean 'noise'"),
         ("noise", 6, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "severity = 6: give 0"),
-        ("noise", 1, torch.zeros(1, 3, 32, 32), "takes uint8"),
+        ("noise", 1, torch.zeros(1, 3, 32, 32), "takes a uint8 tensor"),
     ],
 )
 def test_corrupt_refuses_bad_arguments(name, severity, images, message):
@@ -177,6 +177,11 @@ def test_accuracy_drops_are_in_points_costliest_first(accuracies):
     assert table["mean drop"].tolist() == pytest.approx([30, 7, 6])
     assert table["largest drop"].tolist() == pytest.approx([50, 20, 10])
     assert table["13 points from severity"].astype(object).tolist() == [2, 5, pd.NA]
+
+
+def test_drop_of_exactly_13_points_counts():
+    accuracies = pd.DataFrame([[0.815, 0.79, 0.685, 0.675, 0.535, 0.385]], index=["pixelation"])
+    assert accuracy_drops(accuracies)["13 points from severity"].item() == 2
 
 
 def test_accuracy_drops_name_augmentations_to_try(accuracies):

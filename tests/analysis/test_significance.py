@@ -326,6 +326,11 @@ def test_compare_networks_is_welchs_test_with_holms_correction():
     assert table["significant"].tolist() == [False, True, False]
 
 
+def test_accuracy_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="not a finite number"):
+        compare_seeds([0.9, float("nan")], [0.91, 0.92])
+
+
 @pytest.mark.parametrize("compare", [compare_recipes, compare_networks])
 def test_comparison_with_a_baseline_needs_a_spread(compare):
     columns = ["difference", "low", "high", "p", "significant"]

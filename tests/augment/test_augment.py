@@ -758,3 +758,9 @@ def test_one_of_chooses_per_batch(batch, neighbours):
         else:
             assert torch.equal(targets, expected_targets)
     assert 160 < mixed < 240  # four standard deviations
+
+
+def test_augmentations_refuse_normalised_images():
+    for name in ("rotation", "flip", "mixup"):
+        with pytest.raises(ValueError, match="augmentations take uint8"):
+            preview(name, torch.rand(2, 3, 32, 32))

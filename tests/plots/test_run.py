@@ -65,6 +65,13 @@ def test_curves_say_what_the_training_loss_includes(history):
     assert labels_of(accuracy) == ["training (augmented)", "test"]
 
 
+def test_curves_of_a_short_run_name_each_tick_once(history):
+    history = history.assign(train_accuracy=0.081, test_accuracy=[0.08, 0.1, 0.12])
+    _, accuracy, _ = plots.curves(history, load_experiment("lite", epochs=2))
+    ticks = [text.get_text() for text in accuracy.get_yticklabels()]
+    assert len(ticks) > 3 and len(set(ticks)) == len(ticks)
+
+
 @pytest.mark.parametrize(
     ("variant", "title"),
     [

@@ -72,6 +72,15 @@ def test_read_picture_resizes_to_rgb(mode, tmp_path):
     assert picture.float().mean() == pytest.approx(200, abs=60)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_read_picture_shows_transparent_pixels_white(mode, tmp_path):
+    """Whatever colour is stored under them."""
+    path = tmp_path / "picture.png"
+    hidden = Image.new("RGBA", (40, 40), (200, 0, 0, 0)).convert(mode)
+    hidden.save(path, **({"transparency": hidden.getpixel((0, 0))} if mode == "P" else {}))
+    assert (read_picture(path) == 255).all()
+
+
 def test_read_picture_turns_a_photograph_upright(tmp_path):
     picture = Image.new("RGB", (32, 32))
     picture.paste((255, 255, 255), (0, 0, 32, 16))  # the upper half is white
