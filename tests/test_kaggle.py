@@ -249,13 +249,25 @@ def test_describe_prediction_gives_the_number_of_views(run, digits):
 
 
 def test_least_certain_sorts_by_margin():
-    shares = torch.tensor([[0.90, 0.05, 0.05], [0.45, 0.10, 0.45], [0.50, 0.40, 0.10]])
+    shares = torch.tensor([[0.42, 0.29, 0.29], [0.45, 0.10, 0.45], [0.50, 0.40, 0.10]])
     table = kaggle.least_certain(shares.log(), ["a", "b", "c"], count=2)
-    assert table.index.tolist() == [1, 2]
+    assert table.index.tolist() == [1, 2]  # the first has the lowest confidence
     assert set(table.iloc[0][["first", "second"]]) == {"a", "c"}
     assert table.iloc[1][["first", "second"]].tolist() == ["a", "b"]
     assert table.iloc[1]["first_probability"] == pytest.approx(0.5)
     assert table.iloc[1]["second_probability"] == pytest.approx(0.4)
+
+
+def test_submit_takes_a_cifar10_run_and_the_named_views(run, digits, write, tmp_path, monkeypatch):
+    seen, predict = [], kaggle.predict
+    monkeypatch.setattr(kaggle, "find_run", lambda *_, **named: seen.append(named) or run)
+    monkeypatch.setattr(
+        kaggle, "predict", lambda *given, **named: seen.append(named) or predict(*given, **named)
+    )
+    pixels = digits.test[0][:9].permute(0, 2, 3, 1).numpy()
+    file = write({b"data": pixels, b"ids": list(range(9))})
+    kaggle.submit("lite", file, output_root=tmp_path, tta="flip")
+    assert seen == [{"dataset": "cifar10"}, {"tta": "flip"}]
 
 
 # Writing -----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import itertools
 import torch
 
 from resnetlib.rng import derive_seed, generator
+from resnetlib.training import epoch_flip_mask, epoch_order
 
 
 def test_derive_seed_never_changes():
@@ -23,3 +24,11 @@ def test_generator_repeats_and_is_independent():
     first, again = (torch.rand(8, generator=generator(0, "augment", 1, 2)) for _ in range(2))
     assert torch.equal(first, again)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_draws_of_a_run_never_change():
+    """Else recorded runs could not be repeated."""
+    assert epoch_order(8, 0, 1).tolist() == [1, 4, 5, 6, 7, 3, 2, 0]
+    assert epoch_order(8, 0, 2).tolist() == [7, 6, 5, 2, 1, 4, 0, 3]
+    assert epoch_flip_mask(8, 0, 1).int().tolist() == [0, 0, 0, 1, 1, 0, 1, 0]
+    assert epoch_flip_mask(8, 0, 2).int().tolist() == [1, 1, 1, 0, 0, 1, 0, 1]

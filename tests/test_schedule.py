@@ -139,6 +139,11 @@ def test_cosine_ends_with_the_run_also_within_its_last_epoch():
     assert learning_rate(recipe, 2000, 1000) == pytest.approx(0.01)
 
 
+def test_cosine_stays_at_min_lr():
+    recipe = recipe_with({"name": "cosine", "period_epochs": 3, "min_lr": 0.001}, epochs=6)
+    assert by_epoch(recipe)[3:] == pytest.approx([0.001] * 3)
+
+
 def test_cosine_rises_as_torchs():
     settings = {"name": "cosine", "period_epochs": 3, "after_period": "rise", "min_lr": 0.001}
     expected = torch_rates(

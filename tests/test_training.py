@@ -1,6 +1,7 @@
 """Trainer and runs: every key acts, the test set stays out, and resuming is bit-exact."""
 
 import contextlib
+import copy
 import dataclasses
 import errno
 import io
@@ -19,6 +20,7 @@ from unittest.mock import Mock
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY
 
 from resnetlib import (
@@ -36,7 +38,8 @@ from resnetlib import training as training_module
 from resnetlib.config import apply_overrides, override_paths
 from resnetlib.device import DeviceSettings
 from resnetlib.errors import ConfigError, Diverged, OutOfTime, RunError, UserError
-from resnetlib.rng import generator
+from resnetlib.evaluation import normalize
+from resnetlib.rng import derive_seed, generator
 from resnetlib.runs import artifacts, checkpoint, lifecycle
 from resnetlib.schema import DEFAULT_LR, Clip
 from resnetlib.training import Callback, Trainer, gradient_clipping, preview_batch
@@ -940,6 +943,14 @@ def test_divergence_is_looked_for_every_few_steps_on_a_gpu(tiny, digits, monkeyp
         training.train_epoch(lambda: None)
 
 
+def test_clipping_by_norm_is_of_all_gradients_together():
+    parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+    assert gradient_clipping(Clip(by="norm", limit=1))(parameters).item() == 5
+    clipped = torch.cat([parameter.grad for parameter in parameters])
+    assert clipped.tolist() == pytest.approx([0.6, 0, 0.8], abs=1e-5)
+
+
 def test_clipping_by_value_makes_an_infinite_gradient_finite():
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([math.inf, 0.0])
@@ -1000,6 +1011,38 @@ def continued(training, epochs=1):
 def weights_and_history(training):
     weights = [value.detach() for value in training.evaluated_model.state_dict().values()]
     return [value.tolist() for value in weights], training.table().drop(columns="seconds").to_csv()
+
+
+def test_step_trains_on_smoothed_mixed_targets(tiny, few_digits):
+    """Its totals, too, are those of the batch: half a one here."""
+    training = Trainer(tiny(augment="mixup", label_smoothing=0.1, precision="float32"), few_digits)
+    images, labels = (part[:64] for part in training.train_split)
+    mixed, targets = training.augment(images, labels, generator(0, "augment", 1, 0))
+    model = copy.deepcopy(training.model).train()
+    logits = model(normalize(mixed, training.mean, training.std))
+    expected = F.cross_entropy(logits, 0.9 * targets + 0.01, reduction="sum")
+    loss, correct = training.train_step(images, labels, labels > 4, 1, 0).tolist()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    assert correct == (logits.argmax(1) == targets.argmax(1)).sum()
+    hard = F.cross_entropy(logits, 0.9 * F.one_hot(labels, 10) + 0.01, reduction="sum")
+    assert abs(hard.item() / expected.item() - 1) > 1e-3  # so that the first assertion can fail
+
+
+def test_every_step_has_its_own_draws(tiny, few_digits, monkeypatch):
+    asked, dropout = [], []
+
+    def noted(seed, stream, epoch=0, step=0):
+        asked.append((stream, epoch, step))
+        return generator(seed, stream, epoch, step)
+
+    monkeypatch.setattr(training_module, "generator", noted)
+    training = Trainer(tiny(epochs=2, augment="crop"), few_digits)
+    training.seed_dropout = dropout.append
+    continued(training, 2)
+    places = [(epoch, step) for epoch in (1, 2) for step in range(3)]
+    assert [tuple(place) for stream, *place in asked if stream == "augment"] == places
+    assert [place for stream, *place in asked if stream == "order"] == [[1, 0], [2, 0]]
+    assert dropout == [derive_seed(0, "dropout", *place) for place in places]
 
 
 @pytest.mark.slow

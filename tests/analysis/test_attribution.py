@@ -12,6 +12,7 @@ from resnetlib.analysis.attribution import embeddings, grad_cam, tsne
 from resnetlib.analysis.calibration import calibrated, fit_temperature, held_out
 from resnetlib.analysis.corruptions import corruption_sample_size
 from resnetlib.analysis.errors import confused_pairs, misclassified_as, most_confident_errors
+from resnetlib.data import split_holdout
 from resnetlib.errors import ConfigError
 from resnetlib.evaluation import Evaluation, evaluate, normalize
 
@@ -189,6 +190,7 @@ def test_calibrated_uses_held_out_images():
     scaled = calibrated(drawn(2.5), held_out=drawn(2.0, count=5_000))
     assert scaled.temperatures == pytest.approx((2.0,), rel=0.05)
     assert scaled.fitted_on == "5,000 training images held out of this run"
+    assert torch.equal(scaled.after.logits, scaled.before.logits / scaled.temperatures[0])
 
 
 # The run -----------------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ def test_calibrated_uses_held_out_images():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained") / "outputs"
-    return train(load_experiment("lite", **TINY, epochs=1, holdout=100, output_root=root))
+    return train(load_experiment("lite", **TINY, epochs=1, holdout=100, seed=3, output_root=root))
 
 
 @pytest.fixture
@@ -211,7 +213,8 @@ def run(trained, tmp_path):
 def test_held_out_gives_the_images_of_training(run, digits):
     settings = {"mean": digits.mean, "std": digits.std}
     measured = held_out(run, run.model(), digits, **settings)
-    assert len(measured.labels) == 100
+    held = split_holdout(digits.train[1], 100, 3)[1]
+    assert torch.equal(measured.labels, digits.train[1][held])
     assert measured.accuracy == pytest.approx(run.history["holdout_accuracy"].iloc[-1])
 
 

@@ -326,6 +326,17 @@ def test_compare_networks_is_welchs_test_with_holms_correction():
     assert table["significant"].tolist() == [False, True, False]
 
 
+def test_dunnetts_intervals_follow_the_numbers_of_seeds():
+    """A small baseline correlates the differences: scipy's intervals, which are drawn at random."""
+    random = np.random.default_rng(0)
+    control, *groups = (random.normal(0.9, 0.01, count) for count in (3, 12, 12, 12, 12))
+    others = {str(number): values for number, values in enumerate(groups)}
+    table = compare_recipes(control, others)
+    expected = stats.dunnett(*groups, control=control, random_state=1).confidence_interval()
+    assert table["low"].tolist() == pytest.approx(expected.low.tolist(), abs=3e-4)
+    assert table["high"].tolist() == pytest.approx(expected.high.tolist(), abs=3e-4)
+
+
 def test_accuracy_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="not a finite number"):
         compare_seeds([0.9, float("nan")], [0.91, 0.92])

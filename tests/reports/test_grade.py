@@ -351,6 +351,21 @@ def test_recorded_seeds_are_not_near_identical():
     assert {round(100 * pair.mistakes) for pair in alike} <= set(range(27, 43))
 
 
+def test_near_identical_needs_mistakes_and_a_share():
+    def is_alike(share, images):
+        return grade.Similarity(("a", "b"), 0.99, share, images, None).is_near_identical
+
+    assert [is_alike(1, 19), is_alike(1, 20)] == [False, True]
+    assert [is_alike(0.74, 500), is_alike(0.76, 500)] == [False, True]
+
+
+def test_submission_that_is_a_link_gets_nothing(trained, data, tmp_path):
+    submitted(trained[0], tmp_path / "other")
+    (tmp_path / "mine").symlink_to("other")
+    graded = grade.grade_submission(tmp_path / "mine", data, grade.Assignment("digits"))
+    assert graded.score == 0 and graded.checks["files"].status == "FAIL"
+
+
 # The command line --------------------------------------------------------------------------------
 
 
@@ -418,6 +433,8 @@ def test_grade_command_lists_grades_and_pairs(trained, tmp_path):
     content = json.loads(done.stdout)
     scores = {entry["submission"][-8:]: entry["score"] for entry in content["submissions"]}
     assert scores["student1"] == 0 < scores["student0"]
+    listed = call(tmp_path / "all", "--dataset", "digits").stdout.splitlines()
+    assert "student1" in listed[3], "the best comes first"
     assert content["submissions"][1]["reason"] == f"files: {WEIGHTS} is missing"
     assert len(content["near_identical"]) == 1
 

@@ -329,6 +329,8 @@ def test_significantly_best_needs_spread_and_a_clear_lead(runs_of):
     assert best(lite) == []
     changed = runs_of("lite", 0.98, 0.981, 0.982, epochs=80)  # not an own recipe
     assert best(lite + se + changed) == ["se"]
+    easier = runs_of("lite", 0.98, 0.985, 0.99, dataset="digits")
+    assert best(lite + se + easier) == ["se"]
 
 
 def test_front_is_compared_with_the_next_best_up_to_its_size(runs_of):

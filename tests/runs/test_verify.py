@@ -166,6 +166,17 @@ def consistently_better(folder):
 
 
 MEASURED = {"accuracy", "predictions"}
+
+
+def other_data(folder):
+    """A record of other data that does not contradict itself."""
+    record, checksums = files.read_json(folder / "run.json"), {"digits": "0" * 32}
+    data = files.sha256_of(repr(sorted(checksums.items())).encode())
+    mark = record["fingerprint"] | {"data": data}
+    changed = {"dataset_checksums": checksums, "fingerprint": mark}
+    files.write_json(folder / "run.json", record | changed)
+
+
 TABLES = {"confusion matrix", "per class"}
 # name -> (what is done, the claims that fail although the checksums were renewed)
 DOCTORED = {
@@ -280,6 +291,13 @@ DOCTORED = {
     "record_overrides": (edit_json("run.json", overrides={}), {"experiment"}),
     "record_digest": (edit_json("run.json", experiment="0" * 64), {"record", "experiment"}),
     "record_data": (edit_json("run.json", dataset_checksums={"digits": "0"}), {"record"}),
+    "record_of_other_data": (other_data, {"record"}),
+    "accuracy_above_1": (edit_history(2, "test_accuracy", 1.5), {"history", "metrics"}),
+    "loss_negative": (edit_history(2, "train_loss", -1.0), {"history"}),
+    "classes_reversed": (
+        edit_predictions(classes=lambda arrays: arrays["classes"][::-1]),
+        {"predictions", *TABLES},
+    ),
     "record_finished": (edit_json("run.json", finished="2001-01-01T00:00:00+00:00"), {"record"}),
     "record_torch": (edit_json("run.json", versions={"torch": "1.0"}), {"record"}),
     "record_fingerprint": (edit_json("run.json", fingerprint=[]), {"record"}),
@@ -317,6 +335,15 @@ def test_verify_doctored_with_new_checksums(folder, name, monkeypatch):
     doctor(folder)
     renew_checksums(folder)
     assert failing(folder) == broken
+
+
+@pytest.mark.slow
+def test_verify_run_selected_on_held_out_images(tiny, digits):
+    run = train(tiny(epochs=3, holdout=100, select="best_holdout"))
+    assert failing(run.path) == set()
+    edit_history(run.metrics["selected_epoch"] % 3 + 1, "holdout_accuracy", 1.0)(run.path)
+    renew_checksums(run.path)
+    assert failing(run.path) == {"metrics"}
 
 
 def test_verify_rates_of_a_plateau_follow_the_history(tiny, tmp_path):

@@ -6,6 +6,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from resnetlib import files
 from resnetlib.cli import main
 from resnetlib.errors import ConfigError
 from resnetlib.experiment import Execution
@@ -134,6 +135,14 @@ def test_results_are_means_over_seeds_and_compared(quick):
     assert rows[4].endswith("different")
     assert command.plan_table(tasks).startswith("done       lite")
     assert "compared" not in command.results_summary(tasks[:3])
+
+
+@pytest.mark.slow
+def test_results_are_of_the_last_epoch(quick):
+    task = quick()
+    carry_out([task], LocalPool(Needs(), 1))
+    files.write_text(task.folder / "history.csv", "epoch,test_accuracy\n1,0.9\n2,0.5\n")
+    assert command.results_summary([task]).splitlines()[1].split()[-2] == "50.00"
 
 
 @pytest.mark.slow

@@ -111,7 +111,9 @@ def test_search_finds_the_best_and_saves_it(search, tmp_path, capsys):
     study, outcomes = carry_out(made, 6)
     assert outcomes.count("done") == len(outcomes)
     assert states(study) == ["COMPLETE"] * 6
-    assert study.best_value == max(trial.value for trial in study.get_trials())
+    for trial in study.get_trials():  # on held-out images, where quick_run is worse by 0.05
+        assert trial.value == pytest.approx(0.46 - abs(float(trial.params["lr"]) - 0.1))
+    assert study.best_value == pytest.approx(0.46)
     path = made.write_variant(study)
     assert path == tmp_path / "params" / "tuned.yaml"
     saved, base = load_experiment(path), load_experiment("lite")
