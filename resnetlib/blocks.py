@@ -371,6 +371,8 @@ class PreActBlock(ResidualBlock):
         # Not the last BN: a ReLU of zeros would pass no gradient back to it.
         last = self.conv2[-1] if isinstance(self.conv2, nn.Sequential) else self.conv2
         nn.init.zeros_(last.weight)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.shared_activation(x)

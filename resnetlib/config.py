@@ -23,7 +23,7 @@ from .experiment import (
     dotted_paths,
     matching_paths,
 )
-from .paths import params_folder
+from .paths import params_folder, real_path
 from .schema import (
     DEFAULT_LR,
     NUM_CLASSES,
@@ -68,6 +68,7 @@ def load_experiment(variant: str | Path | None = None, /, **overrides: Any) -> E
     elif "variant" in overrides:
         raise ConfigError("the variant is the first argument; omit `variant`")
     path = _find_variant(variant)
+    path = real_path(path.parent) / path.name  # in `params/`, also where it is given relatively
     content = _read_file(path)
     if path.is_relative_to(params_folder()):
         name = path.relative_to(params_folder()).with_suffix("").as_posix()
@@ -149,11 +150,13 @@ def parse_value(text: str) -> Any:
     """The value of a parameter on the command line, by the core schema of YAML 1.2.
 
     `1e-3` and `nan` are numbers, `true` is True, `1,2,3` and `[1, 2, 3]` are lists, `{a: 1}` is a
-    mapping, `null` and `None` are None; everything else is text. Raises `ConfigError`.
+    mapping, `None` is None, `null` is `none`; everything else is text. Raises `ConfigError`.
     """
     text = text.strip()
     if text in ("", "None"):
         return None if text else text
+    if text in ("null", "Null", "NULL", "~"):  # as in a variant file, where it switches a part off
+        return "none"
     try:
         if text.startswith(("[", "{", "'", '"')):
             return read_yaml(text)
@@ -252,8 +255,10 @@ def _scaled_to_digits(
                 scale(f"recipe.schedule.{key}", scaled_value)
         if isinstance(schedule, StepDecay):
             last = recipe.epochs - 1
-            drops = [min(max(round(drop * share), 1), last) for drop in schedule.milestones]
-            scale("recipe.schedule.milestones", drops if last else [])
+            warmup = scaled.get("recipe.schedule.warmup_epochs", schedule.warmup_epochs)
+            first = max(math.ceil(warmup), 1)
+            drops = [min(max(round(drop * share), first), last) for drop in schedule.milestones]
+            scale("recipe.schedule.milestones", drops if first <= last else [])
         if isinstance(schedule, Exponential) and schedule.every_epochs > 1:
             scale("recipe.schedule.every_epochs", max(round(schedule.every_epochs * share), 1))
     if before.dataset != "digits":

@@ -32,7 +32,7 @@ from .experiment import Experiment
 from .optim import build_optimizer
 from .resnet import build_model
 from .rng import generator
-from .schema import IMAGE_SHAPE, NUM_CLASSES
+from .schema import IMAGE_SHAPE, NUM_CLASSES, Architecture
 from .size import measure_size
 
 # Multiply-accumulates of a run's forward passes above which compiling pays for itself on a CPU:
@@ -101,7 +101,7 @@ def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
         raise ConfigError(f"precision = 'bfloat16': {processor(device)} does not have it")
     best = "bfloat16" if native else "float16" if has_float16_units(device) else "float32"
     precision = best if execution.precision == "auto" else execution.precision
-    narrowest = min(channels for channels, _ in experiment.architecture.outputs)
+    narrowest = _narrowest_layer(experiment.architecture)
     layout = execution.memory_format
     if layout == "auto":
         layout = _best_layout(device, narrowest)
@@ -281,6 +281,16 @@ def has_compiler(device: torch.device) -> bool:
 def _found(variable: str, usual: str) -> bool:
     """Whether the compiler exists: the one named in the environment, else the usual one."""
     return shutil.which(os.environ.get(variable, usual).split()[0]) is not None
+
+
+def _narrowest_layer(architecture: Architecture) -> int:
+    """The fewest channels that go into a layer, but for the image unless a strided 1×1 takes it."""
+    channels = [channels for channels, _ in architecture.outputs]
+    if architecture.stem == "conv1x1" and architecture.stem_stride == 2:
+        channels.append(IMAGE_SHAPE[0])
+    if architecture.block == "bottleneck" and 1 in architecture.conv_kernel:
+        channels.append(min(channels) // architecture.expansion)
+    return min(channels)
 
 
 def _best_layout(device: torch.device, narrowest: int) -> str:

@@ -217,14 +217,30 @@ class Experiment(Variant):
                 f"{images - recipe.holdout:,} training images"
             )
         if self.architecture.strides == ():
-            return "architecture.strides = []: give one value per stage, or null for the default"
+            return "architecture.strides = []: give one value per stage, or none for the default"
+        last_batch = (images - recipe.holdout) % recipe.batch_size or recipe.batch_size
+        if last_batch == 1 and min(side for _, side in self.architecture.outputs) == 1:
+            return (
+                f"recipe.batch_size = {recipe.batch_size}: the last batch has one image, on which "
+                "BatchNorm cannot be trained where the network has a single pixel; give another"
+            )
         if isinstance(schedule, OneCycle):
             return None
+        if (lowest := getattr(schedule, "min_lr", 0)) > recipe.optimizer.lr:
+            return (
+                f"recipe.schedule.min_lr = {lowest:g}: give at most the learning rate, "
+                f"{recipe.optimizer.lr:g}"
+            )
         first = 0 if epochs == 1 else epochs  # a single epoch has no place for a drop
         if isinstance(schedule, StepDecay) and max(schedule.milestones, default=first) >= epochs:
             return (
                 f"recipe.schedule.milestones = {shorten(list(schedule.milestones))}: give epochs "
                 f"from 1 to {epochs - 1}, in which the rate can drop (recipe.epochs = {epochs})"
+            )
+        if any(drop < schedule.warmup_epochs for drop in getattr(schedule, "milestones", ())):
+            return (
+                f"recipe.schedule.milestones = {shorten(list(schedule.milestones))}: give epochs "
+                f"after the warm-up of {schedule.warmup_epochs:g}"
             )
         warmup, hold = schedule.warmup_epochs, getattr(schedule, "hold_epochs", 0)
         # Where the rate changes between epochs, it is below its peak for the whole of the last one.

@@ -1,7 +1,6 @@
 """The network of an architecture: stem, stages of residual blocks, head."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -26,7 +25,7 @@ from .blocks import (
     projection,
     separable_conv,
 )
-from .rng import derive_seed
+from .rng import derive_seed, float32_by_default
 from .schema import (
     IMAGE_SHAPE,
     NUM_CLASSES,
@@ -273,16 +272,6 @@ def build_model(architecture: Architecture, *, seed: int = 0) -> ResNet:
     torch's default initialisation (Kaiming-uniform), as every published variant of the first teams
     used it, unless `init` says otherwise. The global random state stays as it was.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _float32_by_default():
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), float32_by_default():
         torch.default_generator.manual_seed(derive_seed(seed, "init"))  # not those of cards
         return ResNet(architecture)
-
-
-@contextmanager
-def _float32_by_default() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

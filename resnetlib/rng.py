@@ -6,7 +6,8 @@ of the digits take a seed of scikit-learn's own.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -35,3 +36,14 @@ def seeding(device: torch.device) -> Callable[[int], object]:
         index = torch.cuda.current_device() if device.index is None else device.index
         return torch.cuda.default_generators[index].manual_seed
     return torch.manual_seed
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Where draws and new tensors are of float32, whatever `torch.set_default_dtype` was given."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

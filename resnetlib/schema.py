@@ -147,6 +147,8 @@ class SqueezeExcitationConfig(Model):
             raise ValueError(f"{next(iter(changed))} has no effect while placement is 'none'")
         if self.placement == "stem" and self.blocks:
             raise ValueError("blocks has no effect while placement is 'stem'")
+        if self.blocks == ():
+            raise ValueError("blocks is empty: give placement 'none'")
         return self
 
 

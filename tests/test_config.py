@@ -17,6 +17,7 @@ from resnetlib.errors import ConfigError
 from resnetlib.experiment import parse_duration
 from resnetlib.paths import PROJECT, params_folder
 from resnetlib.schedule import learning_rate
+from resnetlib.sweep.task import format_value
 from resnetlib.yaml_core import read_yaml, write_yaml
 
 
@@ -451,6 +452,25 @@ def test_scaled_settings_are_recorded_as_overrides(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("null", ["null", "~", "none"])
+def test_null_on_the_command_line_switches_a_part_off_as_in_a_file(null):
+    assert load_experiment("champion", ema=null).recipe.ema is None
+    assert load_experiment("laptop", strides=null).architecture.strides is None
+    assert load_experiment("champion", ema="None").recipe.ema is not None
+    assert format_value(None) == "None"  # as a child process gets it
+
+
+def test_file_in_params_is_checked_by_its_name_also_by_a_relative_path(tmp_path, monkeypatch):
+    (tmp_path / "params").mkdir()
+    text = (params_folder() / "lite.yaml").read_text()
+    (tmp_path / "params" / "mine.yaml").write_text(text)
+    monkeypatch.setattr("resnetlib.config.params_folder", lambda: tmp_path / "params")
+    monkeypatch.chdir(tmp_path)
+    for path in ("params/mine.yaml", tmp_path / "params" / "mine.yaml"):
+        with pytest.raises(ConfigError, match="variant is 'lite'; it must be 'mine'"):
+            load_experiment(path)
+
+
 # Settings that cannot act -----------------------------------------------------------------------
 
 STEP = {"name": "step", "milestones": [150]}
@@ -461,6 +481,13 @@ CONTRADICTIONS = [
     ({"warmup_epochs": 40}, "recipe.schedule.warmup_epochs = 40: give less than recipe.epochs"),
     ({"warmup_epochs": 39.5}, "recipe.schedule.warmup_epochs = 39.5, 40 in whole epochs: give"),
     ({"warmup_epochs": 20, "hold_epochs": 20}, "warmup_epochs + hold_epochs = 40"),
+    ({"schedule": STEP | {"milestones": [3], "warmup_epochs": 5}}, "after the warm-up of 5"),
+    ({"min_lr": 0.1}, "recipe.schedule.min_lr = 0.1: give at most the learning rate, 0.01"),
+    (
+        {"dataset": "digits", "batch_size": 673, "depths": [1] * 6, "widths": [16] * 6},
+        "the last batch has one image",
+    ),
+    ({"squeeze_excitation": {"placement": "block", "blocks": []}}, "blocks is empty"),
     ({"strides": []}, "architecture.strides = []"),
     ({"batch_size": 50_001}, "recipe.batch_size = 50001: there are 50,000 training images"),
     ({"batch_size": 49_001, "holdout": 1000}, "there are 49,000 training images"),
@@ -593,8 +620,8 @@ except ConfigError:
         ("-.inf", -math.inf),
         ("true", True),
         ("FALSE", False),
-        ("null", None),
-        ("~", None),
+        ("null", "none"),
+        ("~", "none"),
         ("None", None),
         ("yes", "yes"),
         ("no", "no"),

@@ -126,6 +126,17 @@ def test_channels_last_from_sixteen_channels(tiny):
         width: resolve_device_settings(tiny(widths=[width])).memory_format for width in (15, 16)
     }
     assert layouts == {15: torch.contiguous_format, 16: torch.channels_last}
+    # A strided 1×1 convolution of fewer than 8 channels writes past its buffers.
+    for narrow in (
+        {"stem": "conv1x1", "stem_stride": 2},
+        {"block": "bottleneck", "conv_kernel": 1, "expansion": 4},
+    ):
+        settings = resolve_device_settings(tiny(widths=[16, 32], depths=[1, 1], **narrow))
+        assert settings.memory_format == torch.contiguous_format
+        with pytest.raises(ConfigError, match="not with"):
+            resolve_device_settings(
+                tiny(widths=[16, 32], depths=[1, 1], memory_format="channels_last", **narrow)
+            )
     forced = tiny(widths=[8], memory_format="channels_last")
     assert resolve_device_settings(forced).memory_format == torch.channels_last
     with pytest.raises(ConfigError, match="not with 7 channels"):

@@ -265,9 +265,11 @@ def test_strides_and_stem_width_are_those_given():
         load_experiment("lite", **settings | {"strides": [2]})
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("block", BLOCKS)
-def test_zero_init_residual_starts_as_shortcut(block):
+def test_zero_init_residual_starts_as_shortcut(block, bias):
     settings = {"depths": [2], "widths": [8], "block": block, "zero_init_residual": True}
+    settings |= {"conv_bias": bias}
     network = build_model(load_experiment("lite", **settings).architecture)
     second = network.stages[0][1]  # without a projection: its shortcut is the identity
     x = torch.rand(4, 8, 8, 8)  # not negative, so that a last ReLU keeps it

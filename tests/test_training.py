@@ -1028,6 +1028,18 @@ def test_step_trains_on_smoothed_mixed_targets(tiny, few_digits):
     assert abs(hard.item() / expected.item() - 1) > 1e-3  # so that the first assertion can fail
 
 
+def test_draws_do_not_depend_on_the_default_type(tiny, tmp_path):
+    experiment = tiny(augment="flip,rotation,mixup", epochs=1)
+    plain = train(experiment, output=tmp_path / "plain")
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = train(experiment, output=tmp_path / "other")
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert weights_of(other) == weights_of(plain)
+
+
 def test_every_step_has_its_own_draws(tiny, few_digits, monkeypatch):
     asked, dropout = [], []
 

@@ -24,6 +24,7 @@ from ..evaluation import Evaluation
 from ..experiment import Experiment, parse_duration
 from ..paths import display_path, expand_home, output_folder, real_path
 from ..resnet import NUM_CLASSES
+from ..rng import float32_by_default
 from ..size import check_size, model_summary
 from ..training import Callback, Trainer, fit
 from .artifacts import write_results
@@ -114,7 +115,7 @@ def train(
         if state is not None and experiment.execution.threads == "auto":
             settings = replace(settings, threads=before["fingerprint"]["threads"])
         dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
-        with cpu_threads(settings.threads):
+        with cpu_threads(settings.threads), float32_by_default():
             training = Trainer(experiment, dataset, settings)
             record = new_record(experiment, dataset, settings)
             if state is not None:

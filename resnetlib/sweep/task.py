@@ -122,6 +122,8 @@ def describe(variant: str, overrides: Mapping[str, Any]) -> str:
 
 def format_value(value: Any) -> str:
     """The text that `parse_value` reads back as this value."""
+    if value is None:
+        return "None"
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, str):
