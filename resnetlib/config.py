@@ -443,3 +443,57 @@ def _explain(problem: Mapping[str, Any]) -> str:
         close = closest_match(str(value), re.findall(r"'([^']+)'", allowed))
         message = f"should be one of {allowed.replace(' or ', ', ')}{close}"
     return f"{key} = {shorten(value)}: {message}"
+
+
+# What an experiment changes ----------------------------------------------------------------------
+
+
+def changed_settings(experiment: Experiment, own: Experiment | None) -> dict[str, str]:
+    """The settings in which an experiment differs from its variant's file, by path, as text.
+
+    `own` is that of the file; None where the variant has none: then the overrides count.
+    """
+    if own is None:
+        changed = {
+            path: value
+            for path, value in experiment.overrides.items()
+            if path not in ("seed", "dataset", "budget")
+        }
+    else:
+        before, after = _flat_settings(own), _flat_settings(experiment)
+        # A part that is switched off has another path than its settings: None is a change.
+        changed = {path: after[path] for path in after if after[path] != before.get(path, ...)}
+    return {path: _value_text(value) for path, value in changed.items()}
+
+
+def _flat_settings(experiment: Experiment) -> dict[str, Any]:
+    """Network and recipe, flat, by dotted path."""
+    tree = experiment.model_dump(mode="json", include={"architecture", "recipe"})
+    tree["recipe"]["augment"] = [
+        augment.model_dump(mode="json", exclude_defaults=True)
+        for augment in experiment.recipe.augment
+    ]
+    flat: dict[str, Any] = {}
+
+    def walk(branch: Mapping[str, Any], prefix: str) -> None:
+        for key, value in branch.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    walk(tree, "")
+    return flat
+
+
+def _value_text(value: Any) -> str:
+    match value:
+        case None | [] | ():
+            return "none"
+        case list() | tuple():
+            return "[" + ", ".join(map(_value_text, value)) + "]"
+        case dict():
+            return " ".join(
+                str(part) if key == "name" else f"{key}={part}" for key, part in value.items()
+            )
+    return str(value)

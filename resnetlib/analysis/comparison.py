@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..config import changed_settings, known_variants, load_experiment
 from ..data import load_dataset
-from ..errors import RunError
+from ..errors import RunError, shorten_line
 from ..evaluation import Evaluation
 from ..paths import display_path
 from ..runs.find import find_run, finished_runs, keeps
@@ -164,7 +165,8 @@ class RunPair:
         for test, table in tests.items():
             for row in table.itertuples():
                 rows[row.Index] |= _difference_row(row, test)
-        return _with_notes(pd.DataFrame.from_dict(rows, orient="index"), examples)
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        return _with_notes(table, examples, last_epoch=True)
 
     @cached_property
     def differences(self) -> pd.DataFrame:
@@ -275,12 +277,20 @@ def _difference_row(row: Any, test: str) -> dict[str, str]:
     }
 
 
-def _with_notes(table: pd.DataFrame, runs: Mapping[str, Run]) -> pd.DataFrame:
-    """The table, – for no text, and a column of caveats where there is one."""
+def _with_notes(
+    table: pd.DataFrame, runs: Mapping[str, Run], *, last_epoch: bool = False
+) -> pd.DataFrame:
+    """The table, – for no text, and a column of caveats where there is one.
+
+    `last_epoch`: its accuracies are those of the last epoch, whatever the runs select.
+    """
     notes = {}
     for name, run in runs.items():
-        caveats = [SELECTED_ON_TEST.capitalize()] if _is_selected_on_test(run) else []
+        selected = _is_selected_on_test(run) and not last_epoch
+        caveats = [SELECTED_ON_TEST.capitalize()] if selected else []
         caveats += [RECIPE_CAVEAT] if run.recipe_selected_on_test else []
+        if changes := _changes(run):
+            caveats.append(f"Not the variant's file: {shorten_line(', '.join(changes), 120)}.")
         if caveats:
             notes[name] = " ".join(caveats)
     if notes:
@@ -313,7 +323,7 @@ def compare_runs(
             this nor `second` is given, it is the run that `find_run` chooses.
         second: the same. Of the two, one that is not given is the newest other run on the same
             test images, if possible of another recipe.
-        dataset: compare only runs on this data set.
+        dataset: compare only runs on this data set; a folder on another one is refused.
         output_root: folder of the user's runs; `outputs/` by default.
         data_root: folder to look for the test images in before the usual ones.
 
@@ -329,6 +339,9 @@ def compare_runs(
     if one is None:
         one = _partner(other, known) if other else find_run(dataset=dataset, **places)
     other = other or _partner(one, known)
+    for run in (one, other):
+        if dataset not in (None, run.record["dataset"]):
+            raise RunError(f"{display_path(run.path)} is on {run.record['dataset']}, not {dataset}")
     if _same_folder(one, other):
         raise RunError(f"{display_path(one.path)} is chosen twice; choose another run beside it")
     others = [
@@ -389,7 +402,7 @@ def _labelled(runs: list[Run], *, seeds: bool = True) -> dict[str, Run]:
 def _label_candidates(run: Run, runs: list[Run], seeds: bool) -> list[str]:
     """Labels of a run, shortest first: variant and seed, with its changes, folder, whole path.
 
-    Changes that all runs of its variant have in common are left out.
+    Changes that all runs of its variant have in common are left out; the tables note them.
     """
     variant = run.record["variant"]
     same_variant = [_changes(other) for other in runs if other.record["variant"] == variant]
@@ -402,9 +415,12 @@ def _label_candidates(run: Run, runs: list[Run], seeds: bool) -> list[str]:
 
 
 def _changes(run: Run) -> list[str]:
-    """What a run changes of its variant's file, apart from its seed, such as `lr 0.05`."""
+    """What a run changes of its variant's file, such as `lr 0.05`; an import the network."""
+    variant = run.record["variant"]
+    own = load_experiment(variant) if variant in known_variants() else None
+    changed = changed_settings(run.experiment, own)
     return [
-        f"{key.rsplit('.', 1)[-1]} {value}"
-        for key, value in run.record["overrides"].items()
-        if key != "seed"
+        f"{path.rpartition('.')[2]} {value}"
+        for path, value in changed.items()
+        if path.startswith("architecture.") or not run.is_imported
     ]

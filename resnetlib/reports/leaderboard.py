@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..config import known_variants, list_variants, load_experiment
+from ..config import changed_settings, known_variants, list_variants, load_experiment
 from ..errors import RunError
 from ..experiment import Experiment
 from ..runs.find import machine_of, reference_runs, split_unreadable
@@ -48,7 +48,10 @@ def experiments(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for experiment, group in groups.values():
         group.sort(key=lambda run: (run.experiment.seed, run.path))
         variant = own.get(experiment.variant)
-        changed = _changed(experiment, variant)
+        changed = [
+            f"{re.sub('^(recipe|architecture)[.]', '', path)} = {value}"
+            for path, value in changed_settings(experiment, variant).items()
+        ]
         row = _row(experiment, [run for run in group if run.status == "done"])
         if changed:
             row["published"] = None
@@ -114,57 +117,6 @@ def _row(experiment: Experiment, done: list[Run]) -> dict[str, Any]:
 
 def _mean(runs: list[Run], metric: str) -> float:
     return statistics.fmean(run.metrics[metric] for run in runs)
-
-
-def _changed(experiment: Experiment, own: Experiment | None) -> list[str]:
-    """The settings in which an experiment differs from its variant's file, with their values."""
-    if own is None:  # the variant has no file here: the overrides that the run recorded
-        changed = {
-            path: value
-            for path, value in experiment.overrides.items()
-            if path not in ("seed", "dataset", "budget")
-        }
-    else:
-        before, after = _settings(own), _settings(experiment)
-        # A part that is switched off has another path than its settings: None is a change.
-        changed = {path: after[path] for path in after if after[path] != before.get(path, ...)}
-    return [
-        f"{re.sub('^(recipe|architecture)[.]', '', path)} = {_value(value)}"
-        for path, value in changed.items()
-    ]
-
-
-def _settings(experiment: Experiment) -> dict[str, Any]:
-    """Network and recipe, flat, by dotted path."""
-    tree = experiment.model_dump(mode="json", include={"architecture", "recipe"})
-    tree["recipe"]["augment"] = [
-        augment.model_dump(mode="json", exclude_defaults=True)
-        for augment in experiment.recipe.augment
-    ]
-    flat: dict[str, Any] = {}
-
-    def walk(branch: Mapping[str, Any], prefix: str) -> None:
-        for key, value in branch.items():
-            if isinstance(value, Mapping):
-                walk(value, f"{prefix}{key}.")
-            else:
-                flat[prefix + key] = value
-
-    walk(tree, "")
-    return flat
-
-
-def _value(value: Any) -> str:
-    match value:
-        case None | [] | ():
-            return "none"
-        case list() | tuple():
-            return "[" + ", ".join(map(_value, value)) + "]"
-        case dict():
-            return " ".join(
-                str(part) if key == "name" else f"{key}={part}" for key, part in value.items()
-            )
-    return str(value)
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

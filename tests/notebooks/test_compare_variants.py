@@ -79,9 +79,20 @@ def test_compare_runs_accepts_a_folder_elsewhere(outputs):
 
 def test_compare_runs_finds_recorded_runs(tmp_path):
     pair = analysis.compare_runs("lite", "lite", output_root=tmp_path)
-    # Another recipe of `lite` has these seeds too.
-    assert pair.names == tuple(f"lite {recorded_lite(seed).path.name}" for seed in (0, 1))
+    assert pair.names == ("lite seed 0", "lite seed 1")
+    earlier = "batch_size 64, lr 0.1, augment none"  # another recipe, which has these seeds too
+    assert {f"lite seed {seed}, {earlier}" for seed in range(5)} < set(pair.runs)
+    assert {"lite", f"lite, {earlier}"} < set(pair.recipe_table.index)
+    notes = pair.recipe_table["note"]
+    assert notes[f"lite, {earlier}"] == f"Not the variant's file: {earlier}."
+    assert notes["lite"] == "–"
     assert len(pair.runs) == len(reference_runs())
+
+
+def test_compare_runs_refuses_a_folder_on_other_data(outputs):
+    folder = str(recorded_lite().path)
+    with pytest.raises(RunError, match="is on cifar10, not digits"):
+        compare(outputs, folder, folder)
 
 
 def test_compare_runs_is_not_disturbed_by_damaged_runs(outputs, tmp_path):
@@ -96,9 +107,8 @@ def test_compare_runs_is_not_disturbed_by_damaged_runs(outputs, tmp_path):
 
 def test_labels_name_what_runs_of_one_seed_change(outputs, tmp_path):
     (plain,) = (outputs / "se").iterdir()
-    overrides = json.loads((plain / "run.json").read_text())["overrides"]
     copied(plain, tmp_path / "a")
-    copied(plain, tmp_path / "b", overrides=overrides | {"recipe.optimizer.lr": 0.05}, started="x")
+    train(load_experiment("se", epochs=2, lr=0.05, output_root=tmp_path, **SMALL))
     (first, second) = (str(folder) for folder in (outputs / "lite").iterdir())
     pair = analysis.compare_runs(first, second, output_root=tmp_path)
     assert {"se seed 0", "se seed 0, lr 0.05"} < set(pair.runs)
@@ -191,6 +201,8 @@ def test_verdict_says_that_a_run_was_selected_on_the_test_set(tiny, outputs):
     assert "optimistically" not in compare(outputs, "lite", "se").verdict
     notes = pair.table["note"]
     assert [("Selected on the test set" in note) for note in notes].count(True) == 1
+    # Recipes are compared by their last epochs.
+    assert not any("Selected" in note for note in pair.recipe_table["note"])
 
 
 def test_histories_of_two_seeds_have_different_lines():
@@ -217,7 +229,7 @@ def test_table_compares_every_run_with_the_first(outputs):
     significant = pair.differences.loc["lite seed 0", "significant"]
     result = "distinguishable" if significant else "not distinguishable"
     assert table.loc["lite seed 0", "result"] == result
-    assert "note" not in table  # no caveat
+    assert all(note.startswith("Not the variant's file: depths [1]") for note in table["note"])
     difference = pair.differences.loc["lite seed 0", "difference"]
     accuracies = [pair.runs[name].evaluation.accuracy for name in ("lite seed 0", "se seed 0")]
     assert difference == pytest.approx(accuracies[0] - accuracies[1])
@@ -315,7 +327,7 @@ def test_notebook_compares_the_recorded_runs(cifar10_folder, tmp_path):
     assert all(len(cell["outputs"]) <= 1 for cell in code)
     assert sum("image/png" in output.get("data", {}) for output in results) == 5
     text = text_of(results)
-    first, second = (f"lite {recorded_lite(seed).path.name}" for seed in (0, 1))
+    first, second = (f"lite seed {seed}" for seed in (0, 1))
     assert f"{first} and {second}" in text
     assert f"Distinguishable on these 10,000 images: {second} is better than {first}" in text
     assert "Both have the same recipe" in text
