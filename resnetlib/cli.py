@@ -328,6 +328,8 @@ def sweep_command(
         raise ConfigError(f"--gpus {gpus:g}: give at most {MOST_GPUS}")
     if ranges and (slurm or dry_run):
         raise ConfigError("--search excludes --slurm and --dry-run")
+    if slurm and (dry_run or address):
+        raise ConfigError("--slurm excludes --dry-run and --address")
     if (trials or save) and not ranges:
         raise ConfigError("--trials and --save belong to a search; add --search 'lr=log(0.01,0.3)'")
     if ranges and not trials:

@@ -18,7 +18,7 @@ from .errors import ConfigError, Interrupted, RunError, counted
 from .experiment import Experiment
 from .paths import display_path, notebooks_folder, real_path
 from .progress import duration
-from .reports.run_report import write_report
+from .reports.run_report import unlink_notebooks, write_report
 from .runs.checkpoint import describe_position, describe_saved, last_position
 from .runs.estimate import estimate_epoch_seconds
 from .runs.lifecycle import check_experiment, train
@@ -153,6 +153,7 @@ def execute_notebook(run: Run, arguments: Mapping[str, Any]) -> None:
         ) from None
     # The folder is shared with others: nothing in it names a place of this machine.
     notebook.metadata.papermill |= {"input_path": NOTEBOOK, "output_path": KEPT}
+    unlink_notebooks(notebook)
     files.write_text(run.path / KEPT, nbformat.writes(notebook) + "\n")
     record_checksums(run.path, [KEPT])
 

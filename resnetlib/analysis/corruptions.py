@@ -123,7 +123,7 @@ CORRUPTIONS = {
         _noise, (0.04, 0.06, 0.08, 0.09, 0.10), "σ {:.2f}", ()
     ),
     "blur": Corruption(  # CIFAR-10-C `gaussian_blur`; the policies' sharpness below 1 blurs
-        _blur, (0.4, 0.6, 0.7, 0.8, 1.0), "σ {:g} px", POLICIES
+        _blur, (0.4, 0.6, 0.7, 0.8, 1.0), "σ {:g} px", ("gaussian_blur", *POLICIES)
     ),
     # CIFAR-10-C `brightness` adds 0.05, 0.1, 0.15, 0.2 or 0.3 to the value: at mid-grey, 0.5,
     # these factors.
@@ -140,7 +140,9 @@ CORRUPTIONS = {
         _pixelation, (0.95, 0.9, 0.85, 0.75, 0.65), "size × {:g}", ()
     ),
     # Not in CIFAR-10-C. Five equal steps to 30°, the bound of Engstrom et al. 2019 for CIFAR-10.
-    "rotation": Corruption(_rotation, (6, 12, 18, 24, 30), "±{:g}°", ("rotation", *POLICIES)),
+    "rotation": Corruption(
+        _rotation, (6, 12, 18, 24, 30), "±{:g}°", ("rotation", "affine", *POLICIES)
+    ),
 }
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import rng, schema
+from ..errors import ConfigError
 from . import image_ops
 from .draws import (
     BLACK,
@@ -124,18 +125,20 @@ def preview(augment: str | Sequence[Any], images: Tensor, seed: int = 0) -> Tens
     """Augmented copies of uint8 images (N, 3, H, W), each with its own draw.
 
     `augment` is written as in a variant file: names separated by commas, or a list such as
-    `[{"name": "crop", "padding": 8}, "flip"]`. Raises `ValueError` for what is unknown.
+    `[{"name": "crop", "padding": 8}, "flip"]`; empty for none. Raises `ConfigError` for what is
+    unknown.
     """
-    names = [name.strip() for name in augment.split(",")] if isinstance(augment, str) else []
+    names = augment.split(",") if isinstance(augment, str) else []
+    names = [name.strip() for name in names if name.strip()]
     known = schema.tagged_models(schema.Augment)
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise ValueError(
+            raise ConfigError(
                 f"unknown augmentation {name!r}; did you mean {nearest!r}? "
                 f"One of: {', '.join(known)}"
             )
-    steps = schema.Augmentations(augment=names or augment).augment
+    steps = schema.Augmentations(augment=names or (augment or [])).augment
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     return compose(steps)(images, labels, rng.generator(seed, "augment"))[0]
 

@@ -19,7 +19,15 @@ from ..plots.style import figure_svg
 from ..plots.tables import format_facts, format_table
 from ..resnet import build_model
 from ..schema import Architecture, block_names
-from ..size import Size, describe_budget, describe_size, measure_size, model_summary, stages
+from ..size import (
+    Size,
+    check_counts,
+    describe_budget,
+    describe_size,
+    measure_size,
+    model_summary,
+    stages,
+)
 from .designs import published, rank_by_size, search, to_yaml
 
 BLUE, ORANGE = "#0173b2", "#d55e00"  # of seaborn's colour-blind safe palette
@@ -39,6 +47,7 @@ class ArchitectureExplorer(widgets.VBox):
     """
 
     def __init__(self, variant: str = "lite", budget: int = DEFAULT_BUDGET):
+        check_counts(budget=[budget])
         self.architecture: Architecture = load_experiment(variant).architecture
         self.error = ""
         self._budget = budget

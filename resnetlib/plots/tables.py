@@ -11,7 +11,6 @@ from ..experiment import Experiment
 from ..resnet import NUM_CLASSES
 from ..runs.find import reference_runs
 from ..runs.run import RECIPE_CAVEAT, seed_accuracies
-from ..schema import Recipe
 
 _LEFT = [{"selector": "th, td", "props": "text-align: left"}]
 _RIGHT = [{"selector": "th.col_heading, td", "props": "text-align: right"}]
@@ -34,18 +33,22 @@ def format_table(frame: pd.DataFrame, precision: int = 3) -> Styler:
 
 def expectations(experiment: Experiment) -> dict[str, str]:
     """What the curves should start at, and where this variant ended for its authors and here."""
-    published = experiment.published_for_dataset.test_accuracy
+    published = experiment.published_for_dataset.claim
     facts = {
         "loss before training": f"about ln {NUM_CLASSES} = {math.log(NUM_CLASSES):.3f} nats: all "
         f"{NUM_CLASSES} classes are about equally likely",
         "accuracy before training": f"about {1 / NUM_CLASSES:.0%}: random guesses",
-        "published test accuracy": "none" if published is None else f"{published:.2%}",
+        "published test accuracy": "none" if published is None else _claim(*published),
         "recorded test accuracy": _recorded(experiment),
     }
     if changed := experiment.overrides.keys() - {"dataset", "seed"}:
         names = ", ".join(sorted(changed))
         facts["changed here"] = f"{names}: the accuracy may end elsewhere"
     return facts
+
+
+def _claim(accuracy: float, kind: str) -> str:
+    return f"{accuracy:.2%}" if kind == "test" else f"{accuracy:.2%} ({kind})"
 
 
 def _recorded(experiment: Experiment) -> str:
@@ -66,8 +69,9 @@ def _recorded(experiment: Experiment) -> str:
     return f"{100 * statistics.fmean(accuracies):.2f}{spread} % ({count}){caveat}"
 
 
-def explain_losses(recipe: Recipe) -> str:
-    """How the training loss of this recipe differs from its test loss, as Markdown."""
+def explain_losses(experiment: Experiment) -> str:
+    """How the training loss of this experiment differs from its test loss, as Markdown."""
+    recipe, network = experiment.recipe, experiment.architecture
     reasons = ["it is the mean over an epoch in which the weights still change"]
     if recipe.augment:
         names = ", ".join(step.name for step in recipe.augment)
@@ -79,6 +83,8 @@ def explain_losses(recipe: Recipe) -> str:
             f"of 1, each other class {smoothing / NUM_CLASSES:.3g}. Even perfect predictions "
             f"cost {_smallest_loss(smoothing):.3f} nats"
         )
+    if network.dropout or network.head_dropout or network.stochastic_depth:
+        reasons.append("parts of the network are left out at random (dropout, stochastic depth)")
     listed = "\n".join(f"- {reason}." for reason in reasons)
     return f"The training loss is not measured as the test loss is:\n\n{listed}"
 

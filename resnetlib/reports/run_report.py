@@ -85,6 +85,7 @@ def report_html(run: Run, notebook: Path | None = None) -> str:
     else:
         content = _figures_notebook(run) if run.is_imported else _history_notebook(run)
     _describe_images(content, run.record["variant"])
+    unlink_notebooks(content)
     exporter = HTMLExporter(
         template_name="basic",
         template_file="report.html.j2",
@@ -227,6 +228,7 @@ def _measured(run: Run) -> dict[str, Any]:
         "epochs": metrics.get("epochs"),  # None: trained elsewhere
         "published": before,
         "published_best": published.best_test_accuracy,
+        "claim": published.claim,
         "difference": None if before is None else 100 * (accuracy - before),
         "scale": {  # places on a line, in per cent of its length
             name: 100 * (value - first) / (last - first)
@@ -284,13 +286,24 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     if record.get("git"):
         changed = " with changes" if record["git"]["modified"] else ""
         yield "Commit", f"{record['git']['commit'][:12]}{changed}"
-    if experiment.overrides:
-        changes = [f"{key} = {value}" for key, value in experiment.overrides.items()]
+    changes = [
+        f"{key} = {value}"
+        for key, value in experiment.overrides.items()
+        if not run.is_imported or key.startswith(("architecture.", "dataset"))  # not how to train
+    ]
+    if changes:
         yield "Changed", ", ".join(changes)
     for number, resumed in enumerate(record.get("inexact_resumes", []), 1):
         differences = "; ".join(resumed["differences"])
         yield f"Inexact resume {number}", f"after {resumed['after']}: {differences}"
     yield "Source", experiment.source
+
+
+def unlink_notebooks(notebook: NotebookNode) -> None:
+    """Leave the text of links to other notebooks, which do not lie beside this one."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\[([^]]+)\]\((?!\w+:)[^)]*\.ipynb\)", r"\1", cell.source)
 
 
 def _describe_images(notebook: NotebookNode, variant: str) -> None:

@@ -84,6 +84,8 @@ def _state(run: Run) -> dict[str, str]:
         content = io.StringIO(run.read("history.csv").decode())
         seconds = [float(row["seconds"]) for row in csv.DictReader(content)][1:]
         epochs = run.experiment.recipe.epochs
+        if run.status not in (*FINISHED, "running") and not checkpoint_files(run.path):
+            seconds = []  # it would start over
     except (UserError, KeyError, TypeError, ValueError):  # a run that has just started has none
         return state
     state["epoch"] = f"{len(seconds)}/{epochs}"

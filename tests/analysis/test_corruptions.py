@@ -191,7 +191,7 @@ def test_accuracy_drops_name_augmentations_to_try(accuracies):
         "blur": "auto_augment",
         "rotation": "rotation, auto_augment",
     }
-    assert table.loc["blur", "to try"] == "rand_augment, trivial_augment"
+    assert table.loc["blur", "to try"] == "gaussian_blur, rand_augment, trivial_augment"
     assert table.loc["noise", "to try"] == "–"
 
 

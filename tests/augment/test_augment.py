@@ -19,6 +19,7 @@ from resnetlib.augment.draws import Shape
 from resnetlib.augment.policies import NAMES
 from resnetlib.data import load_dataset
 from resnetlib.download import find_cifar10
+from resnetlib.errors import ConfigError
 from resnetlib.rng import generator
 
 MODELS = {
@@ -764,3 +765,12 @@ def test_augmentations_refuse_normalised_images():
     for name in ("rotation", "flip", "mixup"):
         with pytest.raises(ValueError, match="augmentations take uint8"):
             preview(name, torch.rand(2, 3, 32, 32))
+
+
+def test_preview_takes_no_augmentation_as_a_variant_file_does():
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    for nothing in ("", [], None):
+        assert torch.equal(preview(nothing, images), images)
+    assert torch.equal(preview("crop,flip,", images), preview("crop,flip", images))
+    with pytest.raises(ConfigError, match="did you mean 'flip'"):
+        preview("flop", images)

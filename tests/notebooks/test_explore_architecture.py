@@ -147,6 +147,11 @@ def test_explorer_changes_the_number_of_stages(explorer, depths, strides):
     assert explorer.architecture.strides == strides
 
 
+def test_explorer_refuses_a_budget_that_is_no_number():
+    with pytest.raises(ConfigError, match="budget = 'none': give whole numbers"):
+        ArchitectureExplorer("lite", "none")
+
+
 def test_budget_bar_says_over_the_budget(explorer):
     explorer.controls["start"].value = "resnet18"
     assert "OVER THE BUDGET by 6,173,962" in html_of(explorer)

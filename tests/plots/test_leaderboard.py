@@ -127,6 +127,13 @@ def history(*accuracies):
     return pd.DataFrame({"epoch": range(len(accuracies)), "test_accuracy": accuracies})
 
 
+def test_curves_of_variants_that_share_a_colour_differ_in_dashes():
+    history = pd.DataFrame({"epoch": [0, 1], "test_accuracy": [0.1, 0.5]})
+    assert variant_color("resnet20") == variant_color("resnet110")
+    axes = overlaid_curves([(name, name, history) for name in ("resnet20", "resnet110")])
+    assert len({line.get_linestyle() for line in axes.lines}) == 2
+
+
 def test_curves_of_one_variant_share_a_colour_and_seeds_an_entry():
     axes = overlaid_curves(
         [

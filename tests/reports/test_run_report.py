@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from resnetlib import files, load_run, train
 from resnetlib.errors import RunError
 from resnetlib.progress import duration
-from resnetlib.reports.run_report import write_report
+from resnetlib.reports.run_report import report_html, write_report
 
 PIXEL = (  # a PNG of one pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -228,6 +228,11 @@ def test_summary_leaves_out_what_the_run_lacks(recorded, missing):
     assert "The run cannot be read: " in text and missing in text
     assert "78,042" in text
     assert "reproduced</span>" not in text
+
+
+def test_report_links_no_notebook_that_is_not_there(recorded):
+    page = report_html(recorded)
+    assert "compare_variants" in page and 'compare_variants.ipynb"' not in page
 
 
 def test_report_needs_a_notebook(recorded):

@@ -10,7 +10,13 @@ from conftest import recorded_lite
 from resnetlib import files
 from resnetlib.cli import main
 from resnetlib.runs.run import ARTIFACTS
-from resnetlib.runs.upkeep import describe_runs, leftovers, removable, remove_leftovers
+from resnetlib.runs.upkeep import (
+    checkpoint_files,
+    describe_runs,
+    leftovers,
+    removable,
+    remove_leftovers,
+)
 
 LEFT = [
     *(f"{name}.ab_12xyz" for name in ("run.json", "report.html", "notebook.ipynb", *ARTIFACTS)),
@@ -61,6 +67,9 @@ def test_describe_runs_gives_status_epoch_time_and_size(root):
     assert rows["lite/done"]["size"].endswith(" MB") and rows["damaged"]["size"] == "100 KB"
     with files.lock(root / "lite" / "killed" / ".lock"):
         assert describe_runs(root / "lite" / "killed")[0]["status"] == "running"
+    for path in checkpoint_files(root / "lite" / "killed"):
+        path.unlink()
+    assert describe_runs(root / "lite" / "killed")[0]["epoch"] == "0/40"  # it would start over
 
 
 def test_runs_command_lists_every_run(root, tmp_path):

@@ -72,6 +72,9 @@ def test_dry_run_lists_runs_and_writes_nothing(tmp_path):
 
 
 def test_slurm_writes_the_script_and_trains_nothing(tmp_path):
+    for other in (["--dry-run"], ["--address", "auto"]):
+        refused = invoke("lite", "--slurm", tmp_path / "lite.sh", *other)
+        assert (refused.exit_code, "excludes" in refused.stderr) == (2, True)
     done = invoke("lite", "-p", "seed", "0..2", "--slurm", tmp_path / "lite.sh")
     assert done.exit_code == 0
     assert "3 tasks; submit them with: sbatch" in done.output
