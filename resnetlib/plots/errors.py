@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .style import class_matrix, drawable_names, figure_style, variant_color, whole_per_cent
+from .style import class_matrix, drawable_names, figure_style, label_per_cent, variant_color
 
 
 def confusion_difference(
@@ -253,7 +253,7 @@ def robustness(
             )
         right.set(title="Accuracy over severity", xlabel="severity (0: clean)")
         right.set_ylabel("accuracy")
-        whole_per_cent(right.yaxis)
+        label_per_cent(right.yaxis)
         right.xaxis.set_major_locator(MaxNLocator(integer=True))
         # The legend has the order in which the curves end.
         ends = accuracies.iloc[:, -1].sort_values(ascending=False).index

@@ -25,7 +25,7 @@ from matplotlib.transforms import Bbox
 from ..analysis.significance import format_points
 from ..experiment import DEFAULT_BUDGET
 from .architecture import COLORBLIND, INK
-from .style import drawable_names, figure_style, variant_color, whole_per_cent
+from .style import drawable_names, figure_style, label_per_cent, variant_color
 
 
 def sizes(
@@ -133,7 +133,7 @@ def accuracy_against(table: pd.DataFrame, size: Literal["parameters", "macs"]) -
         axes.set(xlabel=f"{SIZES[size]}, log scale", ylabel="test accuracy (CIFAR-10)")
         axes.set_title(f"{TITLES[size]} ({kind_in_bold})")
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-        whole_per_cent(axes.yaxis)
+        label_per_cent(axes.yaxis)
         _legend(figure, table)
         figure.canvas.draw()  # fixes the positions that labels are placed by
         values = table["reproduced"].fillna(table["published"])
@@ -171,7 +171,7 @@ def claimed_accuracy(claims: pd.DataFrame) -> list[Axes]:
             axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         both[0].axvline(DEFAULT_BUDGET, color="0.35", lw=1, ls=":", zorder=0)
         both[0].set(ylabel="claimed accuracy (CIFAR-10)")
-        whole_per_cent(both[0].yaxis)
+        label_per_cent(both[0].yaxis)
         figure.suptitle("Claimed accuracy for its size and for its work", fontweight="bold")
         _claims_legend(figure, claims)
         figure.canvas.draw()  # fixes the positions that labels are placed by
@@ -240,7 +240,7 @@ def overlaid_curves(histories: Sequence[tuple[str, str, pd.DataFrame]]) -> Axes:
         axes.set_title("Test accuracy while training")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        whole_per_cent(axes.yaxis)
+        label_per_cent(axes.yaxis)
     return axes
 
 
@@ -268,7 +268,7 @@ def published_against_reproduced(table: pd.DataFrame) -> Axes:
         axes.set(xlabel="test accuracy (CIFAR-10)", ylim=(-0.6, max(len(table), 1) - 0.4))
         axes.margins(x=0.08)
         axes.grid(axis="y", alpha=0)
-        whole_per_cent(axes.xaxis)
+        label_per_cent(axes.xaxis)
         axes.set_title("Published and reproduced, and the difference")
         _legend(figure, table, fronts=False)
     return axes

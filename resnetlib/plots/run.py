@@ -25,8 +25,8 @@ from .style import (
     drawable,
     drawable_names,
     figure_style,
+    label_per_cent,
     variant_color,
-    whole_per_cent,
 )
 
 
@@ -86,7 +86,7 @@ def draw_history(loss: Axes, accuracy: Axes, history: pd.DataFrame, experiment: 
     loss.set_ylabel("cross-entropy (nats)")
     loss.set_ylim(bottom=0)
     accuracy.set_ylabel("accuracy")
-    whole_per_cent(accuracy.yaxis)
+    label_per_cent(accuracy.yaxis)
 
 
 def _training_changes(recipe: Recipe) -> list[str]:
@@ -286,7 +286,7 @@ def class_balance(counts: np.ndarray, classes: Sequence[str], variant: str) -> A
         axes.bar_label(bars, labels, padding=3, fontsize=9, bbox=over_the_line)
         axes.set(xlabel="predicted class", ylabel="share of the images")
         axes.set_ylim(0, max(1.25 * shares.max(), 1.5 * expected))
-        whole_per_cent(axes.yaxis)
+        label_per_cent(axes.yaxis)
         axes.grid(False, axis="x")
         most, least = shares.argmax(), shares.argmin()
         axes.set_title(

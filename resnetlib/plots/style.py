@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 # One colour per variant, everywhere: distinct with red-green blindness too, dark enough for a line
 # on white. Seaborn's colour-blind safe palette without its pale pink, its yellow and its grey.
@@ -35,7 +35,7 @@ VARIANT_COLORS = {
 # For all other variants: of Paul Tol's colour-blind safe palette "muted" what is not used above.
 OTHER_COLORS = ("#44aa99", "#999933", "#cc6677", "#aa4499")  # teal, olive, rose, purple
 TRAIN_COLOR = "0.55"  # grey: training is the background that a test curve is read against
-PER_CENT = PercentFormatter(decimals=0, symbol=" %")
+PER_CENT, STEPS = StrMethodFormatter("{x:g} %"), (1, 2, 2.5, 5, 10)
 STYLE = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -94,9 +94,9 @@ def variant_color(variant: str) -> tuple[float, float, float]:
     return to_rgb(VARIANT_COLORS.get(variant, other))
 
 
-def whole_per_cent(axis: Axis) -> None:
-    """Label an axis in whole per cents, each of which appears once, however short it is."""
-    axis.set(major_formatter=PER_CENT, major_locator=MaxNLocator(integer=True, min_n_ticks=1))
+def label_per_cent(axis: Axis) -> None:
+    """Label an axis in per cent: at whole numbers, or at parts of them where it is short."""
+    axis.set(major_formatter=PER_CENT, major_locator=MaxNLocator(integer=True, steps=STEPS))
 
 
 def figure_svg(axes: Axes) -> bytes:
