@@ -45,6 +45,7 @@ def test_record_describes_the_environment(run):
     assert record["git"] is None or len(record["git"]["commit"]) == 40
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="takes git")
 def test_commit_of_another_repository_is_not_recorded(tmp_path, monkeypatch):
     """Such as that of the user's project, in whose `.venv` the package is installed."""
     monkeypatch.setattr(record_module, "PROJECT", tmp_path)
