@@ -215,7 +215,8 @@ def run_command(
     with progress.quiet() if quiet else contextlib.nullcontext():
         run = run_experiment(experiment, notebook_arguments(variant, values))
     click.echo(run.headline)
-    click.echo(f"report: {display_path(run.path / 'report.html')}")
+    if (report := run.path / "report.html").is_file():
+        click.echo(f"report: {display_path(report)}")
 
 
 @contextlib.contextmanager

@@ -150,13 +150,14 @@ def parse_value(text: str) -> Any:
     """The value of a parameter on the command line, by the core schema of YAML 1.2.
 
     `1e-3` and `nan` are numbers, `true` is True, `1,2,3` and `[1, 2, 3]` are lists, `{a: 1}` is a
-    mapping, `None` is None, `null` is `none`; everything else is text. Raises `ConfigError`.
+    mapping, `None` is None; everything else is text. Raises `ConfigError`, also for `null`, which
+    in a variant file switches a part off.
     """
     text = text.strip()
     if text in ("", "None"):
         return None if text else text
-    if text in ("null", "Null", "NULL", "~"):  # as in a variant file, where it switches a part off
-        return "none"
+    if text in ("null", "Null", "NULL", "~"):
+        raise ConfigError(f"{text}: write `none` to switch a part off, `None` to leave it as it is")
     try:
         if text.startswith(("[", "{", "'", '"')):
             return read_yaml(text)

@@ -288,8 +288,13 @@ def _narrowest_layer(architecture: Architecture) -> int:
     channels = [channels for channels, _ in architecture.outputs]
     if architecture.stem == "conv1x1" and architecture.stem_stride == 2:
         channels.append(IMAGE_SHAPE[0])
-    if architecture.block == "bottleneck" and 1 in architecture.conv_kernel:
-        channels.append(min(channels) // architecture.expansion)
+    if architecture.block == "bottleneck":
+        channels += [
+            block.out_channels // architecture.expansion
+            for stage, kernel in zip(architecture.blocks, architecture.conv_kernels, strict=True)
+            for block in stage
+            if kernel == 1
+        ]
     return min(channels)
 
 

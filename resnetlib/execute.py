@@ -41,6 +41,8 @@ def run_experiment(experiment: Experiment, arguments: Mapping[str, Any]) -> Run:
     try:
         was_done = _status(folder) == "done"
         run = train(experiment)
+        if was_done and files.is_read_only(folder):
+            return run
         if not (was_done and (folder / KEPT).exists()):
             execute_notebook(run, arguments)
         elif not run.keeps(KEPT):
@@ -62,8 +64,7 @@ def run_experiment(experiment: Experiment, arguments: Mapping[str, Any]) -> Run:
                 number,
             ) from None
         raise
-    if not files.is_read_only(folder):
-        write_report(run)
+    write_report(run)
     return run
 
 

@@ -218,6 +218,8 @@ class Experiment(Variant):
             )
         if self.architecture.strides == ():
             return "architecture.strides = []: give one value per stage, or none for the default"
+        if self.architecture.squeeze_excitation.blocks == ():
+            return "architecture.squeeze_excitation.blocks = []: give placement none"
         last_batch = (images - recipe.holdout) % recipe.batch_size or recipe.batch_size
         if last_batch == 1 and min(side for _, side in self.architecture.outputs) == 1:
             return (

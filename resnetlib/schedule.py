@@ -50,7 +50,7 @@ def _after_warmup(
             math.floor(periods) if schedule.interval == "epoch" else periods
         )
     start = schedule.warmup_epochs + schedule.hold_epochs
-    period = schedule.period_epochs or (epochs - start if epochs > start else 1)
+    period = schedule.period_epochs or max(epochs - start, 1)
     elapsed = max(epoch - start, 0.0)
     if schedule.after_period == "restart":
         while schedule.period_factor > 1 and elapsed >= period:

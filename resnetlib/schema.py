@@ -147,8 +147,6 @@ class SqueezeExcitationConfig(Model):
             raise ValueError(f"{next(iter(changed))} has no effect while placement is 'none'")
         if self.placement == "stem" and self.blocks:
             raise ValueError("blocks has no effect while placement is 'stem'")
-        if self.blocks == ():
-            raise ValueError("blocks is empty: give placement 'none'")
         return self
 
 
@@ -609,7 +607,7 @@ class Cosine(_Schedule):
 
     name: Literal["cosine"]
     hold_epochs: NonNegative = 0.0  # epochs at the peak, after the warm-up
-    # Length of the half cosine; null: to the end
+    # Length of the half cosine; null: to the end, but at least an epoch
     period_epochs: Annotated[float, Field(ge=0.001, le=10**9)] | None = None
     min_lr: NonNegative = 0.0  # learning rate at its end
     # After a period: the rate stays at min_lr, begins anew at the peak (warm restarts,

@@ -137,6 +137,9 @@ def test_channels_last_from_sixteen_channels(tiny):
             resolve_device_settings(
                 tiny(widths=[16, 32], depths=[1, 1], memory_format="channels_last", **narrow)
             )
+    wide = {"widths": [64, 128], "depths": [1, 1], "stem_width": 16, "conv_kernel": [1, 3]}
+    wide = tiny(block="bottleneck", expansion=4, **wide)  # 16 inner channels and more
+    assert resolve_device_settings(wide).memory_format == torch.channels_last
     forced = tiny(widths=[8], memory_format="channels_last")
     assert resolve_device_settings(forced).memory_format == torch.channels_last
     with pytest.raises(ConfigError, match="not with 7 channels"):

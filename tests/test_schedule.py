@@ -132,13 +132,6 @@ def test_cosine_restarts_equal_torchs(interval, factor):
         assert learning_rate(recipe, step, STEPS) == pytest.approx(expected, rel=1e-9), step
 
 
-def test_cosine_ends_with_the_run_also_within_its_last_epoch():
-    schedule = {"name": "cosine", "interval": "step", "warmup_epochs": 1.5, "min_lr": 0.01}
-    recipe = recipe_with(schedule, epochs=2)
-    assert learning_rate(recipe, 1750, 1000) == pytest.approx(0.055)
-    assert learning_rate(recipe, 2000, 1000) == pytest.approx(0.01)
-
-
 def test_cosine_stays_at_min_lr():
     recipe = recipe_with({"name": "cosine", "period_epochs": 3, "min_lr": 0.001}, epochs=6)
     assert by_epoch(recipe)[3:] == pytest.approx([0.001] * 3)

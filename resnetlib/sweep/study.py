@@ -47,9 +47,12 @@ class Range:
         if self.kind == "int":
             return trial.suggest_int(self.name, low, high)
         value = trial.suggest_float(self.name, low, high, log=self.kind == "log")
-        # Readable in names and files: three digits of the value, or of the range if that is more.
-        scale = min(abs(value) or high - low, high - low)
-        return min(max(round(value, 2 - math.floor(math.log10(scale))), low), high)
+        # Readable in names and files: three digits, or as many as a narrow range needs.
+        rounded = float(f"{value:.3g}")
+        step = 10 ** (math.floor(math.log10(high)) - 2) if high > 0 else 0
+        if step > (high - low) / 50:
+            rounded = round(value, 2 - math.floor(math.log10(high - low)))
+        return min(max(rounded, low), high)
 
     def __str__(self) -> str:
         return f"{self.name}={self.kind}({','.join(self.values)})"

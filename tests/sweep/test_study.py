@@ -39,6 +39,7 @@ def test_mistake_in_a_range_is_refused(text, message):
         ("lr=log(0.01,0.3)", 0.12345, 0.123),
         ("dropout=linear(0,0.5)", 0.12345, 0.123),
         ("dropout=linear(0,0.5)", 0.0, 0.0),
+        ("momentum=linear(0.9,0.99)", 0.951234, 0.951),
         ("momentum=linear(0.99,0.9999)", 0.9987654, 0.99877),
         ("momentum=linear(0.99,0.9999)", 0.99989999, 0.9999),
         ("lr=log(0.0123456,0.3)", 0.0123456, 0.0123456),  # not below its range
