@@ -49,7 +49,7 @@ resnetlib run lite -p optimizer adam -p schedule constant -p ema '{{decay: 0.99}
 that the new kind also has with the same default; the others take the new kind's defaults, and one
 line says which. A new kind of optimizer starts from its own learning rate
 ({rates}) and from no weight decay, unless they are given as well.
-`none` turns `lookahead`, `clip`, `sam` and `ema` off.
+`none` stands for the `null` of the tables below: it turns `lookahead`, `clip`, `sam` and `ema` off.
 
 Any variant can be tried on the digits in a few minutes:
 

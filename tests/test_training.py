@@ -1491,6 +1491,14 @@ def test_a_finished_run_is_loaded_from_a_folder_that_cannot_be_written(tiny, tmp
         train(tiny(fresh=True), output=run.path)
 
 
+@pytest.mark.slow
+def test_a_run_that_cannot_be_written_gets_no_notebook(tiny, monkeypatch):
+    train(tiny())
+    monkeypatch.setattr(files, "is_read_only", lambda folder: True)
+    monkeypatch.setattr(execute, "execute_notebook", pytest.fail)
+    assert execute.run_experiment(tiny(), {}).status == "done"
+
+
 # A time limit ------------------------------------------------------------------------------------
 
 
