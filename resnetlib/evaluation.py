@@ -32,6 +32,13 @@ def normalize(
     return images * (1 / (255 * std)) - mean / std
 
 
+def require_uint8(images: Tensor, wanted: str) -> None:
+    """Raise `ValueError`, which says what is wanted, for all but a uint8 tensor."""
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images are {kind}; {wanted}")
+
+
 def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
     """Wilson's 95 % interval of an accuracy measured on so many images; not over seeds."""
     from scipy.stats import binomtest  # slow to import, and needed once a run
@@ -145,9 +152,7 @@ def evaluate(
     gradients. Raises `ValueError` for images that are not uint8 (they would be normalised twice),
     and for labels of another shape.
     """
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images are {kind}; evaluate takes a uint8 tensor and normalises itself")
+    require_uint8(images, "evaluate takes a uint8 tensor and normalises itself")
     if labels.shape != (len(images),):
         shape = tuple(labels.shape)
         raise ValueError(f"labels are {shape}; evaluate takes one for each of {len(images)} images")

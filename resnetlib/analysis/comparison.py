@@ -390,8 +390,21 @@ def _recipe(run: Run) -> str:
 
 
 def _labelled(runs: list[Run], *, seeds: bool = True) -> dict[str, Run]:
-    """Each run under the shortest of its candidate labels that no other shares."""
-    candidates = [_label_candidates(run, runs, seeds) for run in runs]
+    """Each run under the shortest of its candidate labels that no other shares.
+
+    Changes that all runs of a variant have in common are left out; the tables note them.
+    """
+    changes = [_changes(run) for run in runs]
+    common: dict[str, set[str]] = {}
+    for run, changed in zip(runs, changes, strict=True):
+        variant = run.record["variant"]
+        common[variant] = common.get(variant, set(changed)) & set(changed)
+    candidates = [
+        _label_candidates(
+            run, [c for c in changed if c not in common[run.record["variant"]]], seeds
+        )
+        for run, changed in zip(runs, changes, strict=True)
+    ]
     shares = [Counter(column) for column in zip(*candidates, strict=True)]
     return {
         next(name for name, share in zip(names, shares, strict=True) if share[name] == 1): run
@@ -399,16 +412,9 @@ def _labelled(runs: list[Run], *, seeds: bool = True) -> dict[str, Run]:
     }
 
 
-def _label_candidates(run: Run, runs: list[Run], seeds: bool) -> list[str]:
-    """Labels of a run, shortest first: variant and seed, with its changes, folder, whole path.
-
-    Changes that all runs of its variant have in common are left out; the tables note them.
-    """
+def _label_candidates(run: Run, own: list[str], seeds: bool) -> list[str]:
+    """Labels of a run, shortest first: variant and seed, with its own changes, folder, path."""
     variant = run.record["variant"]
-    same_variant = [_changes(other) for other in runs if other.record["variant"] == variant]
-    own = [
-        change for change in _changes(run) if not all(change in changes for changes in same_variant)
-    ]
     short = f"{variant} {run.origin}" if seeds or run.is_imported else variant
     long, folder = ", ".join([short, *own]), f"{variant} {run.path.name}"
     return [short, long if len(long) <= LABEL_LENGTH else folder, folder, display_path(run.path)]

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from .. import rng
 from ..errors import ConfigError, closest_match
-from ..evaluation import evaluate, wilson_interval
+from ..evaluation import evaluate, require_uint8, wilson_interval
 from ..progress import bar
 from ..resnet import ResNet
 from ..size import measure_size
@@ -162,9 +162,7 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int = 0) -> Tenso
         raise ValueError(f"unknown corruption {name!r}{nearest} One of: {', '.join(CORRUPTIONS)}")
     if severity not in (0, *SEVERITIES):
         raise ValueError(f"severity = {severity!r}: give 0 (clean) or 1 to 5")
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images are {kind}; corrupt takes a uint8 tensor")
+    require_uint8(images, "corrupt takes a uint8 tensor")
     if severity == 0:
         return images.clone()
     kind = CORRUPTIONS[name]
