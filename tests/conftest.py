@@ -178,6 +178,12 @@ def cifar10(cifar10_folder):
     return load_dataset("cifar10", cifar10_folder)
 
 
+@pytest.fixture
+def leaderboard_without_figures(monkeypatch):
+    """They take most of the seconds of `write_index`; for tests that read the text only."""
+    monkeypatch.setattr("resnetlib.reports.page._figures", lambda own: {})
+
+
 @pytest.fixture(scope="session")
 def browser():
     """A real Chromium, the system's own: `apt-get install chromium`."""

@@ -115,6 +115,7 @@ def test_claimed_accuracy_draws_every_claim_and_names_the_front():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("leaderboard_without_figures")
 def test_run_of_a_team_is_found_verified_and_listed(tmp_path):
     experiment = load_experiment(
         "class/kawarjeet", dataset="digits", epochs=1, widths=[4, 4, 4], output_root=tmp_path

@@ -502,6 +502,7 @@ def test_run_without_any_open_stream_is_complete(tmp_path):
 # Other commands ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("leaderboard_without_figures")
 def test_report_skips_a_run_that_cannot_be_read(tmp_path):
     for name, record in (("a", "[]"), ("b", "{}")):
         (tmp_path / name).mkdir()

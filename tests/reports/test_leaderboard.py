@@ -468,6 +468,7 @@ def test_report_command_prints_latex(runs_of, tmp_path):
 # The page ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("leaderboard_without_figures")
 def test_page_names_the_best_network_its_lead_and_p(runs_of, tmp_path, open_page):
     runs_of("lite", 0.80, 0.81, 0.82)
     runs_of("se", 0.90, 0.91, 0.92)
@@ -489,6 +490,7 @@ def test_page_names_the_best_network_its_lead_and_p(runs_of, tmp_path, open_page
     assert front[2][7].split("\n") == ["not distinguishable", more]
 
 
+@pytest.mark.usefixtures("leaderboard_without_figures")
 def test_page_marks_a_recipe_chosen_on_the_test_set(runs_of, tmp_path, open_page):
     runs_of("lite", 0.80, 0.81)
     runs_of("laptop94", 0.93, 0.94)
@@ -504,6 +506,7 @@ def test_page_marks_a_recipe_chosen_on_the_test_set(runs_of, tmp_path, open_page
     assert "laptop94 †" in changed
 
 
+@pytest.mark.usefixtures("leaderboard_without_figures")
 def test_page_without_measured_networks_says_so(runs_of, tmp_path, open_page):
     empty = open_page(write_index(tmp_path))
     assert "has been measured on CIFAR-10 yet" in empty.locator("p.answer").inner_text()

@@ -261,6 +261,7 @@ def test_train_does_not_replace_imported_weights(imported, experiment):
     assert load_run(imported.path).status == "imported"
 
 
+@pytest.mark.usefixtures("leaderboard_without_figures")
 def test_leaderboard_shows_imported_weights_apart(imported, trained, root):
     lite = next(row for row in results_table([imported]) if row["variant"] == "lite")
     assert (lite["runs"], lite["reproduced"]) == (0, None)

@@ -37,9 +37,8 @@ READERS = {  # what reads each file of a run
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, leaderboard_without_figures):
     """A copy of a recorded run with an empty notebook; its leaderboard is without figures."""
-    monkeypatch.setattr("resnetlib.reports.page._figures", lambda own: {})
     folder = copy_recorded(LITE, tmp_path / "outputs" / "lite" / LITE.name)
     nbformat.write(nbformat.v4.new_notebook(), folder / "notebook.ipynb")
     return folder
