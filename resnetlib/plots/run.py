@@ -4,6 +4,7 @@ Arrays and tables in, matplotlib Axes out; nothing is displayed or saved here.
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -28,6 +29,8 @@ from .style import (
     label_per_cent,
     variant_color,
 )
+
+LEGEND_CHARACTERS = 36  # of a line: a longer one leaves the panel
 
 
 def curves(history: pd.DataFrame, experiment: Experiment) -> list[Axes]:
@@ -70,12 +73,12 @@ def draw_history(loss: Axes, accuracy: Axes, history: pd.DataFrame, experiment: 
         experiment: gives the colour, and says how the training images were changed.
     """
     color = variant_color(experiment.variant)
-    changes = _training_changes(experiment.recipe)
+    changes = _training_changes(experiment)
     # Smoothing changes the loss alone: predictions count as correct by their true class.
     changes = {"loss": changes, "accuracy": [c for c in changes if "smoothing" not in c]}
     for axes, name, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
         label = f"training ({', '.join(changes[name])})" if changes[name] else "training"
-        styles = {"train": ("--", TRAIN_COLOR, label)}
+        styles = {"train": ("--", TRAIN_COLOR, textwrap.fill(label, LEGEND_CHARACTERS))}
         styles |= {"holdout": (":", color, "validation"), "test": ("-", color, "test")}
         for split, (line, shade, text) in styles.items():
             if f"{split}_{name}" in history:
@@ -89,10 +92,16 @@ def draw_history(loss: Axes, accuracy: Axes, history: pd.DataFrame, experiment: 
     label_per_cent(accuracy.yaxis)
 
 
-def _training_changes(recipe: Recipe) -> list[str]:
+def _training_changes(experiment: Experiment) -> list[str]:
     """What the training loss is measured with, and the test loss is not."""
-    smoothed = [f"label smoothing {recipe.label_smoothing:g}"] if recipe.label_smoothing else []
-    return smoothed + (["augmented"] if recipe.augment else [])
+    recipe, network = experiment.recipe, experiment.architecture
+    changes = {
+        f"label smoothing {recipe.label_smoothing:g}": recipe.label_smoothing,
+        "augmented": recipe.augment,
+        "dropout": network.dropout or network.head_dropout,
+        "stochastic depth": network.stochastic_depth,
+    }
+    return [change for change, present in changes.items() if present]
 
 
 def _rates(experiment: Experiment, history: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

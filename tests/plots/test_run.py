@@ -61,8 +61,12 @@ def test_curves_draw_validation_where_there_is_any(history):
 def test_curves_say_what_the_training_loss_includes(history):
     changes = {"label_smoothing": 0.1, "augment": "flip"}
     loss, accuracy, _ = plots.curves(history, load_experiment("lite", epochs=2, **changes))
-    assert labels_of(loss) == ["training (label smoothing 0.1, augmented)", "test"]
+    assert labels_of(loss) == ["training (label smoothing 0.1,\naugmented)", "test"]
     assert labels_of(accuracy) == ["training (augmented)", "test"]
+    changes = {"block": "dropout", "dropout": 0.2, "stochastic_depth": 0.1, "augment": []}
+    loss, accuracy, _ = plots.curves(history, load_experiment("lite", epochs=2, **changes))
+    assert labels_of(loss) == labels_of(accuracy)
+    assert labels_of(loss) == ["training (dropout, stochastic depth)", "test"]
 
 
 def test_curves_of_a_short_run_name_each_tick_once(history):
