@@ -215,6 +215,23 @@ def test_search_resumes_the_trials_that_were_cut_off(search, monkeypatch):
     assert len(log.read_text().splitlines()) == 2
 
 
+def test_same_search_proposes_the_same_values_and_goes_on_with_others(search, tmp_path):
+    def proposed(root):
+        made = search("lr=log(0.01,0.3)", output_root=root)
+        values = []
+        for _ in range(2):  # the second time it is continued
+            with made.opened() as study:
+                trials = [study.ask() for _ in range(3)]
+                values += [made.ranges[0].suggest(trial) for trial in trials]
+                for trial in trials:
+                    study.tell(trial, 0.5)
+        return values
+
+    values = proposed(tmp_path / "one")
+    assert values == proposed(tmp_path / "two")
+    assert len(set(values)) == 6
+
+
 def test_search_of_another_process_is_refused(search):
     made = search("lr=linear(0.1,0.2)")
     with made.opened(), pytest.raises(BlockingIOError, match="in use"), made.opened():
