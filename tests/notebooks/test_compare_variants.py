@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import papermill
 import pytest
+import torch
 from conftest import NOTEBOOKS, history_with, recorded_lite, run_papermill
 
 from resnetlib import analysis, files, load_experiment, load_run, train
@@ -167,8 +168,11 @@ def test_only_correct_gives_images_and_both_predictions(outputs, digits):
         assert len(images) == len(captions) == min(16, len(only_right))
         assert f"✓ {name} correct, ✗ {other} wrong: {len(images)} of {len(only_right)}" in title
         found += len(only_right)
-        for image, caption in zip(images, captions, strict=True):
+        confidences = torch.minimum(right.confidences, wrong.confidences).numpy()
+        surest = sorted(confidences[only_right].tolist(), reverse=True)
+        for image, caption, confidence in zip(images, captions, surest[:16], strict=True):
             (index,) = [i for i in only_right if (digits.test[0][i] == image).all()]
+            assert confidences[index] == confidence
             true, correct, mistaken = caption.splitlines()
             assert true == str(int(right.labels[index]))
             assert correct.startswith(f"✓ {int(right.predictions[index])} ")
