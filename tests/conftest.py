@@ -25,6 +25,7 @@ import yaml
 from resnetlib import count_parameters, files, load_dataset, load_experiment
 from resnetlib.download import find_cifar10
 from resnetlib.resnet import ResNet
+from resnetlib.runs import artifacts
 from resnetlib.runs.find import reference_runs
 from resnetlib.schema import IMAGE_SHAPE
 from resnetlib.size import Size
@@ -176,6 +177,19 @@ def cifar10_folder():
 @pytest.fixture(scope="session")
 def cifar10(cifar10_folder):
     return load_dataset("cifar10", cifar10_folder)
+
+
+@pytest.fixture(scope="module")
+def quick_figures():
+    """Empty figures of runs in place of drawn ones, which take most of the time of a short run."""
+
+    def write(folder, *_):
+        for name in ("confusion_matrix", "curves", "mistakes", "reliability"):
+            files.write_bytes(folder / f"{name}.png", b"")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artifacts, "write_figures", write)
+        yield
 
 
 @pytest.fixture

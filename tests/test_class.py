@@ -19,6 +19,8 @@ from resnetlib.runs.verify import FAIL, overall, verify_runs
 from resnetlib.size import check_size, measure_size
 from resnetlib.yaml_core import read_yaml
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 TEAMS = list_class_variants()
 SCHEMA = json.loads((params_folder() / "schema.json").read_text())
 

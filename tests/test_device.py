@@ -26,6 +26,8 @@ from resnetlib.device import has_kernels, has_native_bfloat16, resolve_device_se
 from resnetlib.errors import ConfigError, RunError
 from resnetlib.runs import checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 CPU = torch.device("cpu")
 
 

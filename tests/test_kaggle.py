@@ -13,6 +13,8 @@ from conftest import PROJECT, TINY, recorded_lite
 from resnetlib import kaggle, load_experiment, plots, train
 from resnetlib.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 IDS = ("7", "3", "5")
 
 

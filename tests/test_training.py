@@ -44,20 +44,9 @@ from resnetlib.runs import artifacts, checkpoint, lifecycle
 from resnetlib.schema import DEFAULT_LR, Clip
 from resnetlib.training import Callback, Trainer, gradient_clipping, preview_batch
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 WRITE_FIGURES = artifacts.write_figures
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_figures():
-    """Empty figures in place of drawn ones, which take most of the time of a short run."""
-
-    def write(folder, *_):
-        for name in ("confusion_matrix", "curves", "mistakes", "reliability"):
-            files.write_bytes(folder / f"{name}.png", b"")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifacts, "write_figures", write)
-        yield
 
 
 def weights_of(run):

@@ -15,7 +15,7 @@ from resnetlib.errors import ConfigError
 from resnetlib.runs.find import split_unreadable
 from resnetlib.runs.lifecycle import check_experiment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
 
 
 @pytest.fixture(scope="module")

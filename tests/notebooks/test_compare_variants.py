@@ -22,7 +22,7 @@ from resnetlib.plots.leaderboard import overlaid_curves
 from resnetlib.runs.find import reference_runs
 from resnetlib.runs.run import RECIPE_CAVEAT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
 
 NOTEBOOK = NOTEBOOKS / "compare_variants.ipynb"
 SMALL = {"dataset": "digits", "depths": [1], "widths": [8], "device": "cpu", "batch_size": 128}

@@ -12,7 +12,7 @@ from resnetlib import load_experiment, train
 from resnetlib.kaggle import check_submission
 from resnetlib.runs.find import reference_runs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
 
 NOTEBOOK = NOTEBOOKS / "submit_kaggle.ipynb"
 REFERENCE = "outputs/reference/lite/cifar10-seed0-9fbf37a8"

@@ -39,6 +39,8 @@ from resnetlib.runs.run import WEIGHTS
 from resnetlib.runs.verify import FAIL, NOT_CHECKED, PASS
 from resnetlib.size import measure_size
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 DIGITS = Assignment("digits", budget=2_000)
 
 

@@ -18,6 +18,8 @@ from resnetlib.runs import record as record_module
 from resnetlib.runs.find import find_run, find_runs, finished_runs, reference_runs, split_unreadable
 from resnetlib.runs.record import describe_environment
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
