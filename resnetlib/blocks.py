@@ -160,8 +160,9 @@ class Whitening(nn.Conv2d):
     """Frozen 2×2 convolution that decorrelates the pixels of a patch; each filter and its negative.
 
     The filters are the principal directions of the training images' patches, each divided by its
-    standard deviation (Page 2019, "How to train your ResNet" 8; Jordan 2024). They are not
-    trainable: `fit` sets them before training, and they are kept with the weights.
+    standard deviation (Page 2019, "How to train your ResNet" 8; Jordan 2024), both about zero: the
+    images should be normalised. They are not trainable: `fit` sets them before training, and they
+    are kept with the weights.
     (N, 3, H, W) -> (N, 24, H - 1, W - 1).
     """
 
@@ -342,7 +343,7 @@ class PreActBlock(ResidualBlock):
 
     Where the shape changes, the first BN - ReLU serves both paths and the shortcut is a 1×1
     convolution of its output, as in the authors' code; or, with `raw_shortcut`, of the block's
-    input, as in many wide networks (Zagoruyko & Komodakis 2016).
+    input, as in several reimplementations of wide networks.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from .schema import Constant, Cosine, Exponential, OneCycle, Plateau, Recipe, St
 
 History = Sequence[Mapping[str, float]]  # a row per epoch; row 0 is the untrained network
 SMALLEST_DROP = 1e-8  # of a plateau; a smaller one is left out (torch's `eps`)
+ROUNDING = 1e-9  # share of a period by which a time can be off: 1 % 0.1 is nearly 0.1
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, history: History = ()) -> float:
@@ -53,10 +54,10 @@ def _after_warmup(
     period = schedule.period_epochs or max(epochs - start, 1)
     elapsed = max(epoch - start, 0.0)
     if schedule.after_period == "restart":
-        while schedule.period_factor > 1 and elapsed >= period:
-            elapsed -= period
+        while schedule.period_factor > 1 and elapsed >= period * (1 - ROUNDING):
+            elapsed = max(elapsed - period, 0.0)
             period *= schedule.period_factor
-        elapsed %= period
+        elapsed = max(elapsed - math.floor(elapsed / period + ROUNDING) * period, 0.0)
     elif schedule.after_period == "stay":
         elapsed = min(elapsed, period)
     return _cosine(peak, schedule.min_lr, elapsed / period)

@@ -551,6 +551,8 @@ class Adamax(_Moments):
     """Adam with the largest gradient in place of the square (Kingma & Ba 2014, section 7)."""
 
     name: Literal["adamax"]
+    betas: tuple[Rate, Rate] = (0.9, 0.999)  # decay of the gradient's average and of its maximum
+    eps: Positive = 1e-8  # added to the size of each gradient before the maximum is taken
 
 
 class Adadelta(_Optimizer):
@@ -638,11 +640,14 @@ class StepDecay(_Schedule):
 
 
 class Exponential(_Schedule):
-    """The rate is multiplied by gamma at regular times after the warm-up (`ExponentialLR`)."""
+    """The rate is multiplied by gamma in each period after the warm-up (`ExponentialLR`).
+
+    With the interval `step` it falls continuously.
+    """
 
     name: Literal["exponential"]
     gamma: PositiveUnit  # factor of each period
-    every_epochs: Count = 1  # length of the period; above 1 this is `StepLR`
+    every_epochs: Count = 1  # length of the period; above 1, with the interval `epoch`, `StepLR`
 
 
 class Plateau(_Schedule):
@@ -697,7 +702,9 @@ class Clip(Model):
 class Ema(Model):
     """Exponential moving average of the weights, which is then evaluated and kept."""
 
-    decay: OpenUnit = 0.999  # share of the average that a step keeps
+    # Share of the average that a step keeps; after n steps at most (1 + n) / (10 + n): 0.99 from
+    # step 890 on, 0.999 from step 8,990 on
+    decay: OpenUnit = 0.999
 
 
 class Sam(Model):

@@ -2,6 +2,7 @@
 
 import math
 import random
+from fractions import Fraction
 
 import pytest
 import torch
@@ -130,6 +131,20 @@ def test_cosine_restarts_equal_torchs(interval, factor):
         scheduler.step(step // STEPS if interval == "epoch" else step / STEPS)
         expected = optimizer.param_groups[0]["lr"]
         assert learning_rate(recipe, step, STEPS) == pytest.approx(expected, rel=1e-9), step
+
+
+@pytest.mark.parametrize("period", [0.1, 0.2, 0.3, 0.7])
+@pytest.mark.parametrize("factor", [1, 2])
+def test_cosine_restarts_where_a_period_ends_whatever_the_rounding(period, factor):
+    """An epoch that begins with a period has the peak rate: 1 % 0.1 is nearly 0.1."""
+    settings = {"name": "cosine", "period_epochs": period, "after_period": "restart"}
+    rates = by_epoch(recipe_with(settings | {"period_factor": factor}, epochs=30))
+    for epoch in range(30):
+        elapsed, length = Fraction(epoch), Fraction(str(period))
+        while elapsed >= length:
+            elapsed, length = elapsed - length, length * factor
+        expected = 0.1 * (1 + math.cos(math.pi * float(elapsed / length))) / 2
+        assert rates[epoch] == pytest.approx(expected, rel=1e-6), epoch
 
 
 def test_cosine_stays_at_min_lr():

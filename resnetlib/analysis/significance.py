@@ -88,7 +88,11 @@ class Comparison:
 
     @property
     def distinguishable(self) -> bool:
-        """By the exact test, which is slightly more conservative than the interval."""
+        """By the exact test.
+
+        It is usually slightly more conservative than the interval, but not where fewer than about
+        ten images are told apart: then the interval can contain zero all the same.
+        """
         return self.p_value < ALPHA
 
     @property
@@ -324,7 +328,8 @@ def _lead(comparison: Comparison | SeedComparison) -> tuple[str, str, str]:
     """The better of the two, the worse, and by how many points, up to the interval's bracket."""
     names, difference = comparison.names, comparison.difference
     better, worse = names if difference > 0 else names[::-1]
-    least, most = sorted(100 * abs(bound) for bound in comparison.interval)
+    points = 100 if difference > 0 else -100
+    least, most = sorted(round(points * bound, 2) + 0.0 for bound in comparison.interval)
     points = f"{100 * abs(difference):.2f} points (95 % interval {least:.2f} to {most:.2f}"
     return better, worse, points
 

@@ -154,6 +154,15 @@ def test_compare_to_reference_corrects_p_values():
     assert table.loc["better", "p"] == 2 * plain.p_value < 0.05 < table.loc["same", "p"]
 
 
+@pytest.mark.parametrize("table", [(9700, 6, 0, 294), (9700, 0, 6, 294)])
+def test_verdict_gives_an_interval_that_reaches_zero_as_it_is(table):
+    """Of few images the exact test is less conservative than the interval."""
+    result = Comparison(*table)
+    low, high = result.interval
+    assert result.distinguishable and low < 0 < high
+    assert "by 0.06 points (95 % interval 0.00 to 0.1" in result.verdict
+
+
 # Recipes -----------------------------------------------------------------------------------------
 
 
