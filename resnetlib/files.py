@@ -4,15 +4,18 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import pickletools
+import re
 import stat
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -265,18 +268,58 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Builds lists, dicts, strings, numbers and numpy arrays; refuses any other name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        import numpy as np  # only old files of data sets need it
+        try:
+            return _array_names()[module.replace("numpy._core", "numpy.core"), name]
+        except KeyError:
+            message = f"refused {module}.{name}: only arrays are read here"
+            raise pickle.UnpicklingError(message) from None
 
-        module = module.replace("numpy._core", "numpy.core")
-        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
-            return np.zeros(0).__reduce__()[0]
-        if (module, name) == ("numpy.core.numeric", "_frombuffer"):  # protocol 5
-            return np.zeros(0).__reduce_ex__(5)[0]
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 pickles bytes in protocol 2
-            return lambda text, encoding: text.encode(encoding)
-        raise pickle.UnpicklingError(f"refused {module}.{name}: only arrays are read here")
+
+@cache
+def _array_names() -> dict[tuple[str, str], Any]:
+    """What stands for the names in the pickle of an array."""
+    import numpy as np  # only data sets need it
+
+    class Array(np.ndarray):
+        def __setstate__(self, state: tuple) -> None:
+            version, shape, kind, order, content = state
+            count = len(content) if isinstance(content, list) else None  # numpy does not compare
+            if min(shape, default=0) < 0 or (kind.name[0] == "O" and count != math.prod(shape)):
+                raise pickle.UnpicklingError("an array has another size than its content")
+            super().__setstate__((version, shape, kind.dtype, order, content))
+
+    def from_buffer(content: bytes, kind: _ArrayType, shape: tuple, order: str) -> np.ndarray:
+        return np.frombuffer(content, kind.dtype).reshape(shape, order=order)
+
+    return {
+        ("numpy", "ndarray"): None,
+        ("numpy", "dtype"): _ArrayType,
+        ("numpy.core.multiarray", "_reconstruct"): lambda *_: Array(0),
+        ("numpy.core.numeric", "_frombuffer"): from_buffer,  # protocol 5
+        ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes in protocol 2
+    }
+
+
+class _ArrayType:
+    """Stands for `numpy.dtype`, whose state in a hostile file makes numpy read any memory."""
+
+    KINDS = re.compile("[biuf][1248]|[SU][0-9]{1,4}|O8?")
+
+    def __init__(self, name: str | bytes, *_: Any):
+        self.name = name.decode("latin1") if isinstance(name, bytes) else name
+        if not self.KINDS.fullmatch(self.name):
+            raise pickle.UnpicklingError(f"refused numbers of type {self.name[:20]!r}")
+        self.order = "|"
+
+    def __setstate__(self, state: tuple) -> None:
+        order = state[1]
+        self.order = order.decode("latin1") if isinstance(order, bytes) else order
+
+    @property
+    def dtype(self) -> Any:
+        import numpy as np
+
+        return np.dtype(self.name).newbyteorder(self.order)
 
 
 def unpickle_arrays(content: bytes) -> Any:
@@ -334,23 +377,10 @@ def pickle_arrays(content: Any) -> bytes:
     return pickle.dumps(content)
 
 
-class _ScalarType:
-    """Stands for `numpy.dtype`, whose state in a hostile file would change numpy itself."""
-
-    def __init__(self, name: str, *_: Any):
-        if name not in ("f2", "f4", "f8", "i4", "i8", "b1"):
-            raise pickle.UnpicklingError(f"refused a numpy scalar of type {name[:20]!r}")
-        self.name = name
-
-    def __setstate__(self, state: tuple) -> None:
-        if state[1] not in ("<", "|"):
-            raise pickle.UnpicklingError("refused a numpy scalar of another byte order")
-
-
-def _read_scalar(kind: _ScalarType, content: bytes) -> Any:
+def _read_scalar(kind: _ArrayType, content: bytes) -> Any:
     import numpy as np
 
-    return np.frombuffer(content, kind.name)[0].item()
+    return np.frombuffer(content, kind.dtype)[0].item()
 
 
 MAX_EXPANDED = 10_000_000  # objects, each counted wherever it appears
@@ -433,7 +463,7 @@ def unpickle_tensors(content: bytes) -> Any:
 
     _check_archive(content)
     names = [(_read_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    known = [argparse.Namespace, (_ScalarType, "numpy.dtype"), *names]
+    known = [argparse.Namespace, (_ArrayType, "numpy.dtype"), *names]
     with (
         warnings.catch_warnings(action="ignore"),  # on formats that torch then refuses
         torch.serialization.safe_globals(known),
