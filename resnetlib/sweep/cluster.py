@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .. import files
 from ..errors import STOPPED_IN_TIME, ConfigError, RunError
 from ..experiment import parse_duration
 from . import process
@@ -215,7 +216,7 @@ def pack_folder(folder: Path) -> bytes:
 
 
 def unpack_folder(content: bytes, folder: Path) -> None:
-    """Replace a run folder by a packed one, unless it is further; the packed one appears whole."""
+    """Replace a run folder by a packed one, which appears whole, unless it is further or in use."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".receiving-", dir=folder.parent) as temporary:
         received = Path(temporary) / folder.name
@@ -223,9 +224,15 @@ def unpack_folder(content: bytes, folder: Path) -> None:
             archive.extractall(received, filter="data")
         if not folder.exists():
             os.replace(received, folder)
-        elif not _is_further(folder, received):
-            folder.rename(Path(temporary) / "before")
-            received.rename(folder)
+        elif not files.is_locked(folder / ".lock") and not _is_further(folder, received):
+            before = Path(temporary) / "before"
+            try:
+                folder.rename(before)
+                received.rename(folder)
+            except BaseException:  # Ctrl-C too
+                if before.exists() and not folder.exists():
+                    before.rename(folder)
+                raise
 
 
 def _is_further(folder: Path, other: Path) -> bool:

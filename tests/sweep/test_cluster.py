@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from conftest import TINY
@@ -126,6 +127,36 @@ def test_folder_from_a_node_replaces_no_run_that_is_further(tmp_path):
     files.write_json(there / "run.json", {"status": "done"})
     cluster.unpack_folder(cluster.pack_folder(there), here)
     assert files.read_json(here / "run.json") == {"status": "done"}
+    assert [path.name for path in here.parent.iterdir()] == ["run"]
+
+
+def test_folder_from_a_node_replaces_no_run_in_use(tmp_path):
+    here, there = tmp_path / "here" / "run", tmp_path / "there" / "run"
+    files.write_json(here / "run.json", {"status": "running"})
+    files.write_json(there / "run.json", {"status": "done"})
+    content = cluster.pack_folder(there)
+    with files.lock(here / ".lock"):
+        cluster.unpack_folder(content, here)
+    assert files.read_json(here / "run.json") == {"status": "running"}
+    cluster.unpack_folder(content, here)
+    assert files.read_json(here / "run.json") == {"status": "done"}
+
+
+def test_interrupted_arrival_of_a_folder_keeps_the_one_before(tmp_path, monkeypatch):
+    here, there = tmp_path / "here" / "run", tmp_path / "there" / "run"
+    files.write_json(here / "run.json", {"status": "interrupted"})
+    files.write_json(there / "run.json", {"status": "done"})
+    rename = Path.rename
+
+    def interrupted(path, target):
+        if ".receiving-" in str(path) and path.name == "run":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.unpack_folder(cluster.pack_folder(there), here)
+    assert files.read_json(here / "run.json") == {"status": "interrupted"}
     assert [path.name for path in here.parent.iterdir()] == ["run"]
 
 
