@@ -53,12 +53,22 @@ def is_done(drive: Path) -> bool:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of the run; of an earlier checkpoint where it is damaged; empty without a run."""
-    earlier = sorted(folder.glob(f"checkpoints/*{RECORD}"), reverse=True)
-    for path in (folder / "run.json", *earlier):
-        with suppress(OSError, ValueError):
-            return files.read_json(path)
-    return load_run(folder).record if (folder / "run.json").exists() else {}
+    """The record of the run; empty without a run.
+
+    Where it is damaged, or older than a checkpoint, it is the one kept with the newest checkpoint.
+    """
+    record: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        record = files.read_json(folder / "run.json")
+    if record.get("status") == "done":
+        return record
+    newest = max(record.get("checkpoints", {}), default="")
+    for path in sorted(folder.glob(f"checkpoints/*{RECORD}"), reverse=True):
+        checkpoint = path.with_name(path.name.removesuffix(RECORD))
+        if not record or (checkpoint.name > newest and checkpoint.is_file()):
+            with suppress(OSError, ValueError):
+                return files.read_json(path)
+    return record or (load_run(folder).record if (folder / "run.json").exists() else {})
 
 
 def fetch_run(drive: Path, local: Path) -> None:

@@ -139,9 +139,12 @@ def _train_beside_drive(
         local: where the run is made.
         callbacks: the user's.
     """
-    if not read_record(drive):
+    record = read_record(drive)
+    if not record:
         _run_folder(experiment, drive)
     if not experiment.execution.fresh:
+        if record:
+            _check_same(record, experiment, drive)
         if is_done(drive):
             return load_run(drive)
         fetch_run(drive, local)
@@ -197,9 +200,14 @@ def _previous_record(folder: Path, experiment: Experiment) -> dict[str, Any] | N
     """The record of an earlier run of this very experiment; None if there is none."""
     if not (folder / "run.json").is_file():
         return None
-    run = load_run(folder)
-    record = run.record
-    if run.is_imported:
+    record = load_run(folder).record
+    _check_same(record, experiment, folder)
+    return record
+
+
+def _check_same(record: dict[str, Any], experiment: Experiment, folder: Path) -> None:
+    """Raise `ConfigError` unless the record in the folder is one of this experiment."""
+    if record["status"] == "imported":
         raise ConfigError(f"{display_path(folder)} holds imported weights; name another folder")
     if record["experiment"] != experiment.digest:
         raise ConfigError(
@@ -207,7 +215,6 @@ def _previous_record(folder: Path, experiment: Experiment) -> dict[str, Any] | N
             f"{record['dataset']}, seed {record['seed']}); name another folder, or `fresh: true` "
             "to replace it"
         )
-    return record
 
 
 def start_over(folder: Path, record: dict[str, Any]) -> None:

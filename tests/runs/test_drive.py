@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from resnetlib import load_run, train
+from resnetlib import files, load_run, train
 from resnetlib.errors import ConfigError, DataError
 from resnetlib.runs import artifacts, checkpoint, drive, lifecycle
 from resnetlib.training import Callback
@@ -49,7 +49,18 @@ def lose_record_and_checkpoint(folder):
     max(folder.glob("checkpoints/*.pt")).unlink()
 
 
-LOSSES = {lose_content_of_record: 2, lose_record_and_checkpoint: 1}  # epochs that are left
+def bring_back_earlier_record(folder):
+    earlier = min(folder.glob(f"checkpoints/*{drive.RECORD}"))
+    assert list(files.read_json(earlier)["checkpoints"]) == [EPOCH.format(1)]
+    shutil.copy(earlier, folder / "run.json")
+
+
+EPOCH = "epoch-{:05}-step-000000.pt"
+LOSSES = {  # epochs that are left
+    lose_content_of_record: 2,
+    lose_record_and_checkpoint: 1,
+    bring_back_earlier_record: 2,
+}
 
 
 @pytest.mark.slow
@@ -70,6 +81,40 @@ def test_new_machine_resumes_from_drive(machine, tiny, tmp_path, capsys):
         assert f"resuming after epoch {epochs}\n" in capsys.readouterr().out, lose.__name__
         for name in ("model.safetensors", "predictions.npz"):
             assert resumed.record["artifacts"][name] == whole.record["artifacts"][name]
+
+
+def test_record_is_that_of_the_newest_checkpoint_on_drive(tmp_path):
+    def write(path, *epochs, status="running"):
+        names = {EPOCH.format(epoch): "" for epoch in epochs}
+        files.write_json(tmp_path / path, {"status": status, "checkpoints": names})
+
+    for epoch in (3, 4):  # the earlier ones have been removed
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        (tmp_path / "checkpoints" / EPOCH.format(epoch)).touch()
+        write(f"checkpoints/{EPOCH.format(epoch)}{drive.RECORD}", epoch - 1, epoch)
+    write("run.json", 1, 2)
+    assert max(drive.read_record(tmp_path)["checkpoints"]) == EPOCH.format(4)
+    (tmp_path / "checkpoints" / EPOCH.format(4)).unlink()
+    assert max(drive.read_record(tmp_path)["checkpoints"]) == EPOCH.format(3)
+    write("run.json", 4, 5)
+    assert max(drive.read_record(tmp_path)["checkpoints"]) == EPOCH.format(5)
+    write("run.json", status="done")
+    assert drive.read_record(tmp_path)["status"] == "done"
+
+
+@pytest.mark.slow
+def test_folder_on_drive_with_another_experiment_is_refused(machine, tiny, tmp_path):
+    first = on_drive(tiny, machine)
+    train(first, callbacks=[MachineLost(first.folder, tmp_path / "kept")])
+    second = on_drive(tiny, machine, seed=1)
+    with pytest.raises(ConfigError, match="holds another experiment"):
+        train(second, output=first.folder)
+    shutil.rmtree(first.folder)
+    shutil.copytree(tmp_path / "kept", first.folder)  # one that is not finished
+    shutil.rmtree(machine.disk)
+    with pytest.raises(ConfigError, match="holds another experiment"):
+        train(second, output=first.folder)
+    assert not machine.disk.exists()
 
 
 @pytest.mark.slow
