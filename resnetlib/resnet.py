@@ -266,6 +266,13 @@ def _initialise(model: ResNet) -> None:
                 module.zero_init_last()
 
 
+def has_trained_fixed_scales(model: nn.Module) -> bool:
+    """Whether a BatchNorm scale that the architecture fixes at 1, and does not count, is not 1."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    fixed = [norm.weight for norm in norms if not norm.weight.requires_grad]
+    return any(bool((weight != 1).any()) for weight in fixed)
+
+
 def build_model(architecture: Architecture, *, seed: int = 0) -> ResNet:
     """The network in float32 on the CPU, its weights a function of the seed alone.
 

@@ -12,7 +12,7 @@ import stat
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -27,6 +27,7 @@ from ..data import Dataset, Split
 from ..errors import RunError, shorten_line
 from ..experiment import DEFAULT_BUDGET
 from ..paths import PACKAGE, params_folder
+from ..resnet import has_trained_fixed_scales
 from ..runs.evidence import (
     Damaged,
     Evidence,
@@ -164,9 +165,7 @@ def _check_weights(submission: Submission) -> Result:
     tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         return Result(FAIL, f"{WEIGHTS} holds a value that is not finite")
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    fixed = [norm.weight for norm in norms if not norm.weight.requires_grad]
-    if not all(bool((weight == 1).all()) for weight in fixed):
+    if has_trained_fixed_scales(model):
         return Result(FAIL, f"{WEIGHTS} holds trained BatchNorm scales, which are not counted")
     return Result(PASS, "they fit the experiment")
 
@@ -197,7 +196,7 @@ class Grade:
     accuracy: float | None = None  # fraction of 1
     predictions: Tensor | None = None  # (N,) int64
     correct: Tensor | None = None  # (N,) bool
-    architecture: str = ""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of all weights, by name
     weights: Tensor | None = None  # a sample of them
 
     @property
@@ -238,16 +237,16 @@ def grade_submission(folder: Path, data: Dataset | GradingData, assignment: Assi
         checks[claim] = Result(result.status, clean_line(result.detail.replace(f"{folder}/", "")))
     if any(result.status == FAIL for result in checks.values()):
         return Grade(name, checks)
-    evaluation, architecture = submission.recomputed, submission.experiment.architecture
+    evaluation, model = submission.recomputed, submission.model
     return Grade(
         name,
         checks,
-        measure_size(architecture).parameters,
+        measure_size(submission.experiment.architecture).parameters,
         evaluation.accuracy,
         evaluation.predictions,
         evaluation.correct,
-        architecture.model_dump_json(),
-        _sample_weights(submission.model),
+        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        _sample_weights(model),
     )
 
 
@@ -286,7 +285,8 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _only_subfolder(folder: Path) -> Path:
     inside = _subfolders(folder)
-    return inside[0] if not _has_files(folder) and len(inside) == 1 else folder
+    is_own = _has_files(folder) or folder.is_symlink()  # a link is refused, wherever it leads
+    return inside[0] if not is_own and len(inside) == 1 else folder
 
 
 class Similarity(NamedTuple):
@@ -296,7 +296,7 @@ class Similarity(NamedTuple):
     agreement: float  # equal predictions, of all test images
     mistakes: float  # equal predictions, of the images that at least one gets wrong
     mistaken: int  # the number of these images
-    weights: float | None  # correlation; None for different architectures
+    weights: float | None  # correlation; None for weights of different shapes
 
     @property
     def is_near_identical(self) -> bool:
@@ -318,7 +318,7 @@ def compare_grades(one: Grade, other: Grade) -> Similarity:
     wrong = ~(one.correct & other.correct)
     mistakes = same[wrong].double().mean().item() if wrong.any() else 1.0
     weights = None
-    if one.architecture == other.architecture:
+    if one.shapes == other.shapes:
         weights = torch.cosine_similarity(one.weights, other.weights, dim=0).item()
     agreement = same.double().mean().item()
     return Similarity((one.name, other.name), agreement, mistakes, int(wrong.sum()), weights)

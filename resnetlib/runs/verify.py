@@ -24,7 +24,7 @@ from ..data import TRAINING_IMAGES, Dataset
 from ..errors import counted
 from ..experiment import DEFAULT_BUDGET, Experiment
 from ..paths import display_path
-from ..resnet import build_model
+from ..resnet import build_model, has_trained_fixed_scales
 from ..schedule import learning_rate
 from ..size import measure_size, model_summary
 from .artifacts import imported_metrics, run_metrics
@@ -197,7 +197,7 @@ def _unrecorded_changes(
     problems = [
         f"override {key} is recorded as {value!r} and is {own.get(key)!r}"
         for key, value in _leaves(overrides).items()
-        if own.get(key) != value
+        if own.get(key, ...) != value
     ]
     # Another kind of optimizer or schedule brings keys of its own.
     recorded = [name.removesuffix(".name") for name in overrides]
@@ -232,7 +232,8 @@ def _check_parameters(run: Evidence) -> Result:
     if own_network and published not in (None, count):
         problems.append(f"{count:,} parameters; published: {published:,}")
     try:
-        _ = run.model
+        if has_trained_fixed_scales(run.model):
+            problems.append(f"{WEIGHTS} holds trained BatchNorm scales, which are not counted")
     except Damaged:
         pass  # `checksums` names the file
     except Unavailable as error:
@@ -313,9 +314,9 @@ def _check_metrics(run: Evidence) -> Result:
         "images_per_second": float(images / seconds),
     }
     problems = _differences(expected, metrics, "metrics.json")
-    if not score:  # then both are of the last epoch
-        last = {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
-        problems += _differences(last, trained.iloc[-1], "history.csv, last row")
+    kept = {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
+    row = trained[trained["epoch"] == selected].iloc[0]
+    problems += _differences(kept, row, f"history.csv, epoch {selected:g}")
     return _judge(problems, f"{len(expected)} values")
 
 
@@ -323,15 +324,20 @@ def _check_accuracy(run: Evidence) -> Result:
     """The accuracies in metrics.json are those of the kept weights on the genuine test set."""
     metrics, measured = run.metrics, run.recomputed
     names = ["selected_test_accuracy"]
-    if metrics.get("selected_epoch") == metrics.get("epochs") or run.status == "imported":
-        names.append("test_accuracy")
+    is_last = metrics.get("selected_epoch") == metrics.get("epochs") or run.status == "imported"
+    names += ["test_accuracy"] if is_last else []
     tolerance = max(ACCURACY_TOLERANCE, 1 / len(measured.labels)) + 1e-9
     problems = [
         f"metrics.json: {name} is {metrics.get(name)}, the weights give {measured.accuracy}"
         for name in names
         if not abs(metrics.get(name, math.inf) - measured.accuracy) <= tolerance
     ]
-    return _judge(problems, f"{measured.accuracy:.2%} recomputed")
+    recomputed = f"{measured.accuracy:.2%} recomputed"
+    if not problems and not is_last:
+        epoch = f"after epoch {metrics.get('selected_epoch')}, which was selected"
+        reason = f"{recomputed} {epoch}; the weights of the last epoch are not kept"
+        return Result(NOT_CHECKED, reason)
+    return _judge(problems, recomputed)
 
 
 def _check_predictions(run: Evidence) -> Result:

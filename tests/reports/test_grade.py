@@ -308,6 +308,18 @@ def test_near_identical_submissions_are_found(trained, tmp_path, data, name):
     assert pair.weights > 0.95 and pair.agreement > 0.9
 
 
+def test_copy_is_found_whose_experiment_says_other_things(trained, tmp_path, data):
+    """What does not change the weights' shapes does not hide a copy that was trained further."""
+    folders = [submitted(run, tmp_path / run.path.name) for run in trained]
+    edit_weights(folders[1], lambda _: safetensors.torch.load_file(folders[0] / WEIGHTS))
+    edit_weights(folders[1], ALIKE["noise"])
+    edit_experiment(architecture__init="kaiming_fan_out", architecture__head_dropout=0.01)(
+        folders[1]
+    )
+    one, other = (grade_submission(folder, data, DIGITS) for folder in folders)
+    assert grade.compare_grades(one, other).weights > 0.95
+
+
 def test_near_identical_predictions_are_found_whatever_the_weights(trained, tmp_path, data):
     folders = [submitted(run, tmp_path / run.path.name) for run in trained]
     folders.append(submitted(trained[0], tmp_path / "other"))
@@ -337,7 +349,7 @@ def test_recorded_seeds_are_not_near_identical():
             accuracy=run.evaluation.accuracy,
             predictions=run.evaluation.predictions,
             correct=run.evaluation.correct,
-            architecture=run.record["variant"],
+            shapes={run.record["variant"]: ()},
             weights=torch.zeros(1),
         )
         for run in runs
@@ -404,6 +416,11 @@ def test_submission_keeps_the_name_of_its_folder(trained, tmp_path, monkeypatch)
     done = call(*(sorted(path.name for path in tmp_path.iterdir())), "--dataset", "digits")
     assert done.exit_code == 3
     assert "submission_2/mine    0.00 %" in done.stdout
+    (tmp_path / "submission_1" / "work").mkdir()
+    for name in SUBMITTED:
+        (tmp_path / "submission_1" / name).rename(tmp_path / "submission_1" / "work" / name)
+    folder = tmp_path / "submission_2"
+    assert find_submissions([folder]) == [folder / "mine"]
     assert "is a link" in done.stdout.partition("submission_2")[2]
     assert "names.csv is not a folder: skipped" in done.stderr
 

@@ -191,6 +191,10 @@ DOCTORED = {
     "calibration_error": (edit_json("metrics.json", ece=0.001), {"metrics"}),
     "train_seconds": (edit_json("metrics.json", train_seconds=1.0), {"metrics"}),
     "selected_epoch": (edit_json("metrics.json", selected_epoch=2), {"metrics"}),
+    "override_that_covers_all": (
+        edit_experiment(digest=True, overrides__recipe=None, recipe__label_smoothing=0.3),
+        {"experiment"},
+    ),
     "published_accuracy": (edit_json("metrics.json", published_test_accuracy=0.5), {"metrics"}),
     "metrics_lack_a_key": (
         lambda folder: files.write_json(folder / "metrics.json", {"test_accuracy": "high"}),
@@ -344,6 +348,32 @@ def test_verify_run_selected_on_held_out_images(tiny, digits):
     edit_history(run.metrics["selected_epoch"] % 3 + 1, "holdout_accuracy", 1.0)(run.path)
     renew_checksums(run.path)
     assert failing(run.path) == {"metrics"}
+
+
+@pytest.mark.slow
+def test_verify_does_not_vouch_for_the_last_epoch_where_another_is_kept(tiny):
+    runs = (
+        train(tiny(epochs=3, holdout=100, select="best_holdout", seed=seed)) for seed in range(30)
+    )
+    run = next(run for run in runs if run.metrics["selected_epoch"] < 3)
+    result = verified(run.path)["accuracy"]
+    assert result.status == NOT_CHECKED
+    assert "the weights of the last epoch are not kept" in result.detail
+    edit_history(run.metrics["selected_epoch"], "test_loss", 1.0)(run.path)
+    renew_checksums(run.path)
+    assert failing(run.path) == {"metrics"}
+
+
+@pytest.mark.slow
+def test_verify_counts_trained_scales(tiny):
+    run = train(tiny(batch_norm_scale=False))
+    assert failing(run.path) == set()
+    edit_weights(lambda w: {n: 2 * v if n.endswith("bn1.weight") else v for n, v in w.items()})(
+        run.path
+    )
+    renew_checksums(run.path)
+    result = verified(run.path)["parameters"]
+    assert result.status == FAIL and "BatchNorm scales, which are not counted" in result.detail
 
 
 def test_verify_rates_of_a_plateau_follow_the_history(tiny, tmp_path):
