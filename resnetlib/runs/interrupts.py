@@ -13,6 +13,7 @@ from ..training import Callback, Trainer
 from .checkpoint import Checkpointer
 
 SIGNALS = [signal.SIGINT, *STOP_SIGNALS]
+input_ended = threading.Event()  # and with it came a SIGTERM, see `sweep.process`
 
 
 def leave(number: int) -> NoReturn:
@@ -25,13 +26,13 @@ def leave(number: int) -> NoReturn:
 class StopOnSignal(Callback):
     """Ends a training on a signal, once the step is finished and the state is saved.
 
-    A second signal ends it at once. A signal that is ignored (`nohup`) or has a handler of the
-    user's own is left alone.
+    A second signal ends it at once; that of the end of the input is not counted beside another. A
+    signal that is ignored (`nohup`) or has a handler of the user's own is left alone.
     """
 
     def __init__(self, checkpointer: Checkpointer):
         self.checkpointer = checkpointer
-        self.received: int | None = None
+        self.received: list[int] = []
         self.deferred = True
 
     @contextmanager
@@ -52,14 +53,15 @@ class StopOnSignal(Callback):
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received or not self.deferred:
+        self.received.append(number)
+        awaited = 2 if input_ended.is_set() else 1
+        if len(self.received) > awaited or not self.deferred:
             leave(number)
-        self.received = number
 
     def _stop_if_asked(self, training: Trainer) -> None:
         if self.received:
             self.checkpointer.save_progress(training)
-            leave(self.received)
+            leave(self.received[0])
 
     after_step = after_epoch = after_evaluation_batch = _stop_if_asked
 

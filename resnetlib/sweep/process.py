@@ -56,6 +56,7 @@ class RunProcess:
                 stderr=subprocess.STDOUT,
                 env=os.environ | environment,
                 # Ctrl-C reaches the parent alone, which stops the run.
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
                 process_group=None if niceness else 0,
                 start_new_session=niceness > 0,  # whose priority is lowered as a whole
             )
@@ -119,6 +120,10 @@ def end_with_stdin() -> None:
 def _wait_for_the_end() -> None:
     while os.read(0, 1024):
         pass
+    # Not imported here, which takes seconds: before a training has done so, nothing is to be saved.
+    interrupts = sys.modules.get("resnetlib.runs.interrupts")
+    if input_ended := getattr(interrupts, "input_ended", None):
+        input_ended.set()
     if os.name == "nt":  # where os.kill would end the process at once
         import _thread
 
