@@ -256,6 +256,12 @@ def test_bad_submission_gets_zero_and_a_reason(submission, data, name, monkeypat
             "stem_pool": {"kernel": 8, "stride": 8},
         },
         {"widths": [224], "depths": [4]},
+        {
+            "widths": [8],
+            "depths": [1],
+            "stem_width": 450,
+            "stem_pool": {"kernel": 64, "stride": 1, "padding": 32},
+        },
     ],
 )
 def test_network_that_takes_too_long_gets_zero(submission, data, architecture):

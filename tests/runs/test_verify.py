@@ -464,6 +464,14 @@ def test_verify_names_outside_the_folder(folder, tmp_path):
         assert "outside the run folder" in verified(folder)["checksums"].detail
 
 
+@pytest.mark.parametrize("name", ["./notes.txt", ".//notes.txt", "notes.txt/"])
+def test_verify_reads_no_file_under_many_names(folder, name):
+    (folder / "notes.txt").write_text("mine")
+    artifacts = files.read_json(folder / "run.json")["artifacts"]
+    edit_json("run.json", artifacts=artifacts | {name: files.sha256(folder / "notes.txt")})(folder)
+    assert "in an unusual way" in verified(folder)["checksums"].detail
+
+
 def test_verify_bomb_in_predictions(folder):
     with zipfile.ZipFile(folder / "predictions.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("logits.npy", bytes(LARGEST_FILE["predictions.npz"] + 1))
