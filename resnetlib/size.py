@@ -357,7 +357,8 @@ def model_summary(model: "nn.Module") -> str:
 
     replica = copy.deepcopy(model).cpu()
     printed = io.StringIO()
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(printed):
+    random_state = torch.random.fork_rng(devices=[])
+    with random_state, torch.no_grad(), contextlib.redirect_stdout(printed):
         summary(replica, IMAGE_SHAPE, device="cpu")
     table = printed.getvalue().strip("\n")
     fixed = sum(p.numel() for p in model.parameters() if not p.requires_grad)

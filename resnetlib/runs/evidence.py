@@ -23,10 +23,16 @@ from ..errors import UserError, is_out_of_memory, shorten_line
 from ..evaluation import Evaluation, evaluate
 from ..experiment import Experiment
 from ..resnet import ResNet
-from .run import LARGEST_PREDICTIONS, WEIGHTS, parse_weights
+from ..schema import NUM_CLASSES
+from .run import (
+    LARGEST_FILE,
+    LARGEST_OTHER_FILE,
+    WEIGHTS,
+    check_shapes,
+    parse_table,
+    parse_weights,
+)
 
-LARGEST_FILE = {WEIGHTS: 2**31, "predictions.npz": LARGEST_PREDICTIONS}  # bytes
-LARGEST_OTHER_FILE = 2**28
 DETAIL_CHARACTERS = 300
 
 
@@ -58,11 +64,18 @@ class Evidence:
             except Unavailable as error:
                 self.contents[name] = error
             except Exception as error:  # of any parser, on a file that a stranger may have written
-                reason = describe_error(error).removeprefix(f"{self.folder / name}: ")
-                self.contents[name] = Damaged(f"{name} is damaged: {reason}")
+                self.contents[name] = self._unreadable(name, error)
         if isinstance(self.contents[name], Unavailable):
             raise self.contents[name]
         return self.contents[name]
+
+    def _unreadable(self, name: str, error: Exception) -> Unavailable:
+        # The messages of other errors may hold text of the file.
+        is_python_or_torch = isinstance(error, MemoryError | RuntimeError)
+        if name == WEIGHTS and is_python_or_torch and is_out_of_memory(error):
+            return LacksMemory(f"{name} cannot be read: this machine lacks memory")
+        reason = describe_error(error).removeprefix(f"{self.folder / name}: ")
+        return Damaged(f"{name} is damaged: {reason}")
 
     def path(self, name: str) -> Path:
         """The path of a regular file of bounded size; `Unavailable` where it is anything else."""
@@ -187,7 +200,7 @@ HISTORY_COLUMNS = {"epoch", "lr", "seconds"} | {
 
 
 def _read_history(path: Path) -> pd.DataFrame:
-    history = pd.read_csv(path).astype(float)
+    history = parse_table(path.read_bytes()).astype(float)
     missing = HISTORY_COLUMNS.difference(history)
     if missing:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
@@ -195,7 +208,7 @@ def _read_history(path: Path) -> pd.DataFrame:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, index_col=0, keep_default_na=False)
+    table = parse_table(path.read_bytes(), index_col=0, keep_default_na=False)
     table.index = table.index.map(str)
     return table.astype(float)
 
@@ -203,18 +216,18 @@ def _read_table(path: Path) -> pd.DataFrame:
 def _read_predictions(path: Path) -> tuple[Evaluation, np.ndarray]:
     """The kept logits with labels and classes, and the kept predictions."""
     content = path.read_bytes()
-    files.check_unpacked_size(content, LARGEST_PREDICTIONS)
+    files.check_unpacked_size(content, LARGEST_FILE["predictions.npz"])
     with np.load(io.BytesIO(content), allow_pickle=False) as kept:
         logits, labels, predictions, classes = (
             kept[name] for name in ("logits", "labels", "predictions", "classes")
         )
-    count, width = logits.shape
-    if labels.shape != (count,) or predictions.shape != (count,) or classes.shape != (width,):
+    check_shapes(logits, labels, classes)
+    if predictions.shape != labels.shape:
         raise ValueError("its arrays do not belong together")
-    if not count or not np.isfinite(logits).all():
-        raise ValueError("its logits are empty or not finite")
+    if not np.isfinite(logits).all():
+        raise ValueError("its logits are not finite")
     for numbers in (labels, predictions):
-        if numbers.dtype.kind != "i" or numbers.min() < 0 or numbers.max() >= width:
+        if numbers.dtype.kind != "i" or numbers.min() < 0 or numbers.max() >= NUM_CLASSES:
             raise ValueError("it holds a label that is not a class")
     evaluation = Evaluation(
         torch.from_numpy(logits.astype(np.float32)),

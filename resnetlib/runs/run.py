@@ -1,5 +1,6 @@
 """Read a run folder. What `run.json` has a checksum of is checked where it is read."""
 
+import csv
 import io
 import json
 import statistics
@@ -15,8 +16,10 @@ from ..config import known_variants, load_experiment
 from ..errors import RunError, counted, shorten, shorten_line
 from ..experiment import Experiment, Published
 from ..paths import display_path, expand_home
+from ..schema import NUM_CLASSES
 
 if TYPE_CHECKING:  # the record and the metrics of a run are read without torch and pandas
+    import numpy as np
     import pandas as pd
     from torch import Tensor, nn
 
@@ -38,8 +41,20 @@ ARTIFACTS = (
     "figures/reliability.png",
 )
 FINISHED = ("done", "imported")  # statuses whose artifacts are complete
-LARGEST_PREDICTIONS = 2**26  # bytes of predictions.npz, also when unpacked
 PAGES = ("report.html", "notebook.ipynb")  # made from a run; older records have no checksum of them
+# Bytes that are read: ten times or more what a run of a thousand epochs leaves. Parsed, JSON of a
+# stranger's takes some twenty times as much memory.
+LARGEST_FILE = {
+    "run.json": files.LARGEST_JSON,  # with a checksum of each checkpoint: 0.1 MB
+    "metrics.json": files.LARGEST_JSON,
+    "history.csv": 2**22,
+    "confusion_matrix.csv": 2**16,
+    "per_class.csv": 2**16,
+    "predictions.npz": 2**23,  # also when unpacked
+    WEIGHTS: 2**30,
+}
+LARGEST_OTHER_FILE = 2**24  # a notebook has 0.8 MB
+MOST_COLUMNS = 100  # of a table; pandas takes minutes for a hundred thousand
 CHECKPOINTS = "epoch-*.pt"  # names in the folder `checkpoints`
 # Overrides that leave a variant's own recipe what it is.
 NOT_RECIPE = {"seed", "dataset", "budget"}
@@ -82,7 +97,7 @@ class Run:
         """
         path = self.path / name
         with _named(path):
-            content = files.read_bytes(path)
+            content = files.read_bytes(path, LARGEST_FILE.get(name, LARGEST_OTHER_FILE))
             if self.record["status"] in FINISHED:
                 self._check(name, content)
             return content
@@ -157,13 +172,18 @@ class Run:
         Epoch 0 is the network before training, on the first 2,000 images of each split (in older
         runs on all held-back images). Raises `RunError` for weights that were trained elsewhere.
         """
-        import pandas as pd
-
         if self.is_imported:
             raise RunError(f"{display_path(self.path)} has no history: it was trained elsewhere")
         content = self.read("history.csv")
         with _named(self.path / "history.csv"):
-            return pd.read_csv(io.BytesIO(content))
+            return parse_table(content)
+
+    def history_rows(self) -> Iterator[dict[str, str]]:
+        """The rows of `history.csv` as they are written, one at a time, without pandas."""
+        content = self.read("history.csv")
+        with _named(self.path / "history.csv"):
+            check_columns(content)
+            return csv.DictReader(io.StringIO(content.decode()))
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -185,13 +205,13 @@ class Run:
 
         content = self.read("predictions.npz")
         with _named(self.path / "predictions.npz"):
-            files.check_unpacked_size(content, LARGEST_PREDICTIONS)
+            files.check_unpacked_size(content, LARGEST_FILE["predictions.npz"])
             with np.load(io.BytesIO(content)) as kept:
-                return Evaluation(
-                    torch.from_numpy(kept["logits"]),
-                    torch.from_numpy(kept["labels"]),
-                    tuple(kept["classes"].tolist()),
-                )
+                logits, labels, classes = (kept[name] for name in ("logits", "labels", "classes"))
+            check_shapes(logits, labels, classes)
+            return Evaluation(
+                torch.from_numpy(logits), torch.from_numpy(labels), tuple(classes.tolist())
+            )
 
     @property
     def summary(self) -> str:
@@ -353,6 +373,27 @@ def _with_weights(experiment: Experiment, content: bytes) -> "nn.Module":
     model = build_model(experiment.architecture)
     model.load_state_dict(parse_weights(content))
     return model.eval()
+
+
+def check_shapes(logits: "np.ndarray", labels: "np.ndarray", classes: "np.ndarray") -> None:
+    """Raise `ValueError` unless they are (N, 10), (N,) and (10,), of at least one image."""
+    count = len(labels)
+    if not count or logits.shape != (count, NUM_CLASSES) or classes.shape != (NUM_CLASSES,):
+        raise ValueError(f"its arrays are not those of images of {NUM_CLASSES} classes")
+
+
+def check_columns(table: bytes) -> None:
+    """Raise `ValueError` for a CSV file with more columns than any of a run."""
+    if any(line.count(b",") >= MOST_COLUMNS for line in table.splitlines()):
+        raise ValueError(f"it has more than {MOST_COLUMNS} columns")
+
+
+def parse_table(content: bytes, **settings: Any) -> "pd.DataFrame":
+    """A CSV file of a run; `settings` are those of `pandas.read_csv`."""
+    import pandas as pd
+
+    check_columns(content)
+    return pd.read_csv(io.BytesIO(content), **settings)
 
 
 def parse_weights(content: bytes) -> "dict[str, Tensor]":
