@@ -109,7 +109,7 @@ class Cluster:
             root.mkdir(parents=True, exist_ok=True)
             (root / self.probe).touch()
             self.probes.add(root)
-        settings |= self.needs.settings(task.experiment.execution.model_dump())
+        settings |= self.needs.settings(task)
         limit = settings.get("stop_after")
         environment = self.needs.environment() | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
         reference = self.remote.remote(

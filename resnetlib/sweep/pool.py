@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +28,14 @@ class Needs:
     def cpus(self) -> int:
         return self.threads or 1
 
-    def settings(self, execution: Mapping[str, Any]) -> dict[str, Any]:
-        """Parameters of the run that agree with this, unless they are given."""
-        wanted = {"threads": self.threads, "device": self.device}
+    def settings(self, task: Task) -> dict[str, Any]:
+        """Parameters of the run that agree with this, unless they are given.
+
+        A run that has begun, perhaps without the sweep, keeps the number of threads that it has
+        recorded.
+        """
+        execution = task.experiment.execution.model_dump()
+        wanted = {"threads": None if task.has_begun else self.threads, "device": self.device}
         return {
             name: value
             for name, value in wanted.items()
@@ -70,7 +74,7 @@ class LocalPool:
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = str(compilers)
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
-        settings |= self.needs.settings(task.experiment.execution.model_dump())
+        settings |= self.needs.settings(task)
         words = task.words(**settings)
         self.processes[task] = RunProcess(words, task.log, environment, self.niceness)
         self.places[task] = place

@@ -65,7 +65,7 @@ def slurm_script(
     seconds = parse_duration(stop_after) + MARGIN_SECONDS if stop_after else HOURS * 3600
     lines = []
     for number, task in enumerate(tasks):
-        settings = needs.settings(task.experiment.execution.model_dump())
+        settings = needs.settings(task)
         lines.append(f"{number}) resnetlib run {shlex.join(task.words(**settings))} & ;;")
     return SCRIPT.format(
         file=shlex.quote(str(file)),

@@ -66,6 +66,11 @@ class Task:
         return run is not None and (has_pages or bool(cannot))
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the folder has a record of the run."""
+        return (self.folder / "run.json").is_file()
+
+    @property
     def is_locked(self) -> bool:
         """Whether a process works on the run, so far as it can be told in a folder of one's own."""
         return not files.is_read_only(self.folder) and files.is_locked(self.folder / ".lock")

@@ -13,6 +13,7 @@ from resnetlib.experiment import Execution
 from resnetlib.sweep import command
 from resnetlib.sweep.pool import LocalPool, Needs, visible_gpus
 from resnetlib.sweep.scheduler import carry_out
+from resnetlib.sweep.slurm import slurm_script
 
 
 def invoke(*words):
@@ -99,13 +100,17 @@ def test_place_says_what_a_run_needs(place, settings, has_gpus, needs):
     assert command.Place(**place).needs(Execution(**settings), has_gpus) == needs
 
 
-def test_given_device_and_threads_are_not_replaced():
-    execution = Execution(device="cuda:1", threads=2).model_dump()
-    assert Needs(2, 0.5, device="cuda").settings(execution) == {}
-    assert Needs(1, device="cpu").settings(Execution().model_dump()) == {
-        "threads": 1,
-        "device": "cpu",
-    }
+def test_given_device_and_threads_are_not_replaced(quick):
+    assert Needs(2, 0.5, device="cuda").settings(quick(device="cuda:1", threads=2)) == {}
+    assert Needs(1, device="cpu").settings(quick()) == {"threads": 1, "device": "cpu"}
+
+
+def test_run_that_has_begun_keeps_its_number_of_threads(quick, tmp_path):
+    """`resnetlib run` records all cores; with another number it would refuse to resume."""
+    task = quick()
+    files.write_json(task.folder / "run.json", {"status": "interrupted"})
+    assert Needs(1, device="cpu").settings(task) == {"device": "cpu"}
+    assert "threads" not in slurm_script([task], Needs(), tmp_path / "sweep.sh")
 
 
 def test_runs_share_the_gpus_that_are_seen(monkeypatch):
