@@ -16,7 +16,7 @@ from .. import files
 from ..config import apply_overrides, load_experiment
 from ..data import Dataset, Split, load_dataset, normalization
 from ..device import cpu_threads, resolve_device_settings
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, printable
 from ..evaluation import Evaluation, evaluate
 from ..experiment import Experiment
 from ..paths import display_path, output_folder
@@ -90,7 +90,7 @@ def import_weights(
             )
         evaluation = _evaluate(model, experiment, dataset, dataset.test)
     source = {
-        "file": path.name.encode(errors="replace").decode(),
+        "file": printable(path.name),
         "sha256": checksum,
         "matched": method,
         "normalize_given": is_given,
@@ -182,7 +182,7 @@ def describe_source(run: Run) -> dict[str, str]:
     reason = "as given" if source["normalize_given"] else f"lowest loss on {images} ({losses})"
     low = ": low, so check variant and normalisation" if best["accuracy"] < LEAST_ACCURACY else ""
     return {
-        "imported from": f"{source['file']} (SHA-256 {source['sha256'][:16]}…)",
+        "imported from": f"{printable(source['file'])} (SHA-256 {source['sha256'][:16]}…)",
         "tensors matched": source["matched"],
         "normalize": f"{best['normalize']}: {reason}",
         "training accuracy": f"{best['accuracy']:.2%} of the first {images}{low}",

@@ -21,6 +21,8 @@ from .run import Run
 
 TOP = 3  # classes of a picture
 LARGEST_PICTURE = 2**28  # bytes
+# Pillow goes by the content, whatever the file's name, and starts Ghostscript for EPS.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 def predict_logits(run: Run, images: Tensor, dataset: Dataset) -> Tensor:
@@ -74,11 +76,16 @@ def read_picture(path: str | Path) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(files.read_bytes(path, LARGEST_PICTURE))) as picture:
+            content = io.BytesIO(files.read_bytes(path, LARGEST_PICTURE))
+            with Image.open(content, formats=FORMATS) as picture:
                 upright = _to_rgb(ImageOps.exif_transpose(picture))
     except Exception as error:  # a damaged picture may raise anything
         is_format = isinstance(error, UnidentifiedImageError)
-        reason = "unknown format" if is_format else " ".join(str(error).split())
+        reason = (
+            f"its format is none of {', '.join(FORMATS)}"
+            if is_format
+            else " ".join(str(error).split())
+        )
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         raise DataError(f"{display_path(path)} is not a readable picture: {reason}") from None

@@ -324,13 +324,18 @@ def test_expectations_know_no_imported_weights(imported, monkeypatch):
 def test_import_command(checkpoint, tmp_path):
     settings = SETTINGS | {"widths": 16, "depths": 1, "output_root": tmp_path}
     options = [word for pair in settings.items() for word in ("-p", *pair)]
-    done = invoke("import", checkpoint, "--variant", "lite", *options)
+    named = shutil.copy(checkpoint, tmp_path / "a\x1b[2J.pth")
+    done = invoke("import", named, "--variant", "lite", *options)
     assert done.exit_code == 0, done.output
+    assert "a?[2J.pth (SHA-256" in done.output and "\x1b" not in done.output
     assert re.search(r"tensors matched: +by name\n", done.output)
     assert re.search(r"normalize: +dataset: lowest loss on 1,347 training images", done.output)
     assert re.search(r"Test accuracy \d+\.\d\d% \(95 % interval .* imported \w{8}\)", done.output)
     (run,) = find_runs(tmp_path)
+    assert run.record["source"]["file"] == "a?[2J.pth"
     assert (run.path / "report.html").is_file()
+    run.record["source"]["file"] = "\x1b[2J"  # as a stranger may write it
+    assert describe_source(run)["imported from"].startswith("?[2J (")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 from resnetlib import load_pretrained
 from resnetlib.cli import main
 from resnetlib.errors import DataError, RunError
-from resnetlib.runs.prediction import predict_pictures, read_picture
+from resnetlib.runs.prediction import FORMATS, predict_pictures, read_picture
 
 
 @pytest.fixture
@@ -58,9 +58,27 @@ def test_predict_command_refuses_other_files(tmp_path):
     done = CliRunner().invoke(main, ["predict", "lite", str(path)])
     assert done.exit_code == 1
     assert re.fullmatch(
-        r"Error: \S+text\.png is not a readable picture: unknown format\n", done.output
+        r"Error: \S+text\.png is not a readable picture: its format is none of PNG, .*\n",
+        done.output,
     )
     assert CliRunner().invoke(main, ["predict", "lite", str(tmp_path / "no.png")]).exit_code == 2
+
+
+def test_read_picture_starts_no_other_program(tmp_path, monkeypatch):
+    """An EPS file is a program for Ghostscript."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "cat.jpg", format="EPS")
+    start = Mock(side_effect=OSError("Ghostscript was started"))
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", start)
+    with pytest.raises(DataError, match=r"cat\.jpg is not a readable picture: its format is none"):
+        read_picture(tmp_path / "cat.jpg")
+    start.assert_not_called()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_read_picture_knows_the_usual_formats(kind, tmp_path):
+    Image.new("RGB", (40, 40), (200, 100, 50)).save(tmp_path / "picture", format=kind)
+    means = read_picture(tmp_path / "picture").float().mean((1, 2)).tolist()
+    assert means == pytest.approx([200, 100, 50], abs=3)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "1"])
