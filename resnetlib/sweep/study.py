@@ -1,6 +1,7 @@
 """Search for parameters by Optuna, judged on held-out training images alone."""
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 HOLDOUT_SHARE = 0.1  # of the training images, unless `holdout` is given: 5,000 of CIFAR-10
 REDUCTION = 3  # at each rung a third of the trials continues
-RUNGS = 2  # at a ninth and a third of the epochs
 METRIC = "holdout_accuracy"
 EPOCHS = "epochs"  # attribute of a trial: those reported so far
 AGAIN = "again"  # attribute of a trial: the number of the one, cut off, that it carries out again
@@ -159,17 +159,13 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with files.lock(self.folder / ".lock"):
             path = str(self.folder / "journal.log")
+            _drop_unfinished_line(Path(path))
             backend = journal.JournalFileBackend(path, journal.JournalFileOpenLock(path))
-            epochs = self.base.recipe.epochs
             study = optuna.create_study(
                 study_name=self.name,
                 storage=JournalStorage(backend),
                 direction="maximize",
                 load_if_exists=True,
-                pruner=optuna.pruners.SuccessiveHalvingPruner(
-                    min_resource=max(1, round(epochs / REDUCTION**RUNGS)),
-                    reduction_factor=REDUCTION,
-                ),
             )
             # Not the same draws again in a study that is continued.
             study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
@@ -245,9 +241,11 @@ class Search:
                 active[same].append(trial)
 
     def _is_pruned(self, task: Task, trials: Sequence["Trial"]) -> bool:
-        """Report the epochs saved so far; whether the trial is worse than others after one."""
-        before_last = task.history()[: task.experiment.recipe.epochs - 1]
-        return any(_report(trials[0], before_last)) and len(trials) == 1
+        """Report the epochs saved so far; whether the trial is worse than others at a new rung."""
+        epochs = task.experiment.recipe.epochs
+        reported = _report(trials[0], task.history()[: epochs - 1])
+        rungs = [rung for rung in _rungs(epochs) if rung in reported]
+        return len(trials) == 1 and any(_is_worse(trials[0], rung) for rung in rungs)
 
     def _tell(self, study: "Study", trial: "Trial", task: Task, outcome: Outcome) -> None:
         """Tell the study how a trial ended; one stopped at the time limit is left running."""
@@ -256,8 +254,7 @@ class Search:
         trial.set_user_attr("run", f"{task.experiment.variant}/{task.folder.name}")
         if outcome.status == "done":
             history = task.history()
-            for _ in _report(trial, history):
-                pass  # it is complete, however it compares
+            _report(trial, history)
             study.tell(trial, float(history[-1][METRIC]))
         elif outcome.status == "cancelled" or (outcome.status == "failed" and task.has_diverged):
             study.tell(trial, state=TrialState.PRUNED)
@@ -297,14 +294,16 @@ class Search:
             raise ConfigError(f"--save {shorten(self.save)}: give a name of letters and digits")
 
     def _check_save(self, study: "Study") -> None:
-        """Refuse, before any work, a file that this study did not write, or that was changed."""
+        """Refuse a file that this study did not write, or that was changed."""
         if not self.save or not (path := self._save_path).exists():
             return
         content = path.read_bytes()
-        is_own = files.sha256_of(content) == study.user_attrs.get(SAVED) or (
-            _has_complete(study) and content == self.variant_yaml(study).encode()
-        )
-        if not is_own:
+        checksum = files.sha256_of(content)
+        if checksum == study.user_attrs.get(SAVED):
+            return
+        if _has_complete(study) and content == self.variant_yaml(study).encode():
+            study.set_user_attr(SAVED, checksum)  # killed just after it wrote the file
+        else:
             raise ConfigError(
                 f"--save {self.save}: {display_path(path)} exists and is not replaced; "
                 f"give another name than {', '.join(list_variants())}"
@@ -345,11 +344,18 @@ class Search:
         """Write the best trial as a variant file; None where no trial is complete."""
         if not _has_complete(study):
             return None
+        self._check_save(study)  # again: the trials may have taken days
         text = self.variant_yaml(study)
         Variant.model_validate(read_yaml(text))
         files.write_text(self._save_path, text)
         study.set_user_attr(SAVED, files.sha256_of(text.encode()))
         return self._save_path
+
+
+def _drop_unfinished_line(journal: Path) -> None:
+    """Remove what a full disk or a killed process left of a line: the next would be added to it."""
+    if journal.exists():
+        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
 def _has_complete(study: "Study") -> bool:
@@ -369,13 +375,30 @@ def _begun(study: "Study") -> int:
     return sum(t.number not in again and t.state.name != "WAITING" for t in trials)
 
 
-def _report(trial: "Trial", history: Sequence[Mapping[str, str]]) -> Iterator[bool]:
-    """Report the epochs that were not reported yet; after each, whether others were better then.
+def _report(trial: "Trial", history: Sequence[Mapping[str, str]]) -> list[int]:
+    """Report the epochs that were not reported yet, and return them."""
+    new = history[trial.user_attrs.get(EPOCHS, 0) :]
+    for row in new:
+        trial.report(float(row[METRIC]), int(row["epoch"]))
+    if new:
+        trial.set_user_attr(EPOCHS, len(history))
+    return [int(row["epoch"]) for row in new]
 
-    One by one: asked once for several epochs, Optuna compares the last of them with earlier ones of
-    other trials.
+
+def _rungs(epochs: int) -> tuple[int, int]:
+    """The epochs after which trials are compared: a ninth of all, and three times that."""
+    first = max(1, round(epochs / REDUCTION**2))
+    return first, REDUCTION * first
+
+
+def _is_worse(trial: "Trial", rung: int) -> bool:
+    """Whether a trial is not in the best third of those that have come to this epoch.
+
+    Optuna's own pruner would have more rungs, where they come before the last epoch, and would
+    count a trial twice that was cut off and is carried out again.
     """
-    for done in range(trial.user_attrs.get(EPOCHS, 0), len(history)):
-        trial.report(float(history[done][METRIC]), int(history[done]["epoch"]))
-        trial.set_user_attr(EPOCHS, done + 1)
-        yield trial.should_prune()
+    trials = trial.study.get_trials(deepcopy=False)
+    again = _carried_out_again(trial.study)
+    reported = {t.number: t.intermediate_values for t in trials if t.number not in again}
+    values = sorted((of[rung] for of in reported.values() if rung in of), reverse=True)
+    return reported[trial.number][rung] < values[max(0, len(values) // REDUCTION - 1)]

@@ -153,21 +153,58 @@ def test_search_stops_bad_trials_early(search, capsys):
     assert "pruned " in capsys.readouterr().out
 
 
+def is_pruned(search, trial, *accuracies):
+    """Whether a trial is stopped that has these accuracies, one after each epoch."""
+    rows = [{"epoch": i, "holdout_accuracy": x} for i, x in enumerate(accuracies, start=1)]
+    task = SimpleNamespace(history=lambda: rows, experiment=search.base)
+    return search._is_pruned(task, [trial])
+
+
 def test_resumed_trial_is_compared_epoch_by_epoch(search):
     """A trial whose epochs arrive at once is no better at a rung than it was in that epoch."""
     made = search("lr=linear(0.1,0.2)", epochs=9)
-
-    def is_pruned(trial, *accuracies):
-        rows = [{"epoch": i, "holdout_accuracy": x} for i, x in enumerate(accuracies, start=1)]
-        task = SimpleNamespace(history=lambda: rows, experiment=made.base)
-        return made._is_pruned(task, [trial])
-
     with made.opened() as study:
-        assert not is_pruned(study.ask(), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+        assert not is_pruned(made, study.ask(), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
         better, worse = study.ask(), study.ask()
-        assert not is_pruned(better, 0.2)
-        assert not is_pruned(better, 0.2, 0.3, 0.4)
-        assert is_pruned(worse, 0.1)
+        assert not is_pruned(made, better, 0.2)
+        assert not is_pruned(made, better, 0.2, 0.3, 0.4)
+        assert is_pruned(made, worse, 0.1)
+
+
+def test_trials_are_compared_twice(search):
+    """Not once more just before the end, where three times three is less than the epochs."""
+    made = search("lr=linear(0.1,0.2)", epochs=10)
+    with made.opened() as study:
+        assert not is_pruned(made, study.ask(), *[0.5] * 9)
+        assert not is_pruned(made, study.ask(), 0.5, 0.4, 0.5, *[0.4] * 6)
+        assert is_pruned(made, study.ask(), 0.4)
+        assert is_pruned(made, study.ask(), 0.5, 0.5, 0.4)
+
+
+def test_trial_that_is_carried_out_again_counts_once(search):
+    """The best third of five trials is one, that of six would be two."""
+    made = search("lr=linear(0.1,0.2)", epochs=9)
+    with made.opened() as study:
+        is_pruned(made, study.ask(), 0.1)
+    with made.opened() as study:
+        again = study.ask()
+        assert again.user_attrs == {"again": 0}
+        for trial, accuracy in ((again, 0.1), (study.ask(), 0.5), (study.ask(), 0.2)):
+            is_pruned(made, trial, accuracy)
+        is_pruned(made, study.ask(), 0.1)
+        assert is_pruned(made, study.ask(), 0.3)
+
+
+def test_study_goes_on_after_an_unfinished_line(search):
+    """As a full disk leaves it."""
+    made = search("lr=linear(0.1,0.2)")
+    journal = made.folder / "journal.log"
+    for begun in (0, 1, 2):
+        with made.opened() as study:
+            assert len(study.trials) == begun
+            study.tell(study.ask(), 0.5)
+        with journal.open("a") as file:
+            file.write('{"op_code":4,"wor')
 
 
 def test_saved_variant_is_what_the_best_trial_trained(search):
@@ -183,6 +220,30 @@ def test_saved_variant_is_what_the_best_trial_trained(search):
     trained = Task("lite", made.overrides | {"optimizer": "adam"}).experiment.recipe
     assert load_experiment(made._save_path).recipe == trained
     assert trained.optimizer.lr == 0.02 and trained.holdout == 100
+
+
+def test_saved_variant_replaces_no_other_file(search):
+    """Also one that was made while the search went on; its own file it does replace."""
+    made = search("lr=linear(0.1,0.2)", save="tuned")
+    distributions = {"lr": optuna.distributions.FloatDistribution(0.1, 0.2)}
+
+    def add_trial(study, lr):
+        study.add_trial(
+            optuna.create_trial(params={"lr": lr}, distributions=distributions, value=lr)
+        )
+
+    with made.opened() as study:
+        add_trial(study, 0.1)
+        made._save_path.parent.mkdir()
+        made._save_path.write_text(made.variant_yaml(study))  # and was killed
+    with made.opened() as study:
+        add_trial(study, 0.2)
+        made.write_variant(study)
+        assert load_experiment(made._save_path).recipe.optimizer.lr == 0.2
+        made._save_path.write_text("made by hand")
+        with pytest.raises(ConfigError, match="exists and is not replaced"):
+            made.write_variant(study)
+    assert made._save_path.read_text() == "made by hand"
 
 
 @pytest.mark.slow
