@@ -90,8 +90,8 @@ class Search:
     """A study: a variant, fixed overrides and ranges; its trials are in a journal file.
 
     The objective is the accuracy after the last epoch on images held out of the training images.
-    Test images are not used. Trials that are worse than others after a ninth or a third of the
-    epochs are stopped (asynchronous successive halving, Li et al. 2020).
+    Test images are not used. Trials that are worse than others after about a ninth or a third of
+    the epochs are stopped (asynchronous successive halving, Li et al. 2020).
 
     Args:
         variant: the variant that is varied.
