@@ -26,7 +26,7 @@ from ..plots.leaderboard import (
 )
 from ..plots.style import figure_svg, variant_color
 from ..progress import duration
-from ..runs.find import find_runs, split_unreadable
+from ..runs.find import find_runs, folders_with, split_unreadable
 from ..runs.run import PAGES, RECIPE_CAVEAT, Run
 from .leaderboard import experiments, format_accuracy, own_recipes, results_table
 from .ranking import best_for_size, significantly_best, with_statistics, within_budget
@@ -51,9 +51,9 @@ def write_index(root: Path | None = None) -> Path:
         )
     runs, damaged = split_unreadable(find_runs(root))
     damaged |= {
-        path.parent: "has no run.json"
-        for path in root.rglob("experiment.yaml")
-        if not (path.parent / "run.json").is_file()
+        folder: "has no run.json"
+        for folder in folders_with("experiment.yaml", root)
+        if not (folder / "run.json").is_file()
     }
     imported = [run for run in runs if run.is_imported]
     rows = with_statistics(experiments(runs))

@@ -225,13 +225,24 @@ def find_runs(root: Path) -> list[Run]:
 
     Copies have the same experiment, start and history; the one with a report is preferred.
     """
-    paths = sorted(root.rglob("run.json"), key=lambda path: (not _has_report(path), path))
-    runs = _without_copies(Run(path.parent) for path in paths)
+    folders = folders_with("run.json", root)
+    folders.sort(key=lambda folder: not (folder / "report.html").is_file())
+    runs = _without_copies(map(Run, folders))
     return sorted(runs, key=lambda run: run.path)
 
 
-def _has_report(path: Path) -> bool:
-    return (path.parent / "report.html").is_file()
+def folders_with(name: str, root: Path) -> list[Path]:
+    """The folders at any depth that have a file of this name, by path.
+
+    Hidden ones are left out, such as `.receiving-*` of a sweep; a link is not followed. One that
+    vanishes meanwhile is left out too, where `Path.rglob` raises an error.
+    """
+    found = []
+    for folder, folders, _ in os.walk(root):
+        folders[:] = [inner for inner in folders if not inner.startswith(".")]
+        if os.path.exists(os.path.join(folder, name)):
+            found.append(Path(folder, name))
+    return [path.parent for path in sorted(found)]
 
 
 def _without_copies(runs: Iterable[Run]) -> list[Run]:

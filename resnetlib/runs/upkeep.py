@@ -4,8 +4,8 @@ Like reading a run, this needs no torch.
 """
 
 import csv
-import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +14,11 @@ from statistics import fmean
 from .. import files
 from ..errors import UserError, printable, shorten_line
 from ..progress import duration
+from .find import folders_with
 from .run import ARTIFACTS, CHECKPOINTS, FINISHED, PAGES, Run
 
+# Raised where a file is missing, vanishes, or is a stranger's.
+UNREADABLE = (UserError, OSError, LookupError, TypeError, ValueError, OverflowError, csv.Error)
 STATUS_CHARACTERS = 20  # displayed of a status, which a stranger may have written
 
 
@@ -69,7 +72,7 @@ def describe_runs(root: Path) -> list[dict[str, str]]:
 
 
 def _every_run(root: Path) -> list[Run]:
-    return [Run(path.parent) for path in sorted(root.rglob("run.json"))]
+    return [Run(folder) for folder in folders_with("run.json", root)]
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -81,15 +84,14 @@ def _state(run: Run) -> dict[str, str]:
     state = {"status": "damaged", "epoch": "–", "time left": "–"}
     try:
         state["status"] = shorten_line(run.status, STATUS_CHARACTERS)
-        content = io.StringIO(run.read("history.csv").decode())
-        seconds = [float(row["seconds"]) for row in csv.DictReader(content)][1:]
+        seconds = [float(row["seconds"]) for row in run.history_rows()][1:]
         epochs = run.experiment.recipe.epochs
         if run.status not in (*FINISHED, "running") and not checkpoint_files(run.path):
             seconds = []  # it would start over
-    except (UserError, KeyError, TypeError, ValueError):  # a run that has just started has none
+        left = seconds_left(seconds, epochs) if seconds else 0
+    except UNREADABLE:  # a run that has just started has no history
         return state
     state["epoch"] = f"{len(seconds)}/{epochs}"
-    left = seconds_left(seconds, epochs) if seconds else 0
     if run.status not in FINISHED and left > 0 and math.isfinite(left):
         state["time left"] = duration(left)
     return state
@@ -103,9 +105,10 @@ def seconds_left(seconds: Sequence[float], epochs: int) -> float:
 def _size(folder: Path) -> int:
     """Bytes of all files in a folder; one that vanishes meanwhile counts nothing."""
     size = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            size += path.lstat().st_size
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            with suppress(OSError):
+                size += os.lstat(os.path.join(parent, name)).st_size
     return size
 
 

@@ -1,6 +1,7 @@
 """Run folders: reading one, the recorded ones, and which run is meant."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,9 +15,11 @@ from resnetlib import load_experiment, load_pretrained, load_run, train
 from resnetlib.errors import ConfigError, RunError
 from resnetlib.files import sha256
 from resnetlib.progress import duration
+from resnetlib.reports.page import write_index
 from resnetlib.runs import record as record_module
 from resnetlib.runs.find import find_run, find_runs, finished_runs, reference_runs, split_unreadable
 from resnetlib.runs.record import describe_environment
+from resnetlib.runs.upkeep import describe_runs
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
 
@@ -294,6 +297,43 @@ def test_finished_runs_counts_copies_once(outputs, tmp_path):
     assert len(paths) == 1 + len(reference_runs())
     assert tmp_path / "outputs" / "from a friend" in paths
     assert recorded_lite().path not in paths
+
+
+LISTINGS = [find_runs, describe_runs, write_index]
+
+
+@pytest.mark.usefixtures("leaderboard_without_figures")
+@pytest.mark.parametrize("listing", LISTINGS)
+def test_folder_may_vanish_while_runs_are_listed(listing, outputs, monkeypatch):
+    """As the temporary folders of a sweep do, and runs that it replaces."""
+    whole, vanishing = outputs("whole"), outputs("vanishing")
+    scan = os.scandir
+
+    def scan_late(path):
+        if Path(path) == vanishing:
+            vanishing.rename(outputs.root.parent / "elsewhere")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_late)
+    listed = listing(outputs.root)
+    assert not vanishing.exists()
+    if listing is find_runs:
+        assert [run.path for run in listed] == [whole]
+
+
+def test_hidden_folders_are_no_runs(outputs):
+    """Such as `.receiving-*`, in which a sweep unpacks what another machine sends."""
+    shown, nested = outputs("shown"), outputs("shown/nested")
+    outputs(".receiving-x/hidden")
+    (outputs.root / "link").symlink_to(shown)
+    assert [run.path for run in find_runs(outputs.root)] == [shown, nested]
+    assert [run.path for run in find_runs(outputs.root / "lite/.receiving-x")] != []
+    assert [row["run"] for row in describe_runs(outputs.root)] == [
+        "lite/shown/nested",
+        "lite/shown",
+    ]
+    page = write_index(outputs.root).read_text()
+    assert "shown" in page and "hidden/" not in page
 
 
 @pytest.mark.parametrize(
