@@ -100,6 +100,24 @@ def test_runs_command_prints_nothing_but_text(tmp_path):
     assert all(line.isprintable() for line in printed.splitlines())
 
 
+@pytest.mark.parametrize(
+    "history",
+    [
+        "seconds\n" + "9" * 200_000,  # longer than the csv module reads
+        "seconds\n" + "1e308\n" * 9,
+        "seconds" + "," * 2**20,
+        "seconds\n\udcff",
+    ],
+    ids=["long", "sum", "wide", "not text"],
+)
+def test_history_of_a_stranger_keeps_no_run_from_the_list(root, history):
+    path = root / "lite" / "killed" / "history.csv"
+    path.write_bytes(history.encode(errors="surrogateescape"))
+    rows = {row["run"]: row for row in describe_runs(root)}
+    assert rows["lite/killed"]["time left"] == "–"
+    assert rows["lite/done"]["epoch"] == "40/40"
+
+
 def test_leftovers_are_all_that_a_killed_process_leaves(root):
     killed = root / "lite" / "killed"
     assert len(leftovers(killed)) == len(LEFT)
