@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from resnetlib import load_run, train
+from resnetlib.errors import stop_now
 from resnetlib.runs import interrupts
 from resnetlib.sweep import process
 from resnetlib.training import Callback
@@ -45,9 +46,11 @@ def test_signal_and_end_of_the_input_are_one_request(tiny, monkeypatch, requests
     """systemd and Slurm send it to every process; the sweep then closes the input of its runs."""
     monkeypatch.setattr(os, "read", lambda *_: b"")
     experiment = tiny(epochs=3)
+    before = signal.signal(signal.SIGTERM, stop_now)  # Ray leaves a handler of its own
     try:
         with pytest.raises(SystemExit):
             train(experiment, callbacks=[Asked(*requests)])
     finally:
+        signal.signal(signal.SIGTERM, before)
         interrupts.input_ended.clear()
     assert max(load_run(experiment.folder).record["checkpoints"]) == saved
