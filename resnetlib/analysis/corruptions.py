@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from .. import rng
-from ..errors import ConfigError, closest_match
+from ..errors import ConfigError, closest_match, counted
 from ..evaluation import evaluate, require_uint8, wilson_interval
 from ..progress import bar
 from ..resnet import ResNet
@@ -254,11 +254,11 @@ def describe_robustness(accuracies: pd.DataFrame, images: int) -> dict[str, str]
     """
     clean = accuracies[0].iloc[0]
     low, high = wilson_interval(clean, images)
-    drop = 100 * (clean - accuracies[list(SEVERITIES)].mean(axis=None))
+    drop = round(100 * (clean - accuracies[list(SEVERITIES)].mean(axis=None)), 1) + 0.0
     return {
         "clean accuracy": f"{clean:.2%} (95 % interval {low:.2%} to {high:.2%})",
         "images": f"{images:,}",
-        "mean drop": f"{drop:.1f} points over {len(accuracies)} corruptions",
+        "mean drop": f"{drop:.1f} points over {counted(len(accuracies), 'corruption')}",
     }
 
 

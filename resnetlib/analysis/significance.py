@@ -187,14 +187,14 @@ class SeedStatistics:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Student's 95 % interval of the mean over seeds; None for a single seed."""
+        """Student's 95 % interval of the mean over seeds, from 0 to 1; None for a single seed."""
         from scipy.stats import t  # slow to import
 
         if self.sd is None:
             return None
         n = len(self.accuracies)
         half = t.ppf(1 - ALPHA / 2, n - 1) * self.sd / sqrt(n)
-        return self.mean - float(half), self.mean + float(half)
+        return max(self.mean - float(half), 0.0), min(self.mean + float(half), 1.0)
 
     @property
     def excess_sd(self) -> float | None:
@@ -293,7 +293,8 @@ class SeedComparison:
             return ""
         needed = self.seeds_to_settle
         if needed is None:
-            return f"more than {MOST_SEEDS:,} seeds of each"
+            most = max(len(self.first), len(self.second))
+            return f"more than {MOST_SEEDS - most:,} of each"
         more = [max(needed - len(values), 0) for values in (self.first, self.second)]
         return " and ".join(f"{count} of {n}" for count, n in zip(more, self.names, strict=True))
 

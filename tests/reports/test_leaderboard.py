@@ -497,7 +497,7 @@ def test_page_marks_a_recipe_chosen_on_the_test_set(runs_of, tmp_path, open_page
     runs_of("laptop94", 0.94, 0.95, lr=0.2)
     page = open_page(write_index(tmp_path))
     assert RECIPE_CAVEAT in page.locator("p.answer").inner_text()
-    assert page.locator("table.front tbody td").first.inner_text() == "lite"
+    assert page.locator("table.front tbody th").first.inner_text() == "lite"
     assert "laptop94 †" in page.locator("table.front").inner_text()
     assert f"† {RECIPE_CAVEAT}" in page.locator("ul.notes").inner_text()
     changed = page.locator("#experiments tr", has_text="optimizer.lr = 0.2").inner_text()
