@@ -12,7 +12,14 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .style import class_matrix, drawable_names, figure_style, label_per_cent, variant_color
+from .style import (
+    RUN_CHARACTERS,
+    class_matrix,
+    drawable_names,
+    figure_style,
+    label_per_cent,
+    variant_color,
+)
 
 
 def confusion_difference(
@@ -28,7 +35,8 @@ def confusion_difference(
         classes: names of the C classes.
         names: labels of the two networks.
     """
-    difference, names = np.asarray(first) - np.asarray(second), drawable_names(names)
+    difference = np.asarray(first) - np.asarray(second)
+    names = drawable_names(names, RUN_CHARACTERS)
     limit = max(int(abs(difference).max()), 1)
     with figure_style(**{"axes.grid": False}):
         _, axes = plt.subplots(figsize=(8.6, 7), layout="constrained")
@@ -42,7 +50,7 @@ def confusion_difference(
             center=0,
             vmin=-limit,
             vmax=limit,
-            cbar_kws={"shrink": 0.8, "label": f"images: {names[0]} minus {names[1]}"},
+            cbar_kws={"shrink": 0.8, "label": f"images: {names[0]}\nminus {names[1]}"},
         )
         axes.set_title("Confusion matrices: the first minus the second")
     return axes
@@ -58,8 +66,12 @@ def difference_intervals(table: pd.DataFrame, reference: str) -> Axes:
     `table` is that of `significance.compare_to_reference`, fractions of 1, with the column
     `variant` for the colour. Markers are filled where the difference is significant.
     """
+    reference, *names = drawable_names([reference, *table.index], RUN_CHARACTERS)
+    width = 6 + 0.08 * max(map(len, [reference, *names]))
     with figure_style(**{"axes.grid.axis": "x"}):
-        _, axes = plt.subplots(figsize=(8, 1.4 + 0.36 * max(len(table), 1)), layout="constrained")
+        _, axes = plt.subplots(
+            figsize=(width, 1.6 + 0.36 * max(len(table), 1)), layout="constrained"
+        )
         rows = table.itertuples()
         for y, row in enumerate(rows):
             color = variant_color(row.variant)
@@ -73,14 +85,13 @@ def difference_intervals(table: pd.DataFrame, reference: str) -> Axes:
                 capsize=3,
             )
         axes.axvline(0, color="0.25", linewidth=1)
-        axes.set_yticks(range(len(table)), drawable_names(table.index))
+        axes.set_yticks(range(len(table)), names)
         axes.set_ylim(len(table) - 0.5, -0.5)
         axes.set_xlabel(
-            f"accuracy minus that of {reference} (percentage points, each with its 95 % interval)"
+            f"accuracy minus that of {reference}\n(percentage points, each with its 95 % interval)"
         )
         axes.set_title(
-            f"{table['significant'].sum()} of {len(table)} differ significantly from {reference} "
-            "(filled)"
+            f"Significantly different (filled): {table['significant'].sum()} of {len(table)}"
         )
     return axes
 

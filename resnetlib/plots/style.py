@@ -46,7 +46,9 @@ STYLE = {
     "grid.alpha": 0.3,
     "savefig.bbox": "tight",
 }
-TEXT_LINES, LINE_CHARACTERS, NAME_CHARACTERS = 4, 150, 30  # the last of a name beside an axis
+TEXT_LINES, LINE_CHARACTERS = 4, 150
+NAME_CHARACTERS = 30  # of a class or a variant
+RUN_CHARACTERS = 60  # of the label of a run: most are the variant, the seed and what was changed
 
 
 @contextmanager
@@ -71,19 +73,23 @@ def figure_style(**changes: object) -> Iterator[None]:
 
 
 def drawable(text: str, length: int = LINE_CHARACTERS) -> str:
-    """A name or caption as it can be drawn: shortened, no formula, only printable characters."""
+    """A name or caption as it can be drawn: no formula, only printable characters, no long line.
+
+    Of a longer one the middle is left out: the names of runs often differ in their ends.
+    """
     lines = str(text)[:10_000].split("\n")[:TEXT_LINES]
     return "\n".join(_drawable_line(line, length) for line in lines)
 
 
-def drawable_names(names: Iterable[str]) -> list[str]:
+def drawable_names(names: Iterable[str], length: int = NAME_CHARACTERS) -> list[str]:
     """The same for the names beside an axis."""
-    return [drawable(name, NAME_CHARACTERS) for name in names]
+    return [drawable(name, length) for name in names]
 
 
 def _drawable_line(line: str, length: int) -> str:
     line = "".join(character if character.isprintable() else "�" for character in line)
-    line = line if len(line) <= length else f"{line[: length - 1]}…"
+    if len(line) > length:
+        line = f"{line[: length // 2]}…{line[-((length - 1) // 2) :]}"
     return re.sub(r"(?<!\\)\$", r"\\$", line)  # matplotlib takes $…$ for a formula
 
 

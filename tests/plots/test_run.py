@@ -217,6 +217,20 @@ def test_confusion_difference_is_signed():
     assert low == -high  # no difference is the middle of the colours
 
 
+def test_names_of_compared_runs_are_drawn_whole():
+    """Runs of one variant and seed differ in what comes last."""
+    names = [f"improved_sgd seed 0, weight_decay {value}" for value in (0.01, 0.001, 0.0001)]
+    matrix = np.zeros((2, 2), dtype=int)
+    axes = plots.confusion_difference(matrix, matrix, ["cat", "dog"], names[:2])
+    label = axes.collections[0].colorbar.ax.get_ylabel()
+    assert label == f"images: {names[0]}\nminus {names[1]}"
+    numbers = {"difference": 0.0, "low": -0.1, "high": 0.1, "significant": False}
+    table = pd.DataFrame([numbers | {"variant": "improved_sgd"}] * 2, index=names[1:])
+    axes = plots.difference_intervals(table, names[0])
+    assert [label.get_text() for label in axes.get_yticklabels()] == names[1:]
+    assert names[0] in axes.get_xlabel()
+
+
 @pytest.mark.slow
 def test_difference_intervals_filled_if_significant():
     table = pd.DataFrame(

@@ -71,5 +71,10 @@ def test_drawable_keeps_ordinary_text():
     assert len(drawable("m" * 1000)) == LINE_CHARACTERS
 
 
+def test_of_a_long_name_both_ends_are_drawn():
+    assert plots.drawable_names(["a" * 20 + "m" * 40 + "z" * 20]) == ["a" * 15 + "…" + "z" * 14]
+    assert plots.drawable_names(["m" * 30]) == ["m" * 30]
+
+
 def test_variant_color_of_half_a_surrogate_pair():
     assert len(variant_color("a\ud800")) == 3
