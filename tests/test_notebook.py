@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.translators import translate_parameters
 
-from resnetlib import load_experiment, load_run, train
+from resnetlib import execute, load_experiment, load_run, train
 from resnetlib.download import CIFAR10_MD5
 from resnetlib.errors import ConfigError
 from resnetlib.notebook import _injected_values, check_injected, experiment_from_cells
@@ -183,6 +183,14 @@ def test_written_experiment_is_the_same_in_the_notebook(tmp_path):
     again = from_cells({"variant": str(tmp_path / "experiment.yaml")})
     assert again.digest == experiment.digest
     assert from_cells({"overrides": {"seed": 3}}).seed == 3
+
+
+def test_every_parameter_may_stand_in_overrides():
+    """A default that is no value is not a second one."""
+    given = {"execution.device": "cpu", "fresh": True, "output_root": "elsewhere"}
+    execution = from_cells({"overrides": given}).execution
+    assert (execution.device, execution.fresh) == ("cpu", True)
+    assert from_cells(execute.notebook_arguments("lite", given)).execution.device == "cpu"
 
 
 def test_inject_paths_are_not_parameters():
