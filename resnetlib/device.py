@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .augment import compose
 from .data import TRAINING_IMAGES
-from .errors import ConfigError
+from .errors import ConfigError, shorten_line
 from .experiment import Experiment
 from .optim import build_optimizer
 from .resnet import build_model
@@ -75,13 +75,17 @@ class DeviceSettings:
 
     def describe(self) -> dict[str, str | int | bool]:
         """Everything here that decides the bits of a result, as recorded in the fingerprint."""
-        tf32 = self.device.type == "cuda" and torch.backends.cudnn.allow_tf32
         precision = str(self.precision).removeprefix("torch.")
+        if self.device.type == "cuda":
+            if torch.backends.cudnn.conv.fp32_precision == "tf32":
+                precision += ", float32 convolutions in tf32"
+            if torch.backends.cuda.matmul.fp32_precision == "tf32":
+                precision += ", float32 products in tf32"
         return {
             "device": self.device.type,
             "processor": processor(self.device),
             "threads": self.threads,
-            "precision": f"{precision}, float32 convolutions in tf32" if tf32 else precision,
+            "precision": precision,
             "memory_format": str(self.memory_format).removeprefix("torch."),
             "compile": self.compiled,
         }
@@ -116,7 +120,7 @@ def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
     elif compiled and not has_compiler(device):
         raise ConfigError(
             "compile = true: torch cannot compile here; on a CPU that takes a C++ compiler and "
-            "Python's header files (python3-dev)"
+            "Python's header files (python3-dev), on a card torch 2.10 and triton as well"
         )
     return DeviceSettings(
         device,
@@ -163,7 +167,7 @@ def _compared_device(experiment: Experiment) -> torch.device:
         return device
     consequence = "computing on the CPU" if automatic else "the results may be wrong"
     warnings.warn(
-        f"a training step on MPS differs from the CPU's, {difference}: {consequence}", stacklevel=2
+        f"a training step on MPS differs from the CPU's ({difference}): {consequence}", stacklevel=2
     )
     return torch.device("cpu") if automatic else device
 
@@ -172,10 +176,17 @@ _differences: dict[tuple[str, torch.device], str] = {}  # by experiment: found o
 
 
 def compare_with_cpu(experiment: Experiment, device: torch.device) -> str:
-    """Where a step on the device differs from the CPU's by over one per cent; empty if nowhere."""
+    """Where a step on the device differs from the CPU's by over one per cent, or why it fails.
+
+    Empty where it is the same.
+    """
     key = (experiment.digest, device)
     if key not in _differences:
-        expected, found = (_step_outcome(experiment, place) for place in ("cpu", device))
+        expected = _step_outcome(experiment, "cpu")
+        try:
+            found = _step_outcome(experiment, device)
+        except (RuntimeError, TypeError) as error:  # an operation is missing, or the memory
+            return _differences.setdefault(key, f"it fails: {shorten_line(str(error))}")
         gaps = {
             name: float((found[name] - value).norm() / value.norm().clamp(min=1e-12))
             for name, value in expected.items()
@@ -274,8 +285,16 @@ def has_compiler(device: torch.device) -> bool:
         return False
     if device.type == "cuda":
         recent = torch.cuda.get_device_capability(device) >= (7, 0)  # as triton wants it
-        return recent and importlib.util.find_spec("triton") is not None and _found("CC", "gcc")
+        has_triton = importlib.util.find_spec("triton") is not None
+        return recent and has_triton and _found("CC", "gcc") and _compiles_deterministically()
     return _found("CXX", "clang++" if sys.platform == "darwin" else "g++")
+
+
+def _compiles_deterministically() -> bool:
+    """Whether kernels need not be chosen by timing them, which can change the bits: torch 2.10."""
+    from torch._inductor import config  # slow to import
+
+    return hasattr(config, "deterministic")
 
 
 def _found(variable: str, usual: str) -> bool:
@@ -340,16 +359,28 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fork_rng(device: torch.device) -> AbstractContextManager:
-    """Where the global random states of the CPU and of a card come back as they were."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+@contextmanager
+def fork_rng(device: torch.device) -> Iterator[None]:
+    """Where the global random states of the CPU and of the device come back as they were."""
+    on_mps = torch.mps.get_rng_state() if device.type == "mps" else None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            if on_mps is not None:
+                torch.mps.set_rng_state(on_mps)
 
 
-def deterministic_cudnn() -> AbstractContextManager:
+@contextmanager
+def deterministic_cudnn() -> Iterator[None]:
     """Where cuDNN takes only algorithms that give the same bits each time."""
     cudnn = torch.backends.cudnn
-    _pass_tf32_notice()
-    return cudnn.flags(enabled=True, deterministic=True, allow_tf32=cudnn.allow_tf32)
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = True, False, True
+    try:
+        yield
+    finally:
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = before
 
 
 @contextmanager
@@ -382,27 +413,35 @@ def retain_freed_memory() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def no_tf32() -> AbstractContextManager:
+@contextmanager
+def no_tf32() -> Iterator[None]:
     """As `deterministic_cudnn`, without cuDNN's rounding of float32 convolutions to tf32."""
-    _pass_tf32_notice()
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-
-
-@cache
-def _pass_tf32_notice() -> None:
-    """torch 2.9 announces another interface the first time that cuDNN's tf32 setting is read."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _ = torch.backends.cudnn.allow_tf32
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        with deterministic_cudnn():
+            yield
+    finally:
+        convolutions.fp32_precision = before
 
 
 def processor(device: torch.device) -> str:
     """The processor's name, with the instruction set that torch uses on a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    name = _cpuinfo("model name") or _apple_chip() or platform.processor() or platform.machine()
     matrix_unit = " AMX" if "amx_bf16" in _cpuinfo("flags").split() else ""
     return f"{name} {torch.backends.cpu.get_cpu_capability()}{matrix_unit}"
+
+
+@cache
+def _apple_chip() -> str:
+    """Such as `Apple M4`; empty elsewhere."""
+    if sys.platform != "darwin":
+        return ""
+    command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
 
 
 @cache

@@ -70,7 +70,7 @@ def print_line(text: str, *, to_stderr: bool = False) -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether Python or torch, which has no error of its own for a CPU, lacked memory."""
-    messages = r"out of memory|allocate memory|memory object"
+    messages = r"out of memory|not enough memory|allocate memory|memory object|ALLOC_FAILED"
     return isinstance(error, MemoryError) or bool(re.search(messages, str(error)))
 
 

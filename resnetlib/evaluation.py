@@ -162,8 +162,8 @@ def evaluate(
         batch_size = EVALUATION_BATCH.get(place.type, 1000)
     training = {module: module.training for module in model.modules()}
     mean, std = (torch.as_tensor(values, device=place) for values in (mean, std))
-    model.eval().to(place)
     try:
+        model.eval().to(place)
         with no_tf32() if place.type == "cuda" else nullcontext():
             logits = [
                 model(normalize(batch.to(place), mean, std)).float().cpu()

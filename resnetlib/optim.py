@@ -132,7 +132,9 @@ class GradientScaler(torch.amp.GradScaler):
     ):
         super().__init__(device.type, enabled=enabled)
         self.inner = optimizer.optimizer if isinstance(optimizer, Lookahead) else optimizer
-        self.fused = getattr(self.inner, "_step_supports_amp_scaling", False)
+        # Fused kernels leave a step out by themselves; those of MPS did not (pytorch #186360).
+        supported = getattr(self.inner, "_step_supports_amp_scaling", False)
+        self.fused = supported and device.type != "mps"
         self.skip = torch.zeros((), device=device)  # whether the step is skipped, 0 or 1
         # Skipped steps in a row; from MAX_SKIPPED_STEPS on it only rises.
         self.skipped = torch.zeros((), device=device)

@@ -163,6 +163,26 @@ def test_every_optimizer_skips_without_a_wait(digits_60, cuda, name):
         assert torch.equal(parameter.data_on_cpu, weights)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FUSED))
+def test_steps_are_skipped_on_mps_whose_kernels_do_not_skip(digits_60, monkeypatch, name):
+    run = FakeDevice.run
+
+    def never_skips(device, func, args, kwargs):
+        return run(device, func, args, kwargs | dict.fromkeys(kwargs.keys() & {"found_inf"}))
+
+    monkeypatch.setattr(FakeDevice, "run", never_skips)
+    with FakeDevice("mps"):
+        experiment = experiment_of(optimizer={"name": name, "lr": 0.01})
+        training = trainer(experiment, digits_60, "mps", torch.float16)
+        before = [parameter.data_on_cpu.clone() for parameter in training.parameters]
+        scale = training.scaler.scale
+        training.scaler.scale = lambda loss: scale(loss) * math.inf
+        train(training)
+        for parameter, weights in zip(training.parameters, before, strict=True):
+            assert torch.equal(parameter.data_on_cpu, weights)
+
+
 OPTIONS = [
     {"name": "crop", "padding_mode": "reflect"},
     {"name": "flip", "alternate": True},
@@ -287,12 +307,58 @@ def model():
 
 def test_evaluate_on_a_card_does_not_round_to_tf32(model, images, fake):
     seen = []
-    model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
-    before = torch.backends.cudnn.allow_tf32
+    convolutions = torch.backends.cudnn.conv
+    model.register_forward_pre_hook(lambda *_: seen.append(convolutions.fp32_precision))
+    before = convolutions.fp32_precision
     labels = torch.zeros(len(images), dtype=torch.int64)
     evaluate(model, images, labels, **CHANNELS, batch_size=len(images), device=fake.device)
-    assert before is torch.backends.cudnn.allow_tf32 is True
-    assert seen == [fake.device.type != "cuda"]
+    assert before == convolutions.fp32_precision == "tf32"
+    assert seen == ["ieee" if fake.device.type == "cuda" else "tf32"]
+
+
+@pytest.mark.parametrize("kind", ["cudnn.conv", "cudnn", ""])
+def test_cudnn_settings_do_not_depend_on_the_users(kind):
+    """Whichever of torch's two interfaces the user has set; and all is as it was afterwards."""
+    owner = torch.backends
+    for name in filter(None, kind.split(".")):
+        owner = getattr(owner, name)
+    before = owner.fp32_precision
+    owner.fp32_precision = "tf32"
+    try:
+        cudnn = torch.backends.cudnn
+        flags = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+        with device_module.deterministic_cudnn():
+            assert cudnn.deterministic and not cudnn.benchmark
+        with device_module.no_tf32():
+            assert cudnn.deterministic and cudnn.conv.fp32_precision == "ieee"
+        assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic) == flags
+        assert cudnn.conv.fp32_precision == "tf32"
+    finally:
+        owner.fp32_precision = before
+
+
+def test_fork_rng_keeps_the_state_of_mps(monkeypatch):
+    states = ["before"]
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", states.append)
+    with device_module.fork_rng(torch.device("mps")):
+        states.append("seeded")
+    assert states == ["before", "seeded", "before"]
+
+
+def test_evaluate_leaves_a_model_that_cannot_be_moved_as_it_was(model, images, monkeypatch):
+    home = type(model).to
+
+    def to(self, place):
+        if place != torch.device("cpu"):
+            raise RuntimeError("CUDA out of memory")
+        return home(self, place)
+
+    monkeypatch.setattr(type(model), "to", to)
+    model.train()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(model, images, torch.zeros(len(images)).long(), **CHANNELS, device="meta")
+    assert all(module.training for module in model.modules())
 
 
 def test_evaluate_on_a_device_equals_the_cpu(model, images, fake):
@@ -370,6 +436,17 @@ def test_auto_refuses_a_device_that_computes_otherwise(monkeypatch, kernel):
         asked = experiment_of(**overrides, device="mps")
         with pytest.warns(UserWarning, match="the results may be wrong"):
             assert resolve_device_settings(asked).device.type == "mps"
+
+
+def test_auto_refuses_a_device_that_fails(monkeypatch):
+    def fail(device, func, args, kwargs):
+        raise NotImplementedError("aten::x is not implemented for MPS.\nSee the issue")
+
+    monkeypatch.setattr(FakeDevice, "run", fail)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(device_module, "_differences", {})
+    with FakeDevice("mps"), pytest.warns(UserWarning, match="it fails: aten::x is not .* CPU$"):
+        assert resolve_device_settings(experiment_of(device="auto")).device.type == "cpu"
 
 
 def test_auto_takes_mps_where_it_computes_the_same(monkeypatch):

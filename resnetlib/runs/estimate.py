@@ -9,7 +9,13 @@ from statistics import median
 import torch
 
 from ..data import TRAINING_IMAGES, Dataset
-from ..device import EVALUATION_BATCH, DeviceSettings, fork_rng
+from ..device import (
+    EVALUATION_BATCH,
+    DeviceSettings,
+    deterministic_cudnn,
+    fork_rng,
+    retain_freed_memory,
+)
 from ..experiment import Experiment
 from ..resnet import NUM_CLASSES
 from ..training import Trainer
@@ -28,7 +34,7 @@ def estimate_epoch_seconds(experiment: Experiment, settings: DeviceSettings) -> 
     evaluated = TEST_IMAGES[experiment.dataset] + recipe.holdout
     # The time of a larger batch is in proportion.
     batch_size = min(recipe.batch_size, images, EVALUATION_BATCH[settings.device.type])
-    with fork_rng(settings.device):
+    with fork_rng(settings.device), deterministic_cudnn(), retain_freed_memory():
         dataset = _random_dataset(batch_size, settings)
         plain = experiment.model_copy(update={"recipe": recipe.model_copy(update={"holdout": 0})})
         trainer = Trainer(plain, dataset, dataclasses.replace(settings, compiled=False))
