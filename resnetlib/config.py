@@ -146,6 +146,12 @@ def override_paths(experiment: Experiment | Mapping[str, Any]) -> set[str]:
     return dotted_paths({key: content[key] for key in overridable}) - sections
 
 
+def override_names(experiment: Experiment) -> set[str]:
+    """The short name of every override, those of another optimizer or schedule included."""
+    own = {path.rpartition(".")[2] for path in override_paths(experiment)}
+    return own.union(*(model.model_fields for models in _parts().values() for model in models))
+
+
 def parse_value(text: str) -> Any:
     """The value of a parameter on the command line, by the core schema of YAML 1.2.
 

@@ -5,7 +5,7 @@ import io
 import tokenize
 from typing import Any
 
-from .config import apply_overrides, load_experiment
+from .config import apply_overrides, load_experiment, override_names
 from .errors import ConfigError, closest_match
 from .experiment import Experiment
 from .progress import is_interactive
@@ -70,11 +70,12 @@ def experiment_from_cells(cells: list[str], namespace: dict[str, Any]) -> Experi
         raise ConfigError(
             f"overrides = {overrides!r}: give a mapping, e.g. {{'optimizer.lr': 0.05}}"
         )
+    possible = known | override_names(experiment)
     for name, value in values.items():
         if value is not None and name in overrides:
             raise ConfigError(f"{name} is specified twice: by name and in overrides")
-        if name not in known and closest_match(name, known):
-            raise _unknown_parameter(name, known)
+        if name not in possible and (close := closest_match(name, possible)):
+            raise ConfigError(f"unknown parameter {name!r}{close}")
     experiment = apply_overrides(experiment, values | overrides)
     check_experiment(experiment)
     return experiment
@@ -122,8 +123,8 @@ def _refuse_early_injection(cells: list[str], known: set[str]) -> None:
 def _collect(cells: list[str], namespace: dict[str, Any]) -> tuple[set[str], dict[str, Any]]:
     """Names in the parameters cell run last, and all values set by it and by the cells after it.
 
-    Cells after it count when papermill injected them, or when they only assign literals, among
-    them one of a parameter.
+    A cell that assigns them all is the parameters cell once more. Others after it count when
+    papermill injected them, or when they only assign literals, among them one of a parameter.
     """
     known: set[str] = set()
     values: dict[str, Any] = {}
@@ -132,7 +133,7 @@ def _collect(cells: list[str], namespace: dict[str, Any]) -> tuple[set[str], dic
             values |= _injected_values(cell)
             continue
         assigned = _assignments(cell)
-        if "variant" in assigned and not assigned.keys() < known:
+        if "variant" in assigned and assigned.keys() >= known:
             known = set(assigned)
             values = {name: _value(name, node, namespace) for name, node in assigned.items()}
         elif known & assigned.keys() and all(map(_is_literal, assigned.values())):

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import types
+from operator import attrgetter
 
 import nbformat
 import papermill
@@ -205,6 +206,7 @@ def test_inject_paths_are_not_parameters():
         ('variant = "se"', "se", 3),
         ("epochs = 5", "lite", 5),
         ('variant = "se"\nepochs = 5', "se", 5),
+        ('variant = "se"\nmomentum = 0.8', "se", 3),
         ("epochs = train(experiment)", "lite", 3),
         ("title = 'epochs'", "lite", 3),
     ],
@@ -229,6 +231,9 @@ def test_cell_run_last_counts():
     [
         ({"varient": "lite"}, r"unknown parameter 'varient'; did you mean 'variant'\?"),
         ({"epoch": 3}, r"unknown parameter 'epoch'; did you mean 'epochs'"),
+        ({"depth": 2}, r"unknown parameter 'depth'; did you mean 'depths'\?"),
+        ({"override": {}}, r"unknown parameter 'override'; did you mean 'overrides'\?"),
+        ({"eps": 1e-6}, r"'eps'; eps is a key of optimizer adam"),
         ({"momentun": 0.8}, r"unknown parameter 'momentun'; did you mean 'momentum'"),
         ({"typo": None}, r"unknown parameter 'typo'"),
         ({"variant": "liet"}, r"unknown variant 'liet'; did you mean 'lite'"),
@@ -241,6 +246,23 @@ def test_cell_run_last_counts():
 def test_mistake_is_refused_in_the_first_cell(parameters, message):
     with pytest.raises(ConfigError, match=message):
         from_cells(parameters)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "path", "value"),
+    [
+        ({"depths": "2,2,2"}, "architecture.depths", (2, 2, 2)),
+        ({"strides": "1,1,2"}, "architecture.strides", (1, 1, 2)),
+        ({"dropout": 0.2, "block": "dropout"}, "architecture.dropout", 0.2),
+        ({"warmup_epochs": 2}, "recipe.schedule.warmup_epochs", 2),
+        ({"select": "best_test"}, "recipe.select", "best_test"),
+        ({"eps": 1e-6, "optimizer": "adam"}, "recipe.optimizer.eps", 1e-6),
+        ({"every_epochs": 2, "gamma": 0.9, "schedule": "exponential"}, "recipe.epochs", 40),
+    ],
+)
+def test_parameter_that_the_cell_lacks_is_accepted(parameters, path, value):
+    """However close its name is to one of those in the cell."""
+    assert attrgetter(path)(from_cells(parameters)) == value
 
 
 @pytest.mark.parametrize(
