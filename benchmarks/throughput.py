@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from resnetlib import build_model, list_variants, load_dataset, load_experiment
 from resnetlib.data import normalization
-from resnetlib.device import resolve_device_settings, retain_freed_memory
+from resnetlib.device import deterministic_cudnn, resolve_device_settings, retain_freed_memory
 from resnetlib.experiment import Experiment
 from resnetlib.optim import build_optimizer
 from resnetlib.schema import Sometimes
@@ -223,7 +223,8 @@ def worker(loop: str, variant: str, overrides: dict, keep_memory: bool) -> None:
     experiment = load_experiment(variant, **overrides)
     dataset = load_dataset("cifar10")
     runner = LOOPS[loop](experiment, dataset)
-    with retain_freed_memory() if keep_memory else nullcontext():
+    algorithms = deterministic_cudnn() if loop == "ours" else nullcontext()  # as in a run
+    with algorithms, retain_freed_memory() if keep_memory else nullcontext():
         built = time.perf_counter()
         runner.run(1)
         print(time.perf_counter() - built, peak_memory(), flush=True)
@@ -232,9 +233,10 @@ def worker(loop: str, variant: str, overrides: dict, keep_memory: bool) -> None:
 
 
 def peak_memory() -> int:
-    """Peak memory in bytes: of the device on CUDA, otherwise of this process."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
+    """Peak memory in bytes: of the card on CUDA, otherwise of this process."""
+    cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    if allocated := max(map(torch.cuda.max_memory_allocated, cards), default=0):
+        return allocated
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

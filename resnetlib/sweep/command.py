@@ -3,6 +3,7 @@
 import math
 import re
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +40,16 @@ class Place:
         threads = execution.threads
         if threads == "auto":
             threads = None if gpus else 1
-        # A run that is placed on a CPU must not use a GPU that it sees: Ray hides or shows all.
-        is_placed = self.address is not None or self.gpus is not None
+        # A run that is placed on a CPU must not use a GPU that it sees: Ray hides or shows all, and
+        # a Mac has one for as many runs as it has cores.
+        is_placed = self.address is not None or self.gpus is not None or sys.platform == "darwin"
         device = ("cuda" if gpus else "cpu") if is_placed else None
         return Needs(threads, gpus, self.memory, device)
 
     def engine(self, execution: Execution) -> Engine:
         if self.address is None:
-            return LocalPool(self.needs(execution, bool(visible_gpus())), self.at_once)
+            at_once = self.at_once or (1 if execution.device == "mps" else None)
+            return LocalPool(self.needs(execution, bool(visible_gpus())), at_once)
         from .cluster import Cluster, connect
 
         ray = connect(self.address)

@@ -95,9 +95,17 @@ def test_slurm_writes_the_script_and_trains_nothing(tmp_path):
         ({"address": "auto"}, {}, True, Needs(None, 1.0, device="cuda")),
     ],
 )
-def test_place_says_what_a_run_needs(place, settings, has_gpus, needs):
+def test_place_says_what_a_run_needs(place, settings, has_gpus, needs, monkeypatch):
     """A device is named where a run might otherwise take a GPU that was not reserved."""
+    monkeypatch.setattr(command.sys, "platform", "linux")
     assert command.Place(**place).needs(Execution(**settings), has_gpus) == needs
+
+
+def test_runs_on_a_mac_do_not_share_its_gpu(monkeypatch):
+    monkeypatch.setattr(command.sys, "platform", "darwin")
+    assert command.Place().needs(Execution(), False) == Needs(1, device="cpu")
+    assert command.Place().engine(Execution(device="mps")).slots == 1
+    assert command.Place(at_once=2).engine(Execution(device="mps")).slots == 2
 
 
 def test_given_device_and_threads_are_not_replaced(quick):
