@@ -27,6 +27,7 @@ from .paths import params_folder, real_path
 from .schema import (
     DEFAULT_LR,
     NUM_CLASSES,
+    Augment,
     Exponential,
     Model,
     StepDecay,
@@ -192,21 +193,23 @@ def _resolve(name: str, known: set[str]) -> str:
     if found:
         raise ConfigError(f"{name!r} is ambiguous: write {' or '.join(map(repr, found))}")
     short = sorted({path.rpartition(".")[2] for path in known})
-    key = name.rpartition(".")[2]
-    hint = "" if key in short else _owner(key)
-    hint = hint or closest_match(name, [*short, *known])
+    hint = _owner(name) or closest_match(name, [*short, *known])
     raise ConfigError(f"unknown parameter {shorten(name)}{hint or '. One of: ' + ', '.join(short)}")
 
 
-def _owner(key: str) -> str:
-    """Which part has a key that this experiment lacks, for a message."""
-    for part, models in _parts().items():
-        kinds = [model for model in models if key in model.model_fields]
+def _owner(name: str) -> str:
+    """Which parts have a key that this experiment lacks, for a message."""
+    parent, _, key = name.rpartition(".")
+    augmentation = parent.rpartition(".")[2]
+    if augmentation in tagged_models(Augment):
+        return f"; give augment as a whole, such as '[{{name: {augmentation}, {key}: …}}]'."
+    owners = []
+    for part in matching_paths(parent, _parts()) if parent else _parts():
+        kinds = [model for model in _parts()[part] if key in model.model_fields]
         if kinds:
             names = " or ".join(name for kind in kinds for name in _tags(kind))
-            where = f"{part.rpartition('.')[2]} {names}".strip()
-            return f"; {key} is a key of {where}, which is not set."
-    return ""
+            owners.append(f"{part.rpartition('.')[2]} {names}".strip())
+    return f"; {key} is a key of {' or '.join(owners)}, which is not set." if owners else ""
 
 
 @cache

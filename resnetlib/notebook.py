@@ -74,7 +74,7 @@ def experiment_from_cells(cells: list[str], namespace: dict[str, Any]) -> Experi
     for name, value in values.items():
         if value is not None and name in overrides:
             raise ConfigError(f"{name} is specified twice: by name and in overrides")
-        if name not in possible and (close := closest_match(name, possible)):
+        if name not in possible and (close := closest_match(name, sorted(possible))):
             raise ConfigError(f"unknown parameter {name!r}{close}")
     experiment = apply_overrides(experiment, values | overrides)
     check_experiment(experiment)

@@ -137,6 +137,12 @@ MISTAKES = [
     ("lite", {"optimizer": "adam", "optimizer.name": "sgd"}, ["specified twice"]),
     ("lite", {"milestones": [1]}, ["milestones is a key of schedule step"]),
     ("lite", {"ema.decay": 0.9}, ["decay is a key of ema"]),
+    ("lite", {"lookahead.alpha": 0.5}, ["alpha is a key of lookahead, which is not set"]),
+    ("lite", {"recipe.sam.rho": 0.1}, ["rho is a key of sam, which is not set"]),
+    ("lite", {"rho": 0.1}, ["rho is a key of optimizer adadelta or sam, which is not set"]),
+    ("lite", {"mixup.alpha": 0.5}, ["give augment as a whole", "'[{name: mixup, alpha: …}]'"]),
+    ("lite", {"crop.padding": 2}, ["give augment as a whole", "'[{name: crop, padding: …}]'"]),
+    ("lite", {"sam.lr": 0.1}, ["unknown parameter 'sam.lr'; did you mean"]),
     ("se", {"lookahead": "none", "k": 3}, ["lookahead = 'none' has no k"]),
     ("lite", {"optimizer": {"name": "adam", "lr": 1, "momentum": 0.9}}, ["momentum", "betas"]),
     (
