@@ -8,6 +8,7 @@ recipe was chosen knowing a test accuracy has a †.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -25,7 +26,15 @@ from matplotlib.transforms import Bbox
 from ..analysis.significance import format_points
 from ..experiment import DEFAULT_BUDGET
 from .architecture import COLORBLIND, INK
-from .style import drawable_names, figure_style, label_per_cent, variant_color
+from .style import (
+    NAME_CHARACTERS,
+    RUN_CHARACTERS,
+    drawable,
+    drawable_names,
+    figure_style,
+    label_per_cent,
+    variant_color,
+)
 
 
 def sizes(
@@ -80,7 +89,15 @@ TITLES = {
     "macs": "Best for their work in bold",
 }
 FIGSIZE = (6.2, 4.7)  # inches: two side by side on a wide page, one on a phone
-DASHES = ("-", "--", ":", "-.")  # experiments of one variant, which share its colour
+LEGEND_ROWS = 22  # of a column: as many as stand beside the Axes
+# Of experiments that share a colour: solid, dashed, dotted, then dashes and dots by turns.
+DASHES = (
+    *("-", "--", ":"),
+    *(
+        (0, (4, 2) * dashes + (1, 2) * dots)
+        for dashes, dots in itertools.product(range(1, 4), range(1, 5))
+    ),
+)
 
 
 def pareto_front(sizes: Sequence[float], accuracies: Sequence[float]) -> np.ndarray:
@@ -97,8 +114,9 @@ def pareto_front(sizes: Sequence[float], accuracies: Sequence[float]) -> np.ndar
 
 
 def accuracy_against(table: pd.DataFrame, size: Literal["parameters", "macs"]) -> Axes:
-    """Test accuracy against a size on a log axis, each variant by name, with the Pareto fronts.
+    """Test accuracy against a size on a log axis, with the Pareto fronts.
 
+    Variants on the front are named, others where there is room.
     A grey line joins what was published for a variant with what was reproduced. The front of the
     reproduced accuracies is solid, that of the published ones dashed.
     """
@@ -208,15 +226,15 @@ def overlaid_curves(histories: Sequence[tuple[str, str, pd.DataFrame]]) -> Axes:
     """Test accuracy over epochs, one curve per history.
 
     Each history comes with its variant, which gives the colour, and a label. Histories with the
-    same variant and label share one entry of the legend; other labels of one variant differ in
-    dashes.
+    same variant and label share one entry of the legend; other curves of one colour differ in
+    dashes. The picture grows with its legend, which is on the right.
     """
     groups: dict[tuple[str, str], list[pd.DataFrame]] = {}
     for variant, label, history in histories:
         groups.setdefault((variant, label), []).append(history)
     dashes: dict[tuple[float, float, float], itertools.cycle] = {}  # variants may share a colour
     with figure_style():
-        _, axes = plt.subplots(figsize=FIGSIZE, layout="constrained")
+        figure, axes = plt.subplots(figsize=FIGSIZE, layout="constrained")
         lows = []
         for (variant, name), runs in groups.items():
             line = next(dashes.setdefault(variant_color(variant), itertools.cycle(DASHES)))
@@ -225,17 +243,26 @@ def overlaid_curves(histories: Sequence[tuple[str, str, pd.DataFrame]]) -> Axes:
                 axes.plot(
                     history["epoch"],
                     100 * history["test_accuracy"],
-                    line,
+                    ls=line,
                     color=variant_color(variant),
                     lw=1.3,
                     alpha=0.8 if several else 1,
-                    label=None if i else name + several,
+                    label=None if i else drawable(name, RUN_CHARACTERS) + several,
                 )
                 lows.append(100 * history["test_accuracy"].iloc[-1])
         if lows:
             # The first epochs would otherwise press all that differs into the top of the figure.
             axes.set_ylim(bottom=max(0, min(lows) - 30))
-            axes.legend(frameon=False, loc="lower right")
+            legend = axes.legend(
+                loc="upper left",
+                bbox_to_anchor=(1, 1),
+                ncols=math.ceil(len(groups) / LEGEND_ROWS),
+                handlelength=5,  # shows the whole pattern of dashes
+                frameon=False,
+                fontsize=8.5,
+            )
+            legend_width = legend.get_window_extent().width / figure.dpi
+            figure.set_figwidth(FIGSIZE[0] - 1 + legend_width)
         axes.set(xlabel="epoch", ylabel="test accuracy")
         axes.set_title("Test accuracy while training")
         axes.set_xlim(left=0)
@@ -249,8 +276,10 @@ def published_against_reproduced(table: pd.DataFrame) -> Axes:
     table = _numbers(table).dropna(subset=["published", "reproduced"], how="all")
     # The best on top; variants that were not reproduced at the bottom.
     table = table.sort_values(["reproduced", "published"], na_position="first")
+    names = drawable_names(table["name"])
+    figsize = (5 + 0.08 * max(map(len, names), default=0), 2 + 0.24 * max(len(table), 1))
     with figure_style():
-        figure, axes = plt.subplots(figsize=FIGSIZE, layout="constrained")
+        figure, axes = plt.subplots(figsize=figsize, layout="constrained")
         for y, row in enumerate(table.itertuples()):
             color = variant_color(row.variant)
             axes.plot([row.published, row.reproduced], [y, y], color="0.75", lw=2, zorder=1)
@@ -264,11 +293,12 @@ def published_against_reproduced(table: pd.DataFrame) -> Axes:
         axes.text(
             1.02, 1.01, "points", transform=axes.transAxes, va="bottom", fontsize=9, color="0.35"
         )
-        axes.set_yticks(range(len(table)), drawable_names(table["name"]))
+        axes.set_yticks(range(len(table)), names)
         axes.set(xlabel="test accuracy (CIFAR-10)", ylim=(-0.6, max(len(table), 1) - 0.4))
         axes.margins(x=0.08)
         axes.grid(axis="y", alpha=0)
         label_per_cent(axes.xaxis)
+        axes.locator_params(axis="x", nbins=6)
         axes.set_title("Published and reproduced, and the difference")
         _legend(figure, table, fronts=False)
     return axes
@@ -319,6 +349,8 @@ def _label_points(
 ) -> None:
     """Write names beside their points, away from other names, from marks and from the budget.
 
+    Bold names come first and are always written, another one only where there is room.
+
     Args:
         axes: placed on its figure, with its final limits.
         points: `name`, `x`, `y` and `bold` of each name, in data coordinates.
@@ -333,10 +365,10 @@ def _label_points(
         taken.append(Bbox.from_bounds(line - 1, frame.y0, 2, frame.height))
     heights = (0, 11, -11, 22, -22, 33, -33, 44, -44)  # points up or down
     places = [(side, up) for up in heights for side in (-1, 1)]
-    for point in points.itertuples():
+    for point in points.sort_values("bold", ascending=False, kind="stable").itertuples():
         for side, up in places:
             text = axes.annotate(
-                point.name,
+                drawable(point.name, NAME_CHARACTERS),
                 (point.x, point.y),
                 xytext=(side * (9 if up == 0 else 18), up),
                 textcoords="offset points",
@@ -354,7 +386,7 @@ def _label_points(
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
             inside &= frame.y0 <= box.y0 and box.y1 <= frame.y1
             if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
                 break
-            if (side, up) != places[-1]:
+            if not point.bold or (side, up) != places[-1]:
                 text.remove()
-        taken.append(box)

@@ -92,14 +92,16 @@ def test_with_one_network_reproduced_the_published_front_is_what_is_bold(table):
     assert "published" in axes.get_title()
 
 
-def test_names_cover_neither_each_other_nor_a_point_and_stay_inside(table):
+@pytest.mark.parametrize(("count", "named"), [(6, 6), pytest.param(30, 10, marks=pytest.mark.slow)])
+def test_names_cover_neither_each_other_nor_a_point_and_stay_inside(table, count, named):
+    """Of many networks of one size, at least these are named."""
     crowd = pd.DataFrame(
         {
-            "variant": [f"network{i}" for i in range(6)],
-            "parameters": [4_700_000 + 40_000 * i for i in range(6)],
-            "macs": [8e8] * 6,
+            "variant": [f"network{i}" for i in range(count)],
+            "parameters": [4_700_000 + 40_000 * (i % 6) for i in range(count)],
+            "macs": 8e8,
             "published": np.nan,
-            "reproduced": [94.0, 94.1, 94.2, 93.9, 92, 90],
+            "reproduced": [94.0, 94.1, 94.2, 93.9, 92, 90, *np.linspace(91, 80, count - 6)],
             "spread": np.nan,
             "recipe_selected_on_test": False,
         }
@@ -108,6 +110,7 @@ def test_names_cover_neither_each_other_nor_a_point_and_stay_inside(table):
     axes.figure.canvas.draw()
     frame = axes.get_window_extent()
     names = [text for text in axes.texts if "budget" not in text.get_text()]
+    assert len(names) >= named + 4 and {"lite", "wide66"} <= names_on(axes, "bold")
     boxes = [plt.Text.get_window_extent(text) for text in names]
     for i, box in enumerate(boxes):
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and box.y1 <= frame.y1
@@ -123,6 +126,17 @@ def test_recipe_chosen_on_the_test_set_has_a_mark(table):
     assert [label.get_text() for label in rows] == ["se", "resnet18", "lite", "wide66 †"]
 
 
+def test_long_name_is_shortened_keeps_its_mark_and_leaves_the_axes_their_room(table):
+    table.loc[2, "variant"], table.loc[2, "recipe_selected_on_test"] = "x" * 100, True
+    axes = accuracy_against(table, "parameters")
+    shortened = f"{'x' * 15}…{'x' * 12} †"
+    assert shortened in names_on(axes)
+    axes.figure.draw_without_rendering()
+    assert axes.get_position().width > 0.7
+    rows = published_against_reproduced(table).get_yticklabels()
+    assert rows[-1].get_text() == shortened
+
+
 def history(*accuracies):
     return pd.DataFrame({"epoch": range(len(accuracies)), "test_accuracy": accuracies})
 
@@ -132,6 +146,19 @@ def test_curves_of_variants_that_share_a_colour_differ_in_dashes():
     assert variant_color("resnet20") == variant_color("resnet110")
     axes = overlaid_curves([(name, name, history) for name in ("resnet20", "resnet110")])
     assert len({line.get_linestyle() for line in axes.lines}) == 2
+    many = overlaid_curves([("lite", f"lite seed {i}", history) for i in range(15)])
+    assert len({str(line._unscaled_dash_pattern) for line in many.lines}) == 15
+
+
+@pytest.mark.parametrize("count", [2, 16, 52])
+def test_legend_of_curves_is_beside_them(count):
+    name = "a variant with a name of 33 letters"
+    axes = overlaid_curves([(name, f"{name} {i}", history(0.1, 0.9)) for i in range(count)])
+    axes.figure.draw_without_rendering()
+    frame, legend = axes.get_window_extent(), axes.get_legend().get_window_extent()
+    assert frame.x1 <= legend.x0 and legend.x1 <= axes.figure.bbox.x1
+    assert frame.y0 <= legend.y0 and legend.y1 <= frame.y1 + 1
+    assert frame.width > 400 and frame.height > 300  # in pixels, of which an inch has 100
 
 
 def test_curves_of_one_variant_share_a_colour_and_seeds_an_entry():
@@ -166,3 +193,12 @@ def test_published_and_reproduced_stand_on_one_line_with_their_difference(table)
     assert filled(axes) == {(82.64, 2), (94.5, 3)}
     assert [text.get_text() for text in axes.texts] == ["–", "–", "+2.77", "+0.34", "points"]
     published_against_reproduced(table[table["variant"] == "dropout"])  # nothing known at all
+
+
+@pytest.mark.parametrize("count", [1, 60])
+def test_rows_of_published_and_reproduced_are_apart(table, count):
+    axes = published_against_reproduced(pd.concat([table.iloc[:1]] * count))
+    axes.figure.draw_without_rendering()
+    lowest, *others = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert all(above.y0 > below.y1 for below, above in zip([lowest, *others], others, strict=False))
+    assert axes.figure.get_figheight() < 20 and (count > 1 or axes.figure.get_figheight() < 3)
