@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from .config import known_variants, parse_value
+from .config import known_variants, parse_parameter, parse_value
 from .errors import (
     STOP_SIGNALS,
     ConfigError,
@@ -238,7 +238,7 @@ def _values(parameters: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"-p {name} is specified twice")
-    return [(name, parse_value(text)) for name, text in parameters]
+    return [(name, parse_parameter(name, text)) for name, text in parameters]
 
 
 @main.command("sweep", short_help="Train many runs: variants × seeds × parameters, or a search.")

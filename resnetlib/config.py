@@ -153,6 +153,13 @@ def override_names(experiment: Experiment) -> set[str]:
     return own.union(*(model.model_fields for models in _parts().values() for model in models))
 
 
+def parse_parameter(name: str, text: str) -> Any:
+    """The value of a parameter on the command line: as `parse_value`, but a folder stays text."""
+    value = parse_value(text)
+    is_folder = name.rpartition(".")[2] in ("data_root", "output_root")
+    return text if is_folder and not isinstance(value, str | None) else value
+
+
 def parse_value(text: str) -> Any:
     """The value of a parameter on the command line, by the core schema of YAML 1.2.
 
@@ -371,19 +378,20 @@ def _find_variant(variant: Any) -> Path:
         raise ConfigError(f"variant = {shorten(variant)}: give a name, one of {', '.join(names)}")
     if str(variant).endswith((".yaml", ".yml")):
         return Path(variant)
-    if variant not in known_variants():
+    name = variant.as_posix() if isinstance(variant, Path) else variant
+    if name not in known_variants():
         recorded = os.path.join(variant, "experiment.yaml")
         if os.path.isfile(recorded):  # of a run folder; unlike Path, also for no possible name
             return Path(recorded)
-        team = str(variant).removeprefix("class/")
+        team = name.removeprefix("class/")
         teams = [name.removeprefix("class/") for name in list_class_variants()]
-        close = closest_match(str(variant), names)
+        close = closest_match(name, names)
         close = close or closest_match(team, teams).replace("mean '", "mean 'class/") or "."
         raise ConfigError(
-            f"unknown variant {shorten(variant)}{close} One of: {', '.join(names)}, or of "
+            f"unknown variant {shorten(name)}{close} One of: {', '.join(names)}, or of "
             "`resnetlib list --class`"
         )
-    return params_folder() / f"{variant}.yaml"
+    return params_folder() / f"{name}.yaml"
 
 
 def _read_file(path: Path) -> dict:

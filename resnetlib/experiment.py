@@ -65,7 +65,7 @@ def _check_duration(value: Any) -> Any:
 
 
 def _check_device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", name):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?", name):
         raise ValueError("give auto, cpu, mps, cuda, or the number of a card, such as cuda:1")
     return name
 
@@ -113,7 +113,8 @@ class Execution(Model):
     def _named_path(cls, path: Any) -> Any:
         if isinstance(path, str) and not path.strip():
             raise ValueError("give a folder, such as . for this one")
-        return path
+        is_number = isinstance(path, int) and not isinstance(path, bool)  # as papermill reads 2024
+        return str(path) if is_number else path
 
     @field_validator("data_root", "output_root")
     @classmethod
@@ -233,17 +234,8 @@ class Experiment(Variant):
                 f"recipe.schedule.min_lr = {lowest:g}: give at most the learning rate, "
                 f"{recipe.optimizer.lr:g}"
             )
-        first = 0 if epochs == 1 else epochs  # a single epoch has no place for a drop
-        if isinstance(schedule, StepDecay) and max(schedule.milestones, default=first) >= epochs:
-            return (
-                f"recipe.schedule.milestones = {shorten(list(schedule.milestones))}: give epochs "
-                f"from 1 to {epochs - 1}, in which the rate can drop (recipe.epochs = {epochs})"
-            )
-        if any(drop < schedule.warmup_epochs for drop in getattr(schedule, "milestones", ())):
-            return (
-                f"recipe.schedule.milestones = {shorten(list(schedule.milestones))}: give epochs "
-                f"after the warm-up of {schedule.warmup_epochs:g}"
-            )
+        if isinstance(schedule, StepDecay) and (problem := self._impossible_drops(schedule)):
+            return problem
         warmup, hold = schedule.warmup_epochs, getattr(schedule, "hold_epochs", 0)
         # Where the rate changes between epochs, it is below its peak for the whole of the last one.
         whole = math.ceil(warmup) if schedule.interval == "epoch" else warmup
@@ -254,6 +246,26 @@ class Experiment(Variant):
                 f"recipe.schedule.{names} = {warmup + hold:g}{counts}: give less than "
                 f"recipe.epochs = {epochs}, such as 0"
             )
+        return None
+
+    def _impossible_drops(self, schedule: StepDecay) -> str | None:
+        """Why the rate could not drop at the milestones; None where it can."""
+        epochs, warmup, drops = self.recipe.epochs, schedule.warmup_epochs, schedule.milestones
+        given = f"recipe.schedule.milestones = {shorten(list(drops))}: give"
+        if epochs == 1:
+            return f"{given} [], since one epoch has no place for a drop" if drops else None
+        if max(drops, default=0) < epochs < warmup + 1:
+            return (
+                f"recipe.schedule.warmup_epochs = {warmup:g}: give at most {epochs - 1}, so that "
+                f"the rate can drop after it (recipe.epochs = {epochs})"
+            )
+        if max(drops, default=epochs) >= epochs:
+            return (
+                f"{given} epochs from 1 to {epochs - 1}, in which the rate can drop "
+                f"(recipe.epochs = {epochs})"
+            )
+        if min(drops) < warmup:
+            return f"{given} epochs after the warm-up of {warmup:g}"
         return None
 
 

@@ -6,13 +6,14 @@ import math
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
 from resnetlib import list_variants, load_experiment, schema
-from resnetlib.config import apply_overrides, parse_value
+from resnetlib.config import apply_overrides, parse_parameter, parse_value
 from resnetlib.errors import ConfigError
 from resnetlib.experiment import parse_duration
 from resnetlib.paths import PROJECT, params_folder
@@ -128,6 +129,7 @@ MISTAKES = [
     ("lite", {"ema": {"decay": 1}}, ["recipe.ema.decay = 1", "less than 1"]),
     ("lite", {"precision": "float64"}, ["execution.precision = 'float64'", "'bfloat16'"]),
     ("lite", {"device": "gpu"}, ["execution.device = 'gpu'"]),
+    ("lite", {"device": "cuda:01"}, ["execution.device = 'cuda:01'", "such as cuda:1"]),
     ("lite", {"optimizer": {"name": "adma", "lr": 1}}, ["'adma'", "'adam'"]),
     ("lite", {"schedule": {"name": "step"}}, ["recipe.schedule.milestones", "missing"]),
     ("lite", {"schedule": "step"}, ["recipe.schedule.milestones", "missing"]),
@@ -218,6 +220,25 @@ def variant_file(tmp_path, **changes):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(content))
     return str(path)
+
+
+def test_variant_may_be_a_path():
+    assert load_experiment(Path("lite")) == load_experiment("lite")
+    assert load_experiment(Path("class/yifei")) == load_experiment("class/yifei")
+    with pytest.raises(ConfigError, match="unknown variant 'liet'; did you mean 'lite'"):
+        load_experiment(Path("liet"))
+
+
+@pytest.mark.parametrize("name", ["output_root", "execution.data_root"])
+@pytest.mark.parametrize("text", ["2024", "1,2", "1e3", "true", "[a]"])
+def test_folder_stays_text(name, text):
+    """A folder's name may look like a number or a list; papermill passes a number."""
+    key = name.rpartition(".")[2]
+    value = parse_parameter(name, text)
+    assert getattr(load_experiment("lite", **{name: value}).execution, key) == Path(text)
+    assert parse_parameter(name, format_value(value)) == text  # as a child process gets it
+    assert getattr(load_experiment("lite", **{name: 2024}).execution, key) == Path("2024")
+    assert parse_parameter(name, "None") is None
 
 
 def test_variant_file_outside_params(tmp_path):
@@ -487,6 +508,11 @@ CONTRADICTIONS = [
     ({"schedule": STEP}, "recipe.schedule.milestones = [150]: give epochs from 1 to 39"),
     ({"schedule": STEP, "epochs": 150}, "recipe.schedule.milestones = [150]"),
     ({"schedule": STEP | {"milestones": []}}, "recipe.schedule.milestones = []"),
+    ({"schedule": STEP, "epochs": 1}, "recipe.schedule.milestones = [150]: give [], since"),
+    (
+        {"schedule": STEP | {"milestones": [1], "warmup_epochs": 1.5}, "epochs": 2},
+        "recipe.schedule.warmup_epochs = 1.5: give at most 1, so that the rate can drop",
+    ),
     ({"warmup_epochs": 40}, "recipe.schedule.warmup_epochs = 40: give less than recipe.epochs"),
     ({"warmup_epochs": 39.5}, "recipe.schedule.warmup_epochs = 39.5, 40 in whole epochs: give"),
     ({"warmup_epochs": 20, "hold_epochs": 20}, "warmup_epochs + hold_epochs = 40"),
@@ -515,8 +541,18 @@ def test_settings_that_cannot_act_are_refused(overrides, message):
     assert message in str(caught.value)
 
 
+def test_scaled_milestones_are_not_blamed():
+    trial = {"dataset": "digits", "epochs": 2, "interval": "step"}
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_epochs = 1\.5: give at most 1"):
+        load_experiment("resnet110", **trial, warmup_epochs=1.5)
+    assert load_experiment("resnet110", **trial, warmup_epochs=1).recipe.schedule.milestones
+
+
 def test_settings_at_the_limit_are_accepted():
     load_experiment("lite", schedule=STEP, epochs=151)
+    load_experiment("lite", schedule=STEP | {"milestones": [2], "warmup_epochs": 2}, epochs=3)
+    load_experiment("lite", schedule=STEP | {"milestones": []}, epochs=1)
+    load_experiment("lite", device="cuda:10")
     load_experiment("lite", warmup_epochs=39.5, interval="step")
     load_experiment("lite", dataset="digits", batch_size=1347)
     load_experiment("lite", batch_size=49_000, holdout=1000)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ..config import parse_value
+from ..config import parse_parameter, parse_value
 from ..errors import ConfigError, print_line, shorten
 from ..experiment import Execution
 from ..size import check_size
@@ -57,7 +57,7 @@ def read_alternatives(parameters: Iterable[tuple[str, str]]) -> Iterator[tuple[s
             raise ConfigError("variants are the first arguments; omit `-p variant`")
         seen.add(name)
         if key in Execution.model_fields:  # where and how: the same for all runs
-            yield name, [parse_value(text)]
+            yield name, [parse_parameter(name, text)]
             continue
         values = alternatives(text)
         for number, value in enumerate(values):

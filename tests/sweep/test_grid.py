@@ -1,5 +1,7 @@
 """Which runs a command line means."""
 
+from pathlib import Path
+
 import pytest
 
 from resnetlib.config import parse_value
@@ -54,6 +56,11 @@ def test_settings_of_the_pool_replace_overrides():
     task = Task("lite", {"execution.threads": 4, "execution.stop_after": "5m", "seed": 1})
     words = task.words(threads=1, stop_after="9s")
     assert words == ["lite", "-p", "seed", "1", "-p", "threads", "1", "-p", "stop_after", "9s"]
+
+
+def test_folder_may_look_like_a_number():
+    (task,) = expand_grid(["lite"], [("output_root", "2024")])
+    assert task.experiment.execution.output_root == Path("2024")
 
 
 def test_log_of_a_team_is_beside_the_others(tmp_path):
