@@ -65,6 +65,11 @@ COMPARED = (  # label, name in `published` and in metrics.json, scale
     ("test accuracy, best test epoch", "best_test_accuracy", 100),
 )
 
+SELECTED = {  # which epoch's weights are kept, by the recipe's `select`
+    "last": "last",
+    "best_holdout": "best on the held-out images",
+    "best_test": "best on the test set, which biases it optimistically",
+}
 RECIPE_CAVEAT = "The recipe was chosen knowing a test accuracy, which biases its results upwards."
 
 
@@ -183,7 +188,7 @@ class Run:
         content = self.read("history.csv")
         with _named(self.path / "history.csv"):
             check_columns(content)
-            return csv.DictReader(io.StringIO(content.decode()))
+            yield from csv.DictReader(io.StringIO(content.decode()))
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -251,11 +256,7 @@ class Run:
     def _selection(self) -> str:
         """Which weights were kept, and so which the figures are of."""
         metrics = self.metrics
-        how = {
-            "last": "last",
-            "best_holdout": "best on the held-out images",
-            "best_test": "best on the test set, which biases it optimistically",
-        }[metrics["select"]]
+        how = SELECTED[metrics["select"]]
         return (
             f"Selected checkpoint: epoch {metrics['selected_epoch']} ({how}), "
             f"test accuracy {metrics['selected_test_accuracy']:.2%}"

@@ -3,7 +3,6 @@
 Like reading a run, this needs no torch.
 """
 
-import csv
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from .find import folders_with
 from .run import ARTIFACTS, CHECKPOINTS, FINISHED, PAGES, Run
 
 # Raised where a file is missing, vanishes, or is a stranger's.
-UNREADABLE = (UserError, OSError, LookupError, TypeError, ValueError, OverflowError, csv.Error)
+UNREADABLE = (UserError, OSError, LookupError, TypeError, ValueError, OverflowError)
 STATUS_CHARACTERS = 20  # displayed of a status, which a stranger may have written
 
 

@@ -23,6 +23,7 @@ from resnetlib.reports.page import write_index
 from resnetlib.reports.run_report import write_report
 from resnetlib.runs.find import find_run, find_runs, split_unreadable
 from resnetlib.runs.run import Run
+from resnetlib.runs.upkeep import describe_runs
 
 LITE = recorded_lite().path
 ACCURACY = 100 * recorded_lite().metrics["test_accuracy"]
@@ -173,6 +174,78 @@ def test_forged_run_is_nowhere_a_result(folder, forgery):
     assert folder.name in write_index(folder.parents[1]).read_text()
     row = next(r for r in results_table(find_runs(folder.parents[1])) if r["variant"] == "lite")
     assert row["runs"] == 0 or row["reproduced"] == ACCURACY or forgery == "metrics"
+
+
+SOURCE = {
+    **{"file": "ckpt.pth", "sha256": "0" * 64, "matched": "by name", "normalize_given": True},
+    **{"training_images": 5000, "trials": [{"normalize": "none", "accuracy": 0.9, "loss": 0.1}]},
+}
+DIFFERENCES = [{"after": "epoch 1", "differences": ["threads was 1 and is now 2"]}]
+
+
+def imported(folder, **source):
+    """As if the weights had been trained elsewhere; None leaves a key out."""
+    source = {key: value for key, value in (SOURCE | source).items() if value is not None}
+    record(folder, status="imported", source=source)
+
+
+def without(folder, key, **changes):
+    content = json.loads((folder / "metrics.json").read_text()) | changes
+    del content[key]
+    rewrite(folder, "metrics.json", json.dumps(content))
+
+
+LACKING = {
+    "source": lambda folder: record(folder, status="imported"),
+    "trials": lambda folder: imported(folder, trials=None),
+    "a trial": lambda folder: imported(folder, trials=[]),
+    "loss": lambda folder: imported(folder, trials=[{"normalize": "none", "accuracy": 0.9}]),
+    "file": lambda folder: imported(folder, file=None),
+    "a printable checksum": lambda folder: imported(folder, sha256="\x1b[2J"),
+    "parameters": lambda folder: (imported(folder), without(folder, "parameters")),
+    "an interval": lambda folder: (
+        imported(folder),
+        without(folder, "test_accuracy_interval_95"),
+    ),
+    "two bounds": lambda folder: metrics(folder, test_accuracy_interval_95=[0.8]),
+    "interval of a training": lambda folder: without(folder, "test_accuracy_interval_95"),
+    "images per second": lambda folder: without(folder, "images_per_second"),
+    "loss of a training": lambda folder: without(folder, "test_loss", selected_epoch=39),
+    "a known selection": lambda folder: metrics(folder, select="luck", selected_epoch=39),
+    "images": lambda folder: metrics(folder, test_images=0),
+    "experiment": lambda folder: record(folder, experiment=None),
+    "commit": lambda folder: record(folder, git={"modified": True}),
+    "differences": lambda folder: record(folder, inexact_resumes=[{"after": "epoch 1"}]),
+    "text": lambda folder: record(folder, inexact_resumes=[DIFFERENCES[0] | {"differences": [1]}]),
+    "an accuracy": lambda folder: rewrite(
+        folder,
+        "history.csv",
+        (folder / "history.csv").read_text().replace("\n3,", "\n3,,,,,,,,\n3,"),
+    ),
+}
+
+
+@pytest.mark.parametrize("lacking", LACKING)
+def test_folder_that_lacks_something_is_listed_as_unreadable(folder, lacking):
+    """And keeps no command from the others."""
+    LACKING[lacking](folder)
+    root = folder.parents[1]
+    assert f"lite/{folder.name}" in write_index(root).read_text().partition("could not be read")[2]
+    readable, damaged = split_unreadable(find_runs(root))
+    assert not readable and list(damaged) == [folder] and damaged[folder].isprintable()
+    results_table(find_runs(root), ["lite"])  # of `resnetlib list`
+    describe_runs(root)
+
+
+@pytest.mark.parametrize("kind", ["trained", "imported"])
+def test_folder_that_lacks_nothing_is_readable(folder, kind):
+    (folder / "notebook.ipynb").unlink()  # it is not on record
+    record(folder, inexact_resumes=DIFFERENCES)
+    if kind == "imported":
+        imported(folder)
+    readable, damaged = split_unreadable(find_runs(folder.parents[1]))
+    assert not damaged and len(readable) == 1
+    assert "The run cannot be read" not in write_report(readable[0]).read_text()
 
 
 @pytest.mark.parametrize(
