@@ -16,12 +16,12 @@ from .config import known_variants
 from .device import cpu_threads
 from .errors import ConfigError, Interrupted, RunError, counted
 from .experiment import Experiment
-from .paths import display_path, notebooks_folder, real_path
+from .paths import display_path, notebooks_folder, output_folder, real_path
 from .progress import duration
 from .reports.run_report import unlink_notebooks, write_report
 from .runs.checkpoint import describe_position, describe_saved, last_position
 from .runs.estimate import estimate_epoch_seconds
-from .runs.lifecycle import check_experiment, train
+from .runs.lifecycle import check_experiment, check_folder, train
 from .runs.record import record_checksums
 from .runs.run import Run, load_run
 from .size import describe_size
@@ -82,8 +82,12 @@ def _report_unfinished(folder: Path) -> None:
 
 
 def describe_plan(experiment: Experiment) -> dict[str, str]:
-    """Size, device, folder and estimated time of a run of the experiment; nothing is written."""
+    """Size, device, folder and estimated time of a run of the experiment; nothing is written.
+
+    Raises `ConfigError` for what could not be trained here, or would overwrite other files.
+    """
     settings = check_experiment(experiment)
+    check_folder(experiment.folder, output_folder(experiment.execution.output_root))
     done, state = _resume_point(experiment)
     facts = describe_size(experiment.architecture, experiment.budget)
     facts |= {name.replace("_", " "): str(value) for name, value in settings.describe().items()}

@@ -234,6 +234,18 @@ def test_dry_run_describes_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_dry_run_refuses_a_folder_that_the_run_would_refuse(tmp_path, monkeypatch):
+    """In an output folder whose name is a number."""
+    monkeypatch.chdir(tmp_path)
+    planned = invoke(*words(2024), "--dry-run").stdout
+    folder = Path(re.search(r"run folder: +(2024\S+) \(new\)", planned)[1])
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    done = invoke(*words(2024), "--dry-run")
+    assert done.exit_code == 2
+    assert "is not a run folder (no run.json) and holds other files: notes.txt" in done.stderr
+
+
 def test_dry_run_of_a_finished_run_would_load_it(finished):
     root, _ = finished
     before = sorted(root.rglob("*"))
