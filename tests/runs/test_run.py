@@ -195,6 +195,12 @@ def without(folder, key, **changes):
     rewrite(folder, "metrics.json", json.dumps(content))
 
 
+def no_experiment(folder):
+    content = json.loads((folder / "run.json").read_text())
+    del content["experiment"]
+    (folder / "run.json").write_text(json.dumps(content))
+
+
 LACKING = {
     "source": lambda folder: record(folder, status="imported"),
     "trials": lambda folder: imported(folder, trials=None),
@@ -213,7 +219,7 @@ LACKING = {
     "loss of a training": lambda folder: without(folder, "test_loss", selected_epoch=39),
     "a known selection": lambda folder: metrics(folder, select="luck", selected_epoch=39),
     "images": lambda folder: metrics(folder, test_images=0),
-    "experiment": lambda folder: record(folder, experiment=None),
+    "experiment": no_experiment,
     "commit": lambda folder: record(folder, git={"modified": True}),
     "differences": lambda folder: record(folder, inexact_resumes=[{"after": "epoch 1"}]),
     "text": lambda folder: record(folder, inexact_resumes=[DIFFERENCES[0] | {"differences": [1]}]),
