@@ -167,10 +167,10 @@ def budget_bar(parameters: int, budget: int) -> str:
 
 def _controls(variant: str) -> dict[str, widgets.Widget]:
     """The controls by name, in their order on the page."""
+    names = known_variants()
+    names = names if variant in names else [variant, *names]  # the path of a file
     return {
-        "start": widgets.Dropdown(
-            options=known_variants(), value=variant, description="start from", **LABEL
-        ),
+        "start": widgets.Dropdown(options=names, value=variant, description="start from", **LABEL),
         "block": widgets.Dropdown(options=block_names(), description="block", **LABEL),
         "depths": widgets.Text(
             description="depths", placeholder="blocks per stage: 1,1,1", **LABEL

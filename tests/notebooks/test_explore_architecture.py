@@ -57,6 +57,16 @@ def test_explorer_starts_from_every_variant(explorer, variant):
     assert f"{explorer.size.parameters:,}" in html_of(explorer)
 
 
+def test_explorer_starts_from_a_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(load_experiment("se").to_yaml())
+    for variant in (path, str(path)):
+        explorer = ArchitectureExplorer(variant)
+        assert explorer.architecture == load_experiment("se").architecture
+        explorer.controls["start"].value = "lite"
+        assert explorer.architecture == load_experiment("lite").architecture
+
+
 def test_explorer_keeps_what_has_no_control(tmp_path, monkeypatch):
     params = tmp_path / "params"
     params.mkdir()
