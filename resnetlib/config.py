@@ -73,9 +73,9 @@ def load_experiment(variant: str | Path | None = None, /, **overrides: Any) -> E
     content = _read_file(path)
     if path.is_relative_to(params_folder()):
         name = path.relative_to(params_folder()).with_suffix("").as_posix()
-        if _validate(content, path, Variant).variant != name:
+        if validate(content, path, Variant).variant != name:
             raise ConfigError(f"{path}: variant is {content['variant']!r}; it must be {name!r}")
-    experiment = apply_overrides(_validate(content, path), overrides)
+    experiment = apply_overrides(validate(content, path), overrides)
     is_recorded = "overrides" in content  # older versions accepted settings that cannot act
     if not is_recorded and (problem := experiment.contradiction()):
         raise ConfigError(f"{path}: {problem}")
@@ -116,12 +116,12 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
     # What the source leaves open about a key that is gone does not matter any more.
     keys = dotted_paths({"recipe": content["recipe"]})
     content["assumed"] = [name for name in content["assumed"] if matching_paths(name, keys)]
-    result = _validate(_without_missing(content), "override")
+    result = validate(_without_missing(content), "override")
     if scaled := _scaled_to_digits(experiment, result, values):
         for path, value in scaled.items():
             _set(content, path, value)
         values |= scaled
-        result = _validate(_without_missing(content), "override")
+        result = validate(_without_missing(content), "override")
     before, after = experiment.model_dump(mode="json"), result.model_dump(mode="json")
     changed = [
         path
@@ -417,7 +417,8 @@ def _read_file(path: Path) -> dict:
 # Messages ------------------------------------------------------------------------------------
 
 
-def _validate(content: dict, where: Any, kind: type[Variant] = Experiment) -> Any:
+def validate(content: dict, where: Any, kind: type[Model] = Experiment) -> Any:
+    """The content as a model. Raises `ConfigError`, in a line that begins with `where`."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:

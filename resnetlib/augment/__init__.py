@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import rng, schema
+from ..config import validate
 from ..errors import ConfigError
 from . import image_ops
 from .draws import (
@@ -138,7 +139,8 @@ def preview(augment: str | Sequence[Any], images: Tensor, seed: int = 0) -> Tens
                 f"unknown augmentation {name!r}; did you mean {nearest!r}? "
                 f"One of: {', '.join(known)}"
             )
-    steps = schema.Augmentations(augment=names or (augment or [])).augment
+    content = {"augment": names or (augment or [])}
+    steps = validate(content, "preview", schema.Augmentations).augment
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     return compose(steps)(images, labels, rng.generator(seed, "augment"))[0]
 

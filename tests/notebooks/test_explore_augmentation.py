@@ -8,6 +8,7 @@ import pytest
 from conftest import NOTEBOOKS, run_papermill
 
 from resnetlib import augment, schema
+from resnetlib.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 
@@ -53,3 +54,19 @@ def test_preview_takes_names_and_settings(name, digits):
     assert after.shape == images.shape
     assert (after != images).any()
     assert (augment.preview([{"name": name}], images, seed=1) == after).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([{"name": "cutout", "sise": 8}], "augment.0: unknown key 'sise'; did you mean 'size'?"),
+        ([{"name": "cutout", "size": 0}], "augment.0.size = 0: should be greater"),
+        (["flip", "cutuot"], "augment.1.name = 'cutuot': should be one of 'crop', "),
+        ([3], "augment.0 = 3: give its name, or a mapping of its settings with its name"),
+    ],
+)
+def test_preview_refuses_a_mistake_in_one_line(wrong, message, digits):
+    with pytest.raises(ConfigError) as caught:
+        augment.preview(wrong, digits.train[0][:2])
+    assert str(caught.value).startswith(f"preview: {message}")
+    assert "\n" not in str(caught.value)
