@@ -130,6 +130,9 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
     ]
     if changed and (problem := result.contradiction()):
         raise ConfigError(f"override: {problem}")
+    start = "recipe.schedule.warmup_start"
+    if start in changed and not result.recipe.schedule.warmup_epochs:
+        raise ConfigError(f"override: {start} has no effect without warmup_epochs above 0")
     for part, (defaults, dropped) in notes.items():
         defaults = [key for key in defaults if f"{part}.{key}" not in values]
         _report_kind(part, _value_at(after, part), defaults, dropped)

@@ -526,6 +526,7 @@ CONTRADICTIONS = [
         {"squeeze_excitation": {"placement": "block", "blocks": []}},
         "squeeze_excitation.blocks = []",
     ),
+    ({"warmup_start": 0.4}, "schedule.warmup_start has no effect without warmup_epochs above 0"),
     ({"strides": []}, "architecture.strides = []"),
     ({"batch_size": 50_001}, "recipe.batch_size = 50001: there are 50,000 training images"),
     ({"batch_size": 49_001, "holdout": 1000}, "there are 49,000 training images"),
@@ -553,6 +554,8 @@ def test_settings_at_the_limit_are_accepted():
     load_experiment("lite", schedule=STEP | {"milestones": [2], "warmup_epochs": 2}, epochs=3)
     load_experiment("lite", schedule=STEP | {"milestones": []}, epochs=1)
     load_experiment("lite", device="cuda:10")
+    load_experiment("lite", warmup_start=0.4, warmup_epochs=1)
+    load_experiment("adamw", warmup_epochs=0)  # as a sweep over the warm-up may have it
     load_experiment("lite", warmup_epochs=39.5, interval="step")
     load_experiment("lite", dataset="digits", batch_size=1347)
     load_experiment("lite", batch_size=49_000, holdout=1000)
