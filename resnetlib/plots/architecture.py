@@ -554,7 +554,5 @@ def _draw_chip(axes: Axes, left: float, middle: float, layer: str) -> None:
             zorder=3,
         )
     )
-    color = "white" if layer.startswith(("conv", "SE")) else "0.1"
-    axes.text(
-        left + width / 2, middle, layer, ha="center", va="center", fontsize=9, color=color, zorder=4
-    )
+    style = {"ha": "center", "va": "center", "fontsize": 9, "color": "0.1"}
+    axes.text(left + width / 2, middle, layer, zorder=4, **style)

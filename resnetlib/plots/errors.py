@@ -12,6 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from ..errors import counted
 from .style import (
     RUN_CHARACTERS,
     class_matrix,
@@ -282,6 +283,6 @@ def robustness(
         )
         worst = accuracies.index[0]
         figure.suptitle(
-            f"{variant}: {worst} costs most ({images:,} test images)", fontweight="bold"
+            f"{variant}: {worst} costs most ({counted(images, 'test image')})", fontweight="bold"
         )
     return [left, right]

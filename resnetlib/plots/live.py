@@ -59,8 +59,5 @@ class LiveCurves(Callback):
             draw_history(loss, accuracy, history, self.experiment)
             for axes in (loss, accuracy):
                 axes.set_xlim(0, self.experiment.recipe.epochs)
-            last = history.iloc[-1]
-            loss.set_title(f"Loss: {last['test_loss']:.3f} on the test set")
-            accuracy.set_title(f"Accuracy: {100 * last['test_accuracy']:.2f} % on the test set")
             figure.savefig(buffer, format="png")
             return buffer.getvalue()

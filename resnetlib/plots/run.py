@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..data import TRAINING_IMAGES
+from ..errors import counted
 from ..experiment import Experiment
 from ..schedule import learning_rate
 from ..schema import Recipe
@@ -48,10 +49,6 @@ def curves(history: pd.DataFrame, experiment: Experiment) -> list[Axes]:
         )
         loss, accuracy, rate = grid["loss"], grid["accuracy"], grid["lr"]
         draw_history(loss, accuracy, history, experiment)
-        loss.set_title(f"Loss: {history['test_loss'].iloc[-1]:.3f} on the test set at the end")
-        last = 100 * history["test_accuracy"].iloc[-1]
-        epochs = history["epoch"].iloc[-1]
-        accuracy.set_title(f"Accuracy: {last:.2f} % on the test set after epoch {epochs}")
         rate.plot(*_rates(experiment, history), color="0.25", drawstyle="steps-post")
         rate.set(xlabel="epoch", ylabel="learning rate")
         rate.set_title(f"Learning rate: {_schedule_name(recipe)}")
@@ -64,7 +61,7 @@ def curves(history: pd.DataFrame, experiment: Experiment) -> list[Axes]:
 
 
 def draw_history(loss: Axes, accuracy: Axes, history: pd.DataFrame, experiment: Experiment) -> None:
-    """Draw the curves of a history, finished or growing, into two Axes.
+    """Draw the curves of a history, finished or growing, into two Axes with their titles.
 
     Args:
         loss: the Axes that gets the cross-entropy, in nats.
@@ -90,6 +87,10 @@ def draw_history(loss: Axes, accuracy: Axes, history: pd.DataFrame, experiment: 
     loss.set_ylim(bottom=0)
     accuracy.set_ylabel("accuracy")
     label_per_cent(accuracy.yaxis)
+    last = history.iloc[-1]
+    when = f"after epoch {last['epoch']:,.0f}"
+    loss.set_title(f"Test loss {when}: {last['test_loss']:.3f}")
+    accuracy.set_title(f"Test accuracy {when}: {100 * last['test_accuracy']:.2f} %")
 
 
 def _training_changes(experiment: Experiment) -> list[str]:
@@ -145,7 +146,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], variant: str) -> list[
             axes.set_title(name)
         share = np.trace(matrix) / matrix.sum()
         figure.suptitle(
-            f"{variant}: {100 * share:.2f} % of {matrix.sum():,} test images correct",
+            f"{variant}: {100 * share:.2f} % of {counted(matrix.sum(), 'test image')} correct",
             fontweight="bold",
         )
     return [left, right]
@@ -158,7 +159,7 @@ def reliability(calibration: pd.DataFrame, ece: float, variant: str) -> list[Axe
     centers = edges[:-1] + width / 2
     filled = calibration["images"] > 0
     with figure_style():
-        _, (top, bottom) = plt.subplots(
+        figure, (top, bottom) = plt.subplots(
             2, 1, figsize=(6, 6.5), sharex=True, height_ratios=[3, 1], layout="constrained"
         )
         top.bar(
@@ -178,7 +179,7 @@ def reliability(calibration: pd.DataFrame, ece: float, variant: str) -> list[Axe
             f"{variant}: calibration error {100 * ece:.1f} % (ECE, {len(edges) - 1} bins)\n"
             "bars below the line: overconfident"
         )
-        top.legend(frameon=False, loc="upper left")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)  # a bar may be anywhere
         bottom.bar(centers, calibration["images"], width * 0.92, color="0.55")
         bottom.set(xlabel="confidence (largest softmax probability)", ylabel="images")
         bottom.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
@@ -210,7 +211,7 @@ def mistakes(
         f"{classes[labels[i]]}\n→ {classes[predictions[i]]} {_confidence(confidences[i])}"
         for i in indices
     ]
-    title = f"The {len(indices)} most confident of {len(wrong):,} errors (true → predicted)"
+    title = f"Most confident errors: {len(indices)} of {len(wrong):,} (true → predicted)"
     return image_grid(np.asarray(images)[indices], captions, title)
 
 
@@ -299,7 +300,7 @@ def class_balance(counts: np.ndarray, classes: Sequence[str], variant: str) -> A
         axes.grid(False, axis="x")
         most, least = shares.argmax(), shares.argmin()
         axes.set_title(
-            f"{variant}: of {counts.sum():,} images most go to {classes[most]} "
+            f"{variant}: of {counted(counts.sum(), 'image')} most go to {classes[most]} "
             f"({shares[most]:.1f} %), least to {classes[least]} ({shares[least]:.1f} %)"
         )
         axes.legend(frameon=False, loc="upper right")

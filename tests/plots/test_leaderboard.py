@@ -92,7 +92,7 @@ def test_with_one_network_reproduced_the_published_front_is_what_is_bold(table):
     assert "published" in axes.get_title()
 
 
-@pytest.mark.parametrize(("count", "named"), [(6, 6), pytest.param(30, 10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "named"), [(6, 6), pytest.param(40, 10, marks=pytest.mark.slow)])
 def test_names_cover_neither_each_other_nor_a_point_and_stay_inside(table, count, named):
     """Of many networks of one size, at least these are named."""
     crowd = pd.DataFrame(

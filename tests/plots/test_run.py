@@ -11,7 +11,7 @@ import torch
 from matplotlib.colors import to_hex, to_rgb
 
 from resnetlib import load_experiment, plots
-from resnetlib.plots import style
+from resnetlib.plots import architecture, style
 from resnetlib.runs import reference_runs
 from resnetlib.schedule import learning_rate
 from resnetlib.training import Trainer, fit
@@ -46,6 +46,17 @@ def test_curves_draw_training_and_test(history):
     assert rate.get_position().y1 < loss.get_position().y0
     assert "56.25 %" in accuracy.get_title()
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in (loss, accuracy, rate))
+
+
+def test_curves_say_after_which_epoch(history):
+    """Which may be the last of an interrupted run; the titles fit their panels."""
+    experiment = load_experiment("resnet18", epochs=2)
+    loss, accuracy, _ = plots.curves(history.assign(epoch=[0, 1, 2000]), experiment)
+    assert loss.get_title() == "Test loss after epoch 2,000: 1.200"
+    assert accuracy.get_title() == "Test accuracy after epoch 2,000: 56.25 %"
+    accuracy.figure.draw_without_rendering()
+    for axes in (loss, accuracy):
+        assert axes.title.get_window_extent().width < axes.get_window_extent().width
 
 
 def labels_of(axes):
@@ -128,7 +139,7 @@ def test_mistakes_are_sorted_by_confidence():
     )
     captions = [text.get_text() for text in axes[0].texts]
     assert captions == ["dog\n→ cat 90.00 %", "dog\n→ cat 70.00 %"]
-    assert "2 most confident of 3 errors" in axes[0].figure.get_suptitle()
+    assert axes[0].figure.get_suptitle() == "Most confident errors: 2 of 3 (true → predicted)"
 
 
 def test_mistakes_have_captions_that_differ():
@@ -157,7 +168,7 @@ def test_image_grid_places_captions_above_their_images():
 def test_mistakes_of_a_perfect_network():
     images = np.zeros((2, 3, 8, 8), dtype=np.uint8)
     axes = plots.mistakes(images, [0, 1], [0, 1], [0.9, 0.9], ["cat", "dog"])
-    assert "0 errors" in axes[0].figure.get_suptitle()
+    assert "0 of 0" in axes[0].figure.get_suptitle()
     plots.confusion(np.diag([3, 4]), ["cat", "dog"], "lite")
 
 
@@ -180,6 +191,24 @@ def test_reliability_has_a_bar_per_filled_bin():
     assert "16.0 %" in top.get_title()
 
 
+def test_reliability_legend_covers_no_bar():
+    calibration = pd.DataFrame({"images": [4, 6], "confidence": [0.4, 0.9], "accuracy": 1.0})
+    top, bottom = plots.reliability(calibration, 0.16, "resnet18")
+    top.figure.draw_without_rendering()
+    (legend,) = top.figure.legends
+    assert top.get_legend() is None
+    assert legend.get_window_extent().y1 < bottom.xaxis.label.get_window_extent().y0
+
+
+def test_one_image_is_not_called_images():
+    axes = plots.class_balance(np.array([1, 0]), ["cat", "dog"], "lite")
+    assert "of 1 image most" in axes.get_title()
+    left, _ = plots.confusion(np.diag([1, 0]), ["cat", "dog"], "lite")
+    assert left.figure.get_suptitle() == "lite: 100.00 % of 1 test image correct"
+    left, _ = plots.robustness(pd.DataFrame({0: [0.9], 1: [0.8]}, index=["noise"]), 1, "lite")
+    assert "(1 test image)" in left.figure.get_suptitle()
+
+
 def test_variant_color_is_distinct_for_recorded_variants():
     colors = [plots.variant_color(variant) for variant in style.VARIANT_COLORS]
     assert len(set(colors)) == len(colors)
@@ -194,12 +223,24 @@ def test_variant_color_of_a_new_name():
     assert not set(style.OTHER_COLORS) & set(style.VARIANT_COLORS.values())
 
 
+def contrast(one, other):
+    """As the Web Content Accessibility Guidelines compute it; yellow on white has 1.1."""
+    values = np.array([to_rgb(one), to_rgb(other)])
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    dark, light = sorted(linear @ [0.2126, 0.7152, 0.0722])
+    return (light + 0.05) / (dark + 0.05)
+
+
 @pytest.mark.parametrize("color", [*style.VARIANT_COLORS.values(), *style.OTHER_COLORS])
 def test_colors_are_visible_on_white(color):
-    # Contrast as the Web Content Accessibility Guidelines compute it; yellow has 1.1.
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
-    luminance = np.dot([0.2126, 0.7152, 0.0722], linear)
-    assert 1.05 / (luminance + 0.05) > 2.3
+    assert contrast(color, "white") > 2.3
+
+
+@pytest.mark.parametrize("name", architecture.FILLS)
+def test_layers_of_a_block_are_readable(name):
+    _, axes = plt.subplots()
+    architecture._draw_chip(axes, 0, 0, name)
+    assert contrast(axes.texts[0].get_color(), axes.patches[0].get_facecolor()[:3]) >= 4.5
 
 
 def test_figures_leave_the_style_of_the_session(history):
