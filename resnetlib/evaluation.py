@@ -47,6 +47,11 @@ def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
     return bounds.low, bounds.high
 
 
+def format_confidence(value: float) -> str:
+    """Two decimals, by which confident errors still differ; never rounded up to certainty."""
+    return f"{100 * value:.2f} %" if value < 0.99995 else ">99.99 %"
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Logits (N, C) float32 and labels (N,) int64 on the CPU, and what follows from them."""

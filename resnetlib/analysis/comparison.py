@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import changed_settings, known_variants, load_experiment
 from ..data import load_dataset
 from ..errors import RunError, shorten_line
-from ..evaluation import Evaluation
+from ..evaluation import Evaluation, format_confidence
 from ..paths import display_path
 from ..runs.find import find_run, finished_runs, keeps
 from ..runs.run import RECIPE_CAVEAT, Run, group_by_seed, seed_accuracies
@@ -305,7 +305,7 @@ def _is_selected_on_test(run: Run) -> bool:
 
 def _prediction(evaluation: Evaluation, image: Tensor) -> str:
     name = evaluation.classes[evaluation.predictions[image]]
-    return f"{name} {100 * evaluation.confidences[image]:.0f} %"
+    return f"{name} {format_confidence(evaluation.confidences[image])}"
 
 
 def compare_runs(

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..data import TRAINING_IMAGES
 from ..errors import counted
+from ..evaluation import format_confidence
 from ..experiment import Experiment
 from ..schedule import learning_rate
 from ..schema import Recipe
@@ -208,16 +209,11 @@ def mistakes(
     wrong = np.flatnonzero(labels != predictions)
     indices = wrong[np.argsort(-confidences[wrong], kind="stable")][:count]
     captions = [
-        f"{classes[labels[i]]}\n→ {classes[predictions[i]]} {_confidence(confidences[i])}"
+        f"{classes[labels[i]]}\n→ {classes[predictions[i]]} {format_confidence(confidences[i])}"
         for i in indices
     ]
     title = f"Most confident errors: {len(indices)} of {len(wrong):,} (true → predicted)"
     return image_grid(np.asarray(images)[indices], captions, title)
-
-
-def _confidence(value: float) -> str:
-    """Two decimals, by which confident errors still differ; never rounded up to certainty."""
-    return f"{100 * value:.2f} %" if value < 0.99995 else ">99.99 %"
 
 
 def image_grid(
