@@ -26,8 +26,8 @@ from ..plots.leaderboard import (
 )
 from ..plots.style import figure_svg, variant_color
 from ..progress import duration
-from ..runs.find import find_runs, folders_with, split_unreadable
-from ..runs.run import PAGES, RECIPE_CAVEAT, Run
+from ..runs.find import find_runs, split_unreadable
+from ..runs.run import PAGES, RECIPE_CAVEAT, Run, folders_with
 from .leaderboard import experiments, format_accuracy, own_recipes, results_table
 from .ranking import best_for_size, significantly_best, with_statistics, within_budget
 from .run_report import TEMPLATES

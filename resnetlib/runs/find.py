@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import known_variants
 from ..errors import ConfigError, RunError, UserError, closest_match, shorten, shorten_line
 from ..paths import PROJECT, display_path, expand_home, output_folder
-from .run import FINISHED, SELECTED, WEIGHTS, Run, load_run
+from .run import FINISHED, SELECTED, WEIGHTS, Run, folders_with, load_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -256,20 +256,6 @@ def find_runs(root: Path) -> list[Run]:
     folders.sort(key=lambda folder: not (folder / "report.html").is_file())
     runs = _without_copies(map(Run, folders))
     return sorted(runs, key=lambda run: run.path)
-
-
-def folders_with(name: str, root: Path) -> list[Path]:
-    """The folders at any depth that have a file of this name, by path.
-
-    Hidden ones are left out, such as `.receiving-*` of a sweep; a link is not followed. One that
-    vanishes meanwhile is left out too, where `Path.rglob` raises an error.
-    """
-    found = []
-    for folder, folders, _ in os.walk(root):
-        folders[:] = [inner for inner in folders if not inner.startswith(".")]
-        if os.path.exists(os.path.join(folder, name)):
-            found.append(Path(folder, name))
-    return [path.parent for path in sorted(found)]
 
 
 def _without_copies(runs: Iterable[Run]) -> list[Run]:

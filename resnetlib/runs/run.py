@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import statistics
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -351,6 +352,20 @@ def load_run(path: str | Path) -> Run:
     if not is_run:
         raise RunError(f"{display_path(path)} is not a run folder: it has no run.json")
     return Run(path)
+
+
+def folders_with(name: str, root: Path) -> list[Path]:
+    """The folders at any depth that have a file of this name, by path.
+
+    Hidden ones are left out, such as `.receiving-*` of a sweep; a link is not followed. One that
+    vanishes meanwhile is left out too, where `Path.rglob` raises an error.
+    """
+    found = []
+    for folder, folders, _ in os.walk(root):
+        folders[:] = [inner for inner in folders if not inner.startswith(".")]
+        if os.path.exists(os.path.join(folder, name)):
+            found.append(Path(folder, name))
+    return [path.parent for path in sorted(found)]
 
 
 @contextmanager

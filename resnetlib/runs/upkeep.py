@@ -13,8 +13,7 @@ from statistics import fmean
 from .. import files
 from ..errors import UserError, printable, shorten_line
 from ..progress import duration
-from .find import folders_with
-from .run import ARTIFACTS, CHECKPOINTS, FINISHED, PAGES, Run
+from .run import ARTIFACTS, CHECKPOINTS, FINISHED, PAGES, Run, folders_with
 
 # Raised where a file is missing, vanishes, or is a stranger's.
 UNREADABLE = (UserError, OSError, LookupError, TypeError, ValueError, OverflowError)
