@@ -10,7 +10,7 @@ from pandas.io.formats.style import Styler
 from ..experiment import Experiment
 from ..resnet import NUM_CLASSES
 from ..runs.find import reference_runs
-from ..runs.run import RECIPE_CAVEAT, seed_accuracies
+from ..runs.run import NOT_RECIPE, RECIPE_CAVEAT, seed_accuracies
 
 _LEFT = [{"selector": "th, td", "props": "text-align: left"}]
 _RIGHT = [{"selector": "th.col_heading, td", "props": "text-align: right"}]
@@ -41,7 +41,7 @@ def expectations(experiment: Experiment) -> dict[str, str]:
         "published test accuracy": "none" if published is None else _claim(*published),
         "recorded test accuracy": _recorded(experiment),
     }
-    if changed := experiment.overrides.keys() - {"dataset", "seed"}:
+    if changed := experiment.overrides.keys() - NOT_RECIPE:
         names = ", ".join(sorted(changed))
         facts["changed here"] = f"{names}: the accuracy may end elsewhere"
     return facts

@@ -64,7 +64,7 @@ def write_index(root: Path | None = None) -> Path:
     # CIFAR-10 first; then by reproduced accuracy, then by published accuracy.
     rows.sort(key=lambda row: (row["dataset"], -(row["reproduced"] or 0), -(row["published"] or 0)))
     imported.sort(key=lambda run: (run.experiment.dataset, -run.metrics["test_accuracy"]))
-    dates = [run.record.get("finished", "")[:10] for run in runs]
+    dates = [run.record.get("finished", "")[:10] for run in runs if run.status == "done"]
     content = (
         _environment()
         .get_template("index.html.j2")

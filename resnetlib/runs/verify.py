@@ -32,6 +32,7 @@ from .evidence import (
     PARSERS,
     Damaged,
     Evidence,
+    LacksMemory,
     Unavailable,
     clean_line,
     describe_error,
@@ -120,6 +121,8 @@ def _file_problem(
             run.read(name)
         if name in artifacts and files.sha256(run.path(name)) != artifacts[name]:
             return f"{name} does not match its checksum in run.json"
+    except LacksMemory:  # the file may be sound
+        raise
     except Unavailable as error:
         return str(error)
     if finished and name in ARTIFACTS and name not in artifacts:
@@ -237,8 +240,8 @@ def _check_parameters(run: Evidence) -> Result:
     try:
         if has_trained_fixed_scales(run.model):
             problems.append(f"{WEIGHTS} holds trained BatchNorm scales, which are not counted")
-    except Damaged:
-        pass  # `checksums` names the file
+    except (Damaged, LacksMemory):
+        pass  # `checksums` names the file or the reason
     except Unavailable as error:
         problems += [str(error)] if run.has(WEIGHTS) else []
     if experiment.budget != "none" and count > experiment.budget:

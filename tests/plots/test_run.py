@@ -428,6 +428,7 @@ def test_expectations_of_a_changed_experiment():
     facts = plots.expectations(load_experiment("lite", epochs=3, dataset="digits"))
     assert facts["published test accuracy"] == facts["recorded test accuracy"] == "none"
     assert "epochs" in facts["changed here"]
+    assert "changed here" not in plots.expectations(load_experiment("lite", budget=80_000, seed=1))
 
 
 def test_expectations_name_what_kind_of_accuracy_is_published():

@@ -262,7 +262,7 @@ def test_train_does_not_replace_imported_weights(imported, experiment):
 
 
 @pytest.mark.usefixtures("leaderboard_without_figures")
-def test_leaderboard_shows_imported_weights_apart(imported, trained, root):
+def test_leaderboard_shows_imported_weights_apart(imported, trained, root, tmp_path):
     lite = next(row for row in results_table([imported]) if row["variant"] == "lite")
     assert (lite["runs"], lite["reproduced"]) == (0, None)
     page = write_index(root).read_text()
@@ -270,7 +270,9 @@ def test_leaderboard_shows_imported_weights_apart(imported, trained, root):
     assert f"{imported.path.name}/report.html" not in table
     assert f"{imported.path.name}/report.html" in weights
     assert "ckpt.pth" in weights
-    assert "1 finished run," in table
+    assert f"1 finished run, the newest of {trained.record['finished'][:10]}<" in table
+    shutil.copytree(imported.path, tmp_path / "lite" / imported.path.name)
+    assert "0 finished runs<" in write_index(tmp_path).read_text()
     (row,) = (row for row in experiments([trained, imported]) if row["folders"])
     assert row["folders"] == (trained,)
 

@@ -454,6 +454,17 @@ def test_verify_missing_record(folder):
     assert failing(folder) == {"record"}
 
 
+def test_verify_fails_no_run_for_lack_of_memory(folder, monkeypatch):
+    def lack(path):
+        raise MemoryError
+
+    monkeypatch.setitem(PARSERS, WEIGHTS, lack)
+    results = verified(folder)
+    assert {name for name, result in results.items() if result.status == FAIL} == set()
+    assert "this machine lacks memory" in results["checksums"].detail
+    assert results["accuracy"].status == NOT_CHECKED
+
+
 def test_verify_names_outside_the_folder(folder, tmp_path):
     (tmp_path / "outside").write_text("secret")
     for name in ("../outside", str(tmp_path / "outside"), "a\0b"):
