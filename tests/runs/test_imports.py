@@ -277,6 +277,15 @@ def test_leaderboard_shows_imported_weights_apart(imported, trained, root, tmp_p
     assert row["folders"] == (trained,)
 
 
+def test_import_refuses_trained_scales_that_are_not_counted(tmp_path):
+    experiment = load_experiment("lite", **SETTINGS, batch_norm_scale=False, output_root=tmp_path)
+    weights = build_model(experiment.architecture).state_dict()
+    doubled = {name: 2 * w if name.endswith("bn1.weight") else w for name, w in weights.items()}
+    torch.save(doubled, tmp_path / "ckpt.pth")
+    with pytest.raises(DataError, match="trained BatchNorm scales, which the variant fixes"):
+        import_weights(tmp_path / "ckpt.pth", experiment)
+
+
 def test_report_of_imported_weights(imported):
     page = (imported.path / "report.html").read_text()
     assert "imported" in page
