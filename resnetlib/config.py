@@ -131,7 +131,8 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
     if changed and (problem := result.contradiction()):
         raise ConfigError(f"override: {problem}")
     start = "recipe.schedule.warmup_start"
-    if start in changed and not result.recipe.schedule.warmup_epochs:
+    is_given = "recipe.schedule.warmup_epochs" in values  # as 0, or scaled to the digits
+    if start in changed and not is_given and not result.recipe.schedule.warmup_epochs:
         raise ConfigError(f"override: {start} has no effect without warmup_epochs above 0")
     for part, (defaults, dropped) in notes.items():
         defaults = [key for key in defaults if f"{part}.{key}" not in values]
@@ -211,7 +212,8 @@ def _owner(name: str) -> str:
     """Which parts have a key that this experiment lacks, for a message."""
     parent, _, key = name.rpartition(".")
     augmentation = parent.rpartition(".")[2]
-    if augmentation in tagged_models(Augment):
+    kind = tagged_models(Augment).get(augmentation)
+    if kind and key in kind.model_fields:
         return f"; give augment as a whole, such as '[{{name: {augmentation}, {key}: …}}]'."
     owners = []
     for part in matching_paths(parent, _parts()) if parent else _parts():

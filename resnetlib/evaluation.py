@@ -49,7 +49,7 @@ def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
 
 def format_confidence(value: float) -> str:
     """Two decimals, by which confident errors still differ; never rounded up to certainty."""
-    return f"{100 * value:.2f} %" if value < 0.99995 else ">99.99 %"
+    return ">99.99 %" if value >= 0.99995 else f"{100 * value:.2f} %"
 
 
 @dataclass(frozen=True)

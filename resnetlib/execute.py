@@ -20,6 +20,7 @@ from .paths import display_path, notebooks_folder, output_folder, real_path
 from .progress import duration
 from .reports.run_report import unlink_notebooks, write_report
 from .runs.checkpoint import describe_position, describe_saved, last_position
+from .runs.drive import local_folder
 from .runs.estimate import estimate_epoch_seconds
 from .runs.lifecycle import check_experiment, check_folder, train
 from .runs.record import record_checksums
@@ -87,7 +88,8 @@ def describe_plan(experiment: Experiment) -> dict[str, str]:
     Raises `ConfigError` for what could not be trained here, or would overwrite other files.
     """
     settings = check_experiment(experiment)
-    check_folder(experiment.folder, output_folder(experiment.execution.output_root))
+    if not local_folder(experiment.folder):  # Drive may have lost the record for a while
+        check_folder(experiment.folder, output_folder(experiment.execution.output_root))
     done, state = _resume_point(experiment)
     facts = describe_size(experiment.architecture, experiment.budget)
     facts |= {name.replace("_", " "): str(value) for name, value in settings.describe().items()}

@@ -75,7 +75,8 @@ class Published(Model):
 
     parameters: Count | None = None  # trainable parameters; must equal the network's
     train_accuracy: UnitInterval | None = None  # after the last epoch, as a fraction of 1
-    test_accuracy: UnitInterval | None = None  # after the last epoch or an unstated one, of 1
+    # After the last epoch, or an unstated one; as a fraction of 1
+    test_accuracy: UnitInterval | None = None
     best_test_accuracy: UnitInterval | None = None  # of the epoch best on the test set
     validation_accuracy: UnitInterval | None = None  # of held-out training images, the best epoch
     competition_accuracy: UnitInterval | None = None  # of the hidden test set of the class

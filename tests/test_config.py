@@ -555,6 +555,8 @@ def test_settings_at_the_limit_are_accepted():
     load_experiment("lite", schedule=STEP | {"milestones": []}, epochs=1)
     load_experiment("lite", device="cuda:10")
     load_experiment("lite", warmup_start=0.4, warmup_epochs=1)
+    load_experiment("lite", warmup_start=0.4, warmup_epochs=0)  # as a sweep over the warm-up has it
+    load_experiment("resnet110", warmup_start=0.2, dataset="digits", epochs=2)  # scaled to 0
     load_experiment("adamw", warmup_epochs=0)  # as a sweep over the warm-up may have it
     load_experiment("lite", warmup_epochs=39.5, interval="step")
     load_experiment("lite", dataset="digits", batch_size=1347)

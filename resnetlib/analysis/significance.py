@@ -329,8 +329,8 @@ def _lead(comparison: Comparison | SeedComparison) -> tuple[str, str, str]:
     """The better of the two, the worse, and by how many points, up to the interval's bracket."""
     names, difference = comparison.names, comparison.difference
     better, worse = names if difference > 0 else names[::-1]
-    points = 100 if difference > 0 else -100
-    least, most = sorted(round(points * bound, 2) + 0.0 for bound in comparison.interval)
+    sign = 1 if difference > 0 else -1
+    least, most = sorted(round(100 * sign * bound, 2) + 0.0 for bound in comparison.interval)
     points = f"{100 * abs(difference):.2f} points (95 % interval {least:.2f} to {most:.2f}"
     return better, worse, points
 

@@ -385,8 +385,8 @@ def _label_points(
             box = Bbox.from_extents(name.x0 - 3, name.y0, name.x1 + 3, name.y1)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
             inside &= frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
+            is_free = inside and not any(box.overlaps(other) for other in taken)
+            if is_free or (point.bold and (side, up) == places[-1]):
                 taken.append(box)
                 break
-            if not point.bold or (side, up) != places[-1]:
-                text.remove()
+            text.remove()

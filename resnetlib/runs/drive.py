@@ -52,10 +52,14 @@ def is_done(drive: Path) -> bool:
     )
 
 
+SAME_RUN = ("experiment", "started")  # of records: others are of a run that was started over
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """The record of the run; empty without a run.
 
-    Where it is damaged, or older than a checkpoint, it is the one kept with the newest checkpoint.
+    Where it is damaged, or older than a checkpoint of the same run, it is the one kept with the
+    newest checkpoint.
     """
     record: dict[str, Any] = {}
     with suppress(OSError, ValueError):
@@ -65,9 +69,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     newest = max(record.get("checkpoints", {}), default="")
     for path in sorted(folder.glob(f"checkpoints/*{RECORD}"), reverse=True):
         checkpoint = path.with_name(path.name.removesuffix(RECORD))
-        if not record or (checkpoint.name > newest and checkpoint.is_file()):
-            with suppress(OSError, ValueError):
-                return files.read_json(path)
+        if record and not (checkpoint.name > newest and checkpoint.is_file()):
+            continue
+        with suppress(OSError, ValueError):
+            kept = files.read_json(path)
+            if not record or all(kept.get(key) == record.get(key) for key in SAME_RUN):
+                return kept
     return record or (load_run(folder).record if (folder / "run.json").exists() else {})
 
 

@@ -31,11 +31,13 @@ class Needs:
     def settings(self, task: Task) -> dict[str, Any]:
         """Parameters of the run that agree with this, unless they are given.
 
-        A run that has begun, perhaps without the sweep, keeps the number of threads that it has
-        recorded.
+        A run that has begun, perhaps without the sweep, keeps the threads and the device that it
+        has recorded.
         """
         execution = task.experiment.execution.model_dump()
-        wanted = {"threads": None if task.has_begun else self.threads, "device": self.device}
+        wanted = {"threads": self.threads, "device": self.device}
+        if task.has_begun:
+            wanted = {"device": self.device and task.recorded_device}
         return {
             name: value
             for name, value in wanted.items()

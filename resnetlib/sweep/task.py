@@ -15,10 +15,8 @@ from ..config import load_experiment, parse_value
 from ..errors import RunError
 from ..experiment import Execution, Experiment
 from ..paths import output_folder
-from ..runs.run import PAGES, Run, load_run
+from ..runs.run import LARGEST_FILE, PAGES, Run, load_run
 from ..size import measure_size
-
-LARGEST_HISTORY = 2**28  # bytes; an epoch has a hundred
 
 
 @dataclass(eq=False)
@@ -71,6 +69,13 @@ class Task:
         return (self.folder / "run.json").is_file()
 
     @property
+    def recorded_device(self) -> str | None:
+        """The kind of device on which the run began; None where its record cannot be read."""
+        with suppress(RunError, LookupError, TypeError):
+            return load_run(self.folder).record["fingerprint"]["device"]
+        return None
+
+    @property
     def is_locked(self) -> bool:
         """Whether a process works on the run, so far as it can be told in a folder of one's own."""
         return not files.is_read_only(self.folder) and files.is_locked(self.folder / ".lock")
@@ -94,7 +99,9 @@ class Task:
     def history(self) -> list[dict[str, str]]:
         """The rows saved so far, without row 0 (the untrained network); none of a damaged file."""
         try:
-            content = files.read_bytes(self.folder / "history.csv", LARGEST_HISTORY).decode()
+            content = files.read_bytes(
+                self.folder / "history.csv", LARGEST_FILE["history.csv"]
+            ).decode()
             rows = [row for row in csv.DictReader(io.StringIO(content)) if row["epoch"] != "0"]
             for row in rows:
                 float(row[self.score])

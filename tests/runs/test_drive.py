@@ -84,9 +84,10 @@ def test_new_machine_resumes_from_drive(machine, tiny, tmp_path, capsys):
 
 
 def test_record_is_that_of_the_newest_checkpoint_on_drive(tmp_path):
-    def write(path, *epochs, status="running"):
+    def write(path, *epochs, status="running", started="today"):
         names = {EPOCH.format(epoch): "" for epoch in epochs}
-        files.write_json(tmp_path / path, {"status": status, "checkpoints": names})
+        record = {"status": status, "started": started, "checkpoints": names}
+        files.write_json(tmp_path / path, record)
 
     for epoch in (3, 4):  # the earlier ones have been removed
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
@@ -98,6 +99,8 @@ def test_record_is_that_of_the_newest_checkpoint_on_drive(tmp_path):
     assert max(drive.read_record(tmp_path)["checkpoints"]) == EPOCH.format(3)
     write("run.json", 4, 5)
     assert max(drive.read_record(tmp_path)["checkpoints"]) == EPOCH.format(5)
+    write("run.json", 1, started="later")  # over again: the checkpoints are of the earlier run
+    assert max(drive.read_record(tmp_path)["checkpoints"]) == EPOCH.format(1)
     write("run.json", status="done")
     assert drive.read_record(tmp_path)["status"] == "done"
 

@@ -113,11 +113,15 @@ def test_given_device_and_threads_are_not_replaced(quick):
     assert Needs(1, device="cpu").settings(quick()) == {"threads": 1, "device": "cpu"}
 
 
-def test_run_that_has_begun_keeps_its_number_of_threads(quick, tmp_path):
-    """`resnetlib run` records all cores; with another number it would refuse to resume."""
+def test_run_that_has_begun_keeps_its_threads_and_device(quick, tmp_path):
+    """`resnetlib run` records all cores, on a Mac perhaps MPS; with others it would not resume."""
     task = quick()
     files.write_json(task.folder / "run.json", {"status": "interrupted"})
-    assert Needs(1, device="cpu").settings(task) == {"device": "cpu"}
+    assert Needs(1, device="cpu").settings(task) == {}
+    record = {"status": "interrupted", "fingerprint": {"device": "mps"}}
+    files.write_json(task.folder / "run.json", record)
+    assert Needs(1, device="cpu").settings(task) == {"device": "mps"}
+    assert Needs(1).settings(task) == {}
     assert "threads" not in slurm_script([task], Needs(), tmp_path / "sweep.sh")
 
 
