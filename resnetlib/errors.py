@@ -4,6 +4,7 @@ import difflib
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from types import FrameType
@@ -90,6 +91,9 @@ class Diverged(RunError):
 # its users choose, before the time is over.
 _NAMES = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 STOP_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+# Set before the SIGTERM that stands for the end of a run's input: beside another signal, which a
+# sweep's children may get at the same time, it is the same request to stop.
+input_ended = threading.Event()
 STOPPED_IN_TIME = 4  # exit code of a command whose `stop_after` is over
 
 

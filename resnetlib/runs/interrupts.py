@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from ..errors import STOP_SIGNALS, OutOfTime, stop_now
+from ..errors import STOP_SIGNALS, OutOfTime, input_ended, stop_now
 from ..training import Callback, Trainer
 from .checkpoint import Checkpointer
 
 SIGNALS = [signal.SIGINT, *STOP_SIGNALS]
-input_ended = threading.Event()  # and with it came a SIGTERM, see `sweep.process`
 
 
 def leave(number: int) -> NoReturn:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import input_ended
+
 GRACE_SECONDS = 60  # for the last step and a checkpoint, before a process is killed
 PROGRAM = ("-m", "resnetlib", "run")  # arguments of Python
 
@@ -120,10 +122,7 @@ def end_with_stdin() -> None:
 def _wait_for_the_end() -> None:
     while os.read(0, 1024):
         pass
-    # Not imported here, which takes seconds: before a training has done so, nothing is to be saved.
-    interrupts = sys.modules.get("resnetlib.runs.interrupts")
-    if input_ended := getattr(interrupts, "input_ended", None):
-        input_ended.set()
+    input_ended.set()
     if os.name == "nt":  # where os.kill would end the process at once
         import _thread
 

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from resnetlib import load_run, train
-from resnetlib.errors import stop_now
-from resnetlib.runs import interrupts
+from resnetlib.errors import input_ended, stop_now
 from resnetlib.sweep import process
 from resnetlib.training import Callback
 
@@ -52,5 +51,5 @@ def test_signal_and_end_of_the_input_are_one_request(tiny, monkeypatch, requests
             train(experiment, callbacks=[Asked(*requests)])
     finally:
         signal.signal(signal.SIGTERM, before)
-        interrupts.input_ended.clear()
+        input_ended.clear()
     assert max(load_run(experiment.folder).record["checkpoints"]) == saved
