@@ -78,9 +78,11 @@ def benchmark(name):
     spec = importlib.util.spec_from_file_location(name, PROJECT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # which dataclasses look themselves up in
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[name]
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules[name]
 
 
 def rewrite(folder, name, content):

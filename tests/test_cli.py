@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from resnetlib.config import parse_value
 pytestmark = pytest.mark.slow
 
 PROGRAM = str(Path(sys.executable).with_name("resnetlib"))
+PYTHON = shlex.quote(sys.executable)
 TINY = {"dataset": "digits", "device": "cpu", "depths": 1, "widths": 8, "epochs": 2}
 
 
@@ -267,7 +269,7 @@ def test_diverged_run_exits_with_1_and_has_a_report(tmp_path):
 
 
 def test_interrupted_run_says_so_and_resumes(tmp_path):
-    settings = {"epochs": 10, "batch_size": 512}
+    settings = {"epochs": 20, "batch_size": 512}
     process = start(tmp_path, **settings)
     while not process.stdout.readline().startswith("epoch  2"):
         assert process.poll() is None
@@ -292,7 +294,7 @@ def test_interrupted_run_says_so_and_resumes(tmp_path):
     done = invoke(*command)
     assert done.exit_code == 0, done.stderr
     assert "resuming after epoch" in done.stdout
-    assert len(load_run(folder).history) == 11
+    assert len(load_run(folder).history) == 21
     assert (folder / "notebook.ipynb").exists()
     assert "reproduced</span>" in (folder / "report.html").read_text()
 
@@ -425,14 +427,14 @@ def test_full_and_closed_output_are_one_line():
     shapes = {">/dev/full": (1, full), "<&- >&-": (0, ""), "<&- >&- 2>&-": (0, "")}
     for words in ("list", "--help", "run --help"):
         for redirection, expected in shapes.items():
-            command = f"{sys.executable} -m resnetlib {words} {redirection}"
+            command = f"{PYTHON} -m resnetlib {words} {redirection}"
             done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
             assert (done.returncode, done.stderr) == expected
 
 
 @pytest.mark.skipif(os.name == "nt", reason="takes a POSIX shell")
 def test_reader_that_leaves_ends_a_command_quietly():
-    command = f"({sys.executable} -m resnetlib list; echo exit $? >&2) | true"
+    command = f"({PYTHON} -m resnetlib list; echo exit $? >&2) | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.stderr == "exit 1\n"
 
@@ -475,9 +477,12 @@ def test_signal_ends_any_command_with_one_line(monkeypatch, name):
     monkeypatch.setattr(
         "resnetlib.runs.upkeep.describe_runs", lambda *_: os.kill(os.getpid(), number)
     )
-    done = invoke("runs")
+    try:
+        done = invoke("runs")
+    finally:
+        after = signal.signal(number, outside)
     assert (done.exit_code, done.stderr) == (128 + number, f"interrupted by {name}\n")
-    assert signal.signal(number, outside) == signal.SIG_DFL
+    assert after == signal.SIG_DFL
 
 
 def test_long_argument_is_shortened():
@@ -499,14 +504,14 @@ def test_closed_streams_are_open_in_child_processes():
         "sys.stderr.isatty(), print()\n"
         f"sys.exit(subprocess.call([sys.executable, '-c', {child!r}]))"
     )
-    command = f'{sys.executable} -c "$PROGRAM" <&- >&- 2>&-'
+    command = f'{PYTHON} -c "$PROGRAM" <&- >&- 2>&-'
     done = subprocess.run(command, shell=True, check=False, env=os.environ | {"PROGRAM": program})
     assert done.returncode == 0
 
 
 @pytest.mark.exhaustive
 def test_run_without_any_open_stream_is_complete(tmp_path):
-    command = " ".join(map(str, [PROGRAM, *words(tmp_path)]))
+    command = shlex.join(map(str, [PROGRAM, *words(tmp_path)]))
     assert subprocess.run(f"{command} <&- >&- 2>&-", shell=True, check=False).returncode == 0
     assert load_run(run_folder(tmp_path)).keeps("report.html")
 

@@ -362,10 +362,10 @@ def test_executed_notebook_has_a_line_per_epoch(executed):
     notebook, _, _ = executed
     for source, outputs in outputs_of(notebook):
         assert not [o for o in outputs if o.get("name") == "stderr"], source
-        if "train(experiment" in source:
-            outputs = [output for output in outputs if "text" in output]  # and the history
-            lines = "".join(line for stream in outputs for line in stream["text"]).splitlines()
-            assert [line.split()[:2] for line in lines] == [["epoch", f"{n}/2"] for n in range(3)]
+    (outputs,) = [outputs for source, outputs in outputs_of(notebook) if "train(experi" in source]
+    printed = [output for output in outputs if "text" in output]  # and the history
+    lines = "".join(line for stream in printed for line in stream["text"]).splitlines()
+    assert [line.split()[:2] for line in lines] == [["epoch", f"{n}/2"] for n in range(3)]
 
 
 def test_finished_run_is_loaded_not_retrained(executed):
@@ -376,10 +376,9 @@ def test_finished_run_is_loaded_not_retrained(executed):
     )
     assert done.returncode == 0
     assert load_run(run.path).record["started"] == started
-    for source, outputs in outputs_of(json.loads((path.parent / "again.ipynb").read_text())):
-        if "train(experiment" in source:
-            (history,) = outputs
-            assert "test_accuracy" in "".join(history["data"]["text/html"])
+    again = outputs_of(json.loads((path.parent / "again.ipynb").read_text()))
+    ((history,),) = [outputs for source, outputs in again if "train(experiment" in source]
+    assert "test_accuracy" in "".join(history["data"]["text/html"])
 
 
 def test_check_injected_refuses_unknown_names():
@@ -464,11 +463,12 @@ def test_interrupted_cell_shows_one_line(tmp_path):
     notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
     client = NotebookClient(notebook, kernel_name="python3", allow_errors=True)
     with client.setup_kernel():
-        timer = threading.Thread(target=_interrupt_once_saved, args=(client.km, tmp_path))
+        arguments = (client.km, tmp_path)
+        timer = threading.Thread(target=_interrupt_once_saved, args=arguments, daemon=True)
         timer.start()
         for number, cell in enumerate(notebook.cells):
             client.execute_cell(cell, number)
-        timer.join()
+        timer.join(60)
     (error,) = [o for o in notebook.cells[2].outputs if o.output_type == "error"]
     assert error.ename == "KeyboardInterrupt"
     (line,) = error.traceback

@@ -73,7 +73,11 @@ def test_live_bar_in_a_terminal():
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 120))
     done = subprocess.run(
-        [sys.executable, "-c", program], stderr=terminal, stdout=subprocess.PIPE, check=True
+        [sys.executable, "-c", program],
+        stderr=terminal,
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=60,
     )
     os.close(terminal)
     drawn = ""

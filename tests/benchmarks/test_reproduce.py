@@ -59,7 +59,9 @@ def test_trials_hold_images_out_in_their_own_folder(reproduce):
 
 @pytest.mark.parametrize(("part", "only"), [("published", []), ("trials", [])])
 def test_rehearsed_runs_can_be_trained(part, only, reproduce):
-    for run in reproduce.plan(part, only, rehearse=True):
+    planned = reproduce.plan(part, only, rehearse=True)
+    assert planned
+    for run in planned:
         check_experiment(run.experiment)
         assert run.experiment.dataset == "digits"
         assert "rehearsal" in run.folder.parts
@@ -150,6 +152,7 @@ def test_keep_leaves_the_only_weights(reproduce, tiny):
 def test_recorded_runs_are_trimmed(reproduce):
     """One seed of an experiment has notebook, figures and weights; records match the files."""
     recorded = reproduce.runs.reference_runs()
+    assert recorded
     for run in recorded:
         named = set(run.record["artifacts"]) - {"notebook.ipynb"}  # older records do not name it
         assert named == set(reproduce.runs.artifact_checksums(run.path)), run.path

@@ -56,6 +56,9 @@ def test_commit_of_another_repository_is_not_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(record_module, "PROJECT", tmp_path)
     monkeypatch.setattr(record_module, "__file__", str(tmp_path / "record.py"))
     (tmp_path / "record.py").touch()
+    for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):  # of a hook that runs the tests
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "their own"]):
         subprocess.run([*git, *words], check=True)

@@ -102,6 +102,7 @@ def test_locked_run_is_left_to_its_process(quick, capsys):
     words = [sys.executable, *process.PROGRAM, *task.words()]
     with subprocess.Popen(words, stdin=subprocess.PIPE) as elsewhere:
         while not task.is_locked:
+            assert elsewhere.poll() is None
             time.sleep(0.01)
         outcomes = carry_out([task, other], local())
         elsewhere.stdin.close()

@@ -41,6 +41,7 @@ def carry_out(tmp_path, script, number, *, steps=0, code=0, end=None):
         ["bash", "-c", "\n".join(lines)], env=os.environ | job, process_group=0
     )
     while end and not started.exists():
+        assert process.poll() is None or started.exists()
         time.sleep(0.01)
     if end == signal.SIGUSR1:
         process.send_signal(end)
