@@ -523,10 +523,9 @@ def t4(cuda, monkeypatch):
 
 
 @pytest.mark.slow
-def test_run_on_a_t4_resumes_exactly(t4, digits_60, tmp_path, monkeypatch):
+def test_run_on_a_t4_resumes_exactly(t4, quick_figures, digits_60, tmp_path, monkeypatch):
     """From the choice of float16 to the written results, stopped and resumed."""
     monkeypatch.setattr("resnetlib.runs.lifecycle.load_dataset", lambda *_: digits_60)
-    monkeypatch.setattr("resnetlib.runs.artifacts.write_figures", lambda *_: None)
     experiment = experiment_of(**RECIPES["every option"], device="auto", compile=False)
     whole = runs.train(experiment, output=tmp_path / "whole")
     mark = whole.record["fingerprint"]

@@ -99,10 +99,9 @@ class Task:
     def history(self) -> list[dict[str, str]]:
         """The rows saved so far, without row 0 (the untrained network); none of a damaged file."""
         try:
-            content = files.read_bytes(
-                self.folder / "history.csv", LARGEST_FILE["history.csv"]
-            ).decode()
-            rows = [row for row in csv.DictReader(io.StringIO(content)) if row["epoch"] != "0"]
+            path, largest = self.folder / "history.csv", LARGEST_FILE["history.csv"]
+            table = io.StringIO(files.read_bytes(path, largest).decode())
+            rows = [row for row in csv.DictReader(table) if row["epoch"] != "0"]
             for row in rows:
                 float(row[self.score])
         except (OSError, LookupError, TypeError, ValueError, csv.Error):

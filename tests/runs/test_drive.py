@@ -8,18 +8,17 @@ import pytest
 
 from resnetlib import files, load_run, train
 from resnetlib.errors import ConfigError, DataError
-from resnetlib.runs import artifacts, checkpoint, drive, lifecycle
+from resnetlib.runs import checkpoint, drive, lifecycle
 from resnetlib.training import Callback
 
 
 @pytest.fixture
-def machine(tmp_path, monkeypatch):
+def machine(quick_figures, tmp_path, monkeypatch):
     """A mounted Drive, and the local disk of a machine."""
     mounted = SimpleNamespace(drive=tmp_path / "drive", disk=tmp_path / "disk")
     monkeypatch.setattr(drive, "DRIVE", mounted.drive)
     monkeypatch.setenv("XDG_CACHE_HOME", str(mounted.disk))
     monkeypatch.setattr(checkpoint, "CHECKPOINT_SHARE", 1e9)  # after each epoch
-    monkeypatch.setattr(artifacts, "write_figures", lambda *_: None)  # they take seconds
     (mounted.drive / "MyDrive").mkdir(parents=True)
     return mounted
 
