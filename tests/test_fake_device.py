@@ -8,7 +8,7 @@ import torch
 from conftest import TINY
 from fake_device import DeviceTensor, FakeDevice, Refused
 
-from resnetlib import build_model, evaluate, files, load_experiment, runs, schema
+from resnetlib import build_model, evaluate, files, load_experiment, schema
 from resnetlib import device as device_module
 from resnetlib import training as training_module
 from resnetlib.analysis.attribution import embeddings, grad_cam
@@ -17,6 +17,7 @@ from resnetlib.augment import compose
 from resnetlib.device import DeviceSettings, compare_with_cpu, resolve_device_settings
 from resnetlib.optim import FUSED
 from resnetlib.rng import generator
+from resnetlib.runs import lifecycle
 from resnetlib.runs.checkpoint import to_bytes
 from resnetlib.training import Callback, Trainer
 
@@ -527,7 +528,7 @@ def test_run_on_a_t4_resumes_exactly(t4, quick_figures, digits_60, tmp_path, mon
     """From the choice of float16 to the written results, stopped and resumed."""
     monkeypatch.setattr("resnetlib.runs.lifecycle.load_dataset", lambda *_: digits_60)
     experiment = experiment_of(**RECIPES["every option"], device="auto", compile=False)
-    whole = runs.train(experiment, output=tmp_path / "whole")
+    whole = lifecycle.train(experiment, output=tmp_path / "whole")
     mark = whole.record["fingerprint"]
     assert (mark["device"], mark["processor"]) == ("cuda", "Tesla T4")
     assert mark["precision"].startswith("float16")
@@ -538,8 +539,8 @@ def test_run_on_a_t4_resumes_exactly(t4, quick_figures, digits_60, tmp_path, mon
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runs.train(experiment, output=tmp_path / "stopped", callbacks=[Stop()])
-    resumed = runs.train(experiment, output=tmp_path / "stopped")
+        lifecycle.train(experiment, output=tmp_path / "stopped", callbacks=[Stop()])
+    resumed = lifecycle.train(experiment, output=tmp_path / "stopped")
     assert resumed.record["inexact_resumes"] == []
     weights = [run.record["artifacts"]["model.safetensors"] for run in (whole, resumed)]
     assert weights[0] == weights[1]

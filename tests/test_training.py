@@ -31,7 +31,6 @@ from resnetlib import (
     load_experiment,
     load_run,
     model_summary,
-    runs,
     train,
 )
 from resnetlib import training as training_module
@@ -40,7 +39,7 @@ from resnetlib.device import DeviceSettings
 from resnetlib.errors import ConfigError, Diverged, OutOfTime, RunError, UserError
 from resnetlib.evaluation import normalize
 from resnetlib.rng import derive_seed, generator
-from resnetlib.runs import artifacts, checkpoint, lifecycle
+from resnetlib.runs import artifacts, checkpoint, lifecycle, record, upkeep
 from resnetlib.schema import DEFAULT_LR, Clip
 from resnetlib.training import Callback, Trainer, gradient_clipping, preview_batch
 
@@ -581,7 +580,7 @@ def test_resume_needs_every_item_of_the_state(stopped, monkeypatch, item):
     experiment, folder, whole = stopped
     fresh = Trainer(experiment, load_dataset("digits"))
     fresh.record_epoch(fresh.evaluate_untrained())
-    load = runs.load_checkpoint
+    load = checkpoint.load_checkpoint
     without = {item: fresh.state()[item]}
     monkeypatch.setattr(
         "resnetlib.runs.lifecycle.load_checkpoint", lambda *given: load(*given) | without
@@ -794,25 +793,25 @@ def test_resume_of_an_older_run_refuses_another_state(stopped, change):
 @pytest.mark.slow
 def test_resume_lists_a_changed_training_step(stopped, monkeypatch):
     experiment, folder, whole = stopped
-    assert whole.record["step_source"] == runs.step_source()
+    assert whole.record["step_source"] == record.step_source()
     monkeypatch.setattr("resnetlib.runs.record.step_source", lambda: "other")
     (resume,) = train(experiment, output=folder).record["inexact_resumes"]
     assert resume["differences"] == ["the source of the training step has changed"]
 
 
 def test_step_source_depends_on_every_module_of_a_step(tmp_path, monkeypatch):
-    package = Path(runs.record.__file__).parents[1]
+    package = Path(record.__file__).parents[1]
     shutil.copytree(package, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(runs.record, "__file__", str(tmp_path / "copy" / "runs" / "record.py"))
-    seen = {runs.step_source()}
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "copy" / "runs" / "record.py"))
+    seen = {record.step_source()}
     names = "augment/policies training optim schedule blocks resnet rng data evaluation device"
     for name in names.split():
         path = tmp_path / "copy" / f"{name}.py"
         path.write_text(path.read_text() + "# changed\n")
-        seen.add(runs.step_source())
+        seen.add(record.step_source())
     assert len(seen) == len(names.split()) + 1
     (tmp_path / "copy" / "cli.py").write_text("")
-    assert runs.step_source() in seen
+    assert record.step_source() in seen
 
 
 def test_train_refuses_a_run_in_use(tiny):
@@ -1454,7 +1453,7 @@ def test_an_interrupted_run_says_what_would_resume_it(tiny):
         load_run(again.folder).model()
     done, plan = execute._resume_point(again)
     assert (done, plan) == (1, "interrupted; would resume after epoch 2, step 2")
-    runs.drop_checkpoints(again.folder)
+    upkeep.drop_checkpoints(again.folder)
     assert execute._resume_point(again) == (0, "interrupted; would start over")
 
 
