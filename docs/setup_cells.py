@@ -30,10 +30,10 @@ from glob import glob
 from importlib import metadata, util
 
 hosted = "google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ
-if hosted and util.find_spec("resnetlib") is None:
+if hosted and getattr(util.find_spec("resnetlib"), "origin", None) is None:
 {clone}\
     places = ["*", *(f"/kaggle/input{{'/*' * depth}}" for depth in (1, 2, 3, 4))]
-    found = [path for place in places for path in glob(f"{{place}}/resnetlib/..")]
+    found = [path for place in places for path in glob(f"{{place}}/resnetlib/runs/../..")]
     if not found:
         raise FileNotFoundError("{missing}")
     kept = [f"{{name}}=={{metadata.version(name)}}" for name in ("torch", "numpy", "pandas")]
