@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import tokenize
 from typing import Any
 
@@ -20,7 +21,7 @@ def check_parameters() -> None:
 
     Raises `ConfigError`.
     """
-    shell = _shell()
+    shell = _guarded_shell()
     check_injected(shell.user_ns["In"] if shell else [])
 
 
@@ -32,7 +33,7 @@ def check_injected(cells: list[str]) -> None:
     known = {name for cell in cells if not _is_injected(cell) for name in _assignments(cell)}
     if known:
         _refuse_early_injection(cells, known)
-        injected = [cell for cell in cells if _is_injected(cell)][-1:]
+        injected = [cell for cell in _with_last_injection(cells) if _is_injected(cell)]
         for name in [name for cell in injected for name in _injected_values(cell)]:
             if name not in known:
                 raise _unknown_parameter(name, known)
@@ -52,7 +53,7 @@ def experiment_from_notebook() -> Experiment:
     Raises `ConfigError` for an unknown name, an invalid value, an injected cell that holds more
     than values or is in the wrong place, and an experiment that cannot be trained.
     """
-    shell = _shell()
+    shell = _guarded_shell()
     if shell is None:
         raise ConfigError("experiment_from_notebook() works in a notebook; use load_experiment")
     return experiment_from_cells(shell.user_ns["In"], shell.user_ns)
@@ -81,7 +82,7 @@ def experiment_from_cells(cells: list[str], namespace: dict[str, Any]) -> Experi
     return experiment
 
 
-def _shell() -> Any:
+def _guarded_shell() -> Any:
     """The notebook's shell, or None outside a notebook.
 
     In a notebook that is executed unattended, a cell injected later than this call fails, since
@@ -90,14 +91,11 @@ def _shell() -> Any:
     from IPython import get_ipython  # always installed where a notebook runs
 
     shell = get_ipython()
-    if shell and not is_interactive() and _refuse_late_injection not in _transformers(shell):
-        _transformers(shell).append(_refuse_late_injection)
+    if shell and not is_interactive():
+        transformers = shell.input_transformers_cleanup  # called with the lines of each cell
+        if _refuse_late_injection not in transformers:
+            transformers.append(_refuse_late_injection)
     return shell
-
-
-def _transformers(shell: Any) -> list:
-    """Called by IPython with the lines of each cell before it is run."""
-    return shell.input_transformers_cleanup
 
 
 def _refuse_late_injection(lines: list[str]) -> list[str]:
@@ -123,27 +121,43 @@ def _refuse_early_injection(cells: list[str], known: set[str]) -> None:
 def _collect(cells: list[str], namespace: dict[str, Any]) -> tuple[set[str], dict[str, Any]]:
     """Names in the parameters cell run last, and all values set by it and by the cells after it.
 
-    A cell that assigns them all is the parameters cell once more. Others after it count when
-    papermill injected them, or when they only assign literals, among them one of a parameter.
+    Of these, a cell counts when papermill injected it last, or when it only assigns literals,
+    among them one of a parameter.
     """
     known: set[str] = set()
     values: dict[str, Any] = {}
-    for cell in cells:
+    readable = False
+    for cell in _with_last_injection(cells):
+        assigned = _assignments(cell)
         if _is_injected(cell):
             values |= _injected_values(cell)
-            continue
-        assigned = _assignments(cell)
-        if "variant" in assigned and assigned.keys() >= known:
-            known = set(assigned)
+        elif _is_parameters_cell(cell, known):
+            known, readable = set(assigned) or known, bool(assigned)
             values = {name: _value(name, node, namespace) for name, node in assigned.items()}
         elif known & assigned.keys() and all(map(_is_literal, assigned.values())):
             values |= {name: _literal(node) for name, node in assigned.items()}
-    if not known:
+    if not readable:
         raise ConfigError(
             "no cell run so far sets `variant`: run the parameters cell; it holds assignments only"
         )
     _refuse_early_injection(cells, known)
     return known, values
+
+
+def _is_parameters_cell(cell: str, known: set[str]) -> bool:
+    """Whether it sets `variant` and most of the names known from the last parameters cell.
+
+    Not all: a line may have been deleted. The text is searched, since the cell may hold other
+    code, which is then refused and not ignored.
+    """
+    names = set(re.findall(r"^(\w+)\s*(?::[^=\n]+)?=(?!=)", cell, re.MULTILINE))
+    return "variant" in names and (not known or 2 * len(known & names) > len(known))
+
+
+def _with_last_injection(cells: list[str]) -> list[str]:
+    """The cells without those injected, and run, before the last injected one: it replaces them."""
+    injected = [number for number, cell in enumerate(cells) if _is_injected(cell)]
+    return [cell for number, cell in enumerate(cells) if number not in injected[:-1]]
 
 
 def _is_injected(cell: str) -> bool:
@@ -220,7 +234,11 @@ def _is_literal(node: ast.expr) -> bool:
 
 
 def _value(name: str, node: ast.expr, namespace: dict[str, Any]) -> Any:
-    return _literal(node) if _is_literal(node) else namespace[name]
+    if _is_literal(node):
+        return _literal(node)
+    if name not in namespace:  # its cell failed
+        raise ConfigError(f"{name} = {ast.unparse(node)}: it has no value; are quotes missing?")
+    return namespace[name]
 
 
 def _assignments(cell: str) -> dict[str, ast.expr]:

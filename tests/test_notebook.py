@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import types
+from importlib.machinery import PathFinder
 from operator import attrgetter
 
 import nbformat
@@ -97,7 +98,10 @@ def test_setup_cell_is_first_and_as_written(path, setup_cells):
 
 @pytest.mark.parametrize("address", ["", "https://github.com/someone/something"])
 def test_setup_cell_installs_on_kaggle_only(address, setup_cells, tmp_path, monkeypatch):
-    """In IPython, without a project, with one, and where it is installed already."""
+    """In IPython, without a project, with one, and where it is installed already.
+
+    A folder that is called `resnetlib` and holds the project is not the package.
+    """
     source = setup_cells.setup_cells(address, "x.ipynb")["setup"]
     assert len(source.splitlines()) <= 15
     commands = []
@@ -106,26 +110,34 @@ def test_setup_cell_installs_on_kaggle_only(address, setup_cells, tmp_path, monk
     )
     source = TransformerManager().transform_cell(source)  # `!` and `%` as IPython calls them
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
 
     def run():
         commands.clear()
         exec(source, {"get_ipython": lambda: shell})
 
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    def find_spec(name):  # without the project that is tested here
+        importlib.invalidate_caches()
+        return PathFinder.find_spec(name, ["", sys.path[0]])
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     run()
     assert commands == []  # it is not on Kaggle
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     with pytest.raises(FileNotFoundError, match="internet" if address else "upload its ZIP file"):
         run()
-    (tmp_path / "some project" / "resnetlib").mkdir(parents=True)
+    package = tmp_path / "resnetlib" / "resnetlib"
+    (package / "runs").mkdir(parents=True)
+    (package / "__init__.py").touch()
     run()
     assert commands[:-1] == (
         [f"git clone --quiet --depth 1 {address} resnetlib-project"] * bool(address)
     )
     name, line = commands[-1]
     assert name == "pip" and "{" in line
-    assert sys.path[0] == str(tmp_path / "some project")
+    assert sys.path[0] == str(package.parent)
+    run()
+    assert commands == []  # it is found
     monkeypatch.undo()
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     run()
@@ -226,6 +238,21 @@ def test_cell_run_last_counts():
     assert (again.variant, again.recipe.epochs) == ("se", 3)
 
 
+@pytest.mark.parametrize("line", ["momentum = 0.8", "momentun = 0.8", "widths = [8, 8, 8]"])
+def test_line_deleted_from_the_parameters_cell_no_longer_counts(line):
+    first = parameters_cell()
+    assert experiment_from_cells([f"{first}\n{line}", first], {}).overrides == {}
+    shorter = first.replace("epochs: int = None", "")
+    cells = [first.replace("epochs: int = None", "epochs = 3"), shorter]
+    assert experiment_from_cells(cells, {}).overrides == {}
+
+
+def test_injected_cell_run_again_replaces_itself():
+    first, wrong = parameters_cell(), injected_by_papermill({"epoch": 3, "seed": 1})
+    again = experiment_from_cells([first, wrong, injected_by_papermill({"epochs": 3})], {})
+    assert (again.recipe.epochs, again.seed) == (3, 0)
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -302,10 +329,20 @@ def test_values_above_the_defaults_are_refused():
             check()
 
 
-def test_parameters_cell_that_computes_is_refused():
-    cells = ["import os\n" + parameters_cell(), injected_by_papermill({"variant": "se"})]
-    with pytest.raises(ConfigError, match="it holds assignments only"):
-        experiment_from_cells(cells, {})
+@pytest.mark.parametrize("code", ["import os", "print(epochs)", "!nvidia-smi", "lr = ("])
+def test_parameters_cell_that_computes_is_refused(code):
+    """Also once there was one that holds assignments only."""
+    cell = f"{code}\n{parameters_cell()}\n{code}"
+    for cells in ([cell], [parameters_cell(), cell], [cell, injected_by_papermill({"epochs": 1})]):
+        with pytest.raises(ConfigError, match="it holds assignments only"):
+            experiment_from_cells(cells, {})
+    assert experiment_from_cells([cell, parameters_cell()], {}).variant == "lite"
+
+
+def test_value_without_quotes_is_refused():
+    cell = parameters_cell().replace('"lite"', "lite")
+    with pytest.raises(ConfigError, match="variant = lite: it has no value; are quotes missing"):
+        experiment_from_cells([parameters_cell(), cell], {})
 
 
 def test_injected_values_may_be_nested_and_infinite():
