@@ -7,7 +7,7 @@ torchvision's per-image transforms.
 
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ from .policies import apply_operations
 
 Draw = Callable[[Any, Shape, torch.Generator], Any]
 Apply = Callable[[Tensor, Any], Tensor]
+Augmentation = Callable[..., tuple[Tensor, Tensor]]  # of images, targets, generator, flip mask
 IMAGE_AUGMENTATIONS: dict[type[schema.Model], tuple[Draw, Apply]] = {
     schema.Crop: (draw_crop, lambda images, window: image_ops.window(images, *window)),
     schema.Flip: (draw_flip, image_ops.flip),
@@ -82,16 +83,6 @@ def _mix_targets(targets: Tensor, share: Tensor) -> Tensor:
 
 
 BATCH_MIXES = {schema.MixUp: (draw_mixup, _mixup), schema.CutMix: (draw_cutmix, _cutmix)}
-
-
-class Augmentation(Protocol):
-    def __call__(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        generator: torch.Generator,
-        flip_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]: ...
 
 
 def compose(settings: Sequence[schema.AugmentStep], num_classes: int = 10) -> Augmentation:
@@ -167,33 +158,18 @@ def _step(settings: schema.AugmentStep) -> Augmentation:
     if isinstance(settings, schema.OneOf):
         steps = [_step(choice) for choice in settings.choices]
 
-        def step(
-            images: Tensor,
-            targets: Tensor,
-            generator: torch.Generator,
-            flip_mask: Tensor | None = None,
-        ) -> tuple[Tensor, Tensor]:
+        def step(images, targets, generator, flip_mask):
             chosen = int(torch.randint(len(steps), (), generator=generator))
             return steps[chosen](images, targets, generator, flip_mask)
     elif type(settings) in BATCH_MIXES:
         draw, mix = BATCH_MIXES[type(settings)]
 
-        def step(
-            images: Tensor,
-            targets: Tensor,
-            generator: torch.Generator,
-            flip_mask: Tensor | None = None,
-        ) -> tuple[Tensor, Tensor]:
+        def step(images, targets, generator, flip_mask):
             return mix(images, targets, draw(settings, _shape(images), generator))
     else:
         draw, apply = IMAGE_AUGMENTATIONS[type(settings)]
 
-        def step(
-            images: Tensor,
-            targets: Tensor,
-            generator: torch.Generator,
-            flip_mask: Tensor | None = None,
-        ) -> tuple[Tensor, Tensor]:
+        def step(images, targets, generator, flip_mask):
             draws = draw(settings, _shape(images, flip_mask), generator)
             augmented = apply(images, draws)
             # At 1 nothing is drawn, so that images are the same as before there was this key.
