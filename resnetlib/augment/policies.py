@@ -42,22 +42,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "invert": lambda images, _: image_ops.invert(images),
 }
 NAMES = ("identity", *MATRICES, *OPERATIONS)  # the order in which a batch is sorted
-RAND_AUGMENT = (
-    "identity",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-    "brightness",
-    "saturation",
-    "contrast",
-    "sharpness",
-    "posterize",
-    "solarize",
-    "autocontrast",
-    "equalize",
-)
+RAND_AUGMENT = tuple(name for name in NAMES if name not in ("hue", "invert"))
 # The 25 pairs of (operation, probability, magnitude 0 to 9) found for CIFAR-10
 # (Cubuk et al. 2018, table 7).
 CIFAR10_POLICY = (
