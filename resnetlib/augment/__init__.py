@@ -5,7 +5,6 @@ same images on every device, and an `apply`, which computes the images there. Th
 torchvision's per-image transforms.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from .. import rng, schema
 from ..config import validate
-from ..errors import ConfigError
 from . import image_ops
 from .draws import (
     BLACK,
@@ -120,18 +118,7 @@ def preview(augment: str | Sequence[Any], images: Tensor, seed: int = 0) -> Tens
     `[{"name": "crop", "padding": 8}, "flip"]`; empty for none. Raises `ConfigError` for what is
     unknown.
     """
-    names = augment.split(",") if isinstance(augment, str) else []
-    names = [name.strip() for name in names if name.strip()]
-    known = schema.tagged_models(schema.Augment)
-    for name in names:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise ConfigError(
-                f"unknown augmentation {name!r}; did you mean {nearest!r}? "
-                f"One of: {', '.join(known)}"
-            )
-    content = {"augment": names or (augment or [])}
-    steps = validate(content, "preview", schema.Augmentations).augment
+    steps = validate({"augment": augment or []}, "preview", schema.Augmentations).augment
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     return compose(steps)(images, labels, rng.generator(seed, "augment"))[0]
 

@@ -255,8 +255,9 @@ def test_preview_uses_the_default_settings(name, batch):
 
 
 def test_preview_of_unknown_name_names_nearest(batch):
-    with pytest.raises(ValueError, match=r"^unknown augmentation 'mixupp'; did you mean 'mixup'\?"):
-        preview("mixupp", batch[0])
+    mistake = r"^preview: augment\.1\.name = 'mixupp': should be one of .*; did you mean 'mixup'\?$"
+    with pytest.raises(ConfigError, match=mistake):
+        preview("crop, mixupp", batch[0])
 
 
 @pytest.mark.parametrize("module", [augment, image_ops])
