@@ -211,28 +211,10 @@ def draw_random_erasing(
     return Rectangle(top, left, height * acts, width * acts)
 
 
-def draw_mixup(settings: schema.MixUp, shape: Shape, generator: torch.Generator) -> Tensor:
-    """(N,) float64: the share of each image in its mix."""
-    return _draw_share(settings, shape, generator)
-
-
-def draw_cutmix(settings: schema.CutMix, shape: Shape, generator: torch.Generator) -> Rectangle:
-    """A rectangle with 1 - share of the image's area, minus what lies outside."""
-    count, image_height, image_width, _ = shape
-    half = 0.5 * (1 - _draw_share(settings, shape, generator)).sqrt()
-    bounds = []
-    for size in (image_height, image_width):
-        reach = (half * size).long()
-        center = torch.randint(size, (count,), generator=generator)
-        bounds.append(((center - reach).clamp_(min=0), (center + reach).clamp_(max=size)))
-    (top, bottom), (left, right) = bounds
-    return Rectangle(top, left, bottom - top, right - left)
-
-
-def _draw_share(
+def draw_mixup(
     settings: schema.MixUp | schema.CutMix, shape: Shape, generator: torch.Generator
 ) -> Tensor:
-    """(N,) float64 from Beta(alpha, alpha), or 1 where the image is not mixed."""
+    """(N,) float64: the share of each image in its mix, from Beta(alpha, alpha); 1 for no mix."""
     acts = torch.rand(shape.count, generator=generator) < settings.probability
     share = torch.rand(shape.count, generator=generator, dtype=torch.float64)
     if settings.alpha != 1:
@@ -240,3 +222,16 @@ def _draw_share(
 
         share = torch.from_numpy(betaincinv(settings.alpha, settings.alpha, share.numpy()))
     return torch.where(acts, share, 1.0)
+
+
+def draw_cutmix(settings: schema.CutMix, shape: Shape, generator: torch.Generator) -> Rectangle:
+    """A rectangle with 1 - share of the image's area, minus what lies outside."""
+    count, image_height, image_width, _ = shape
+    half = 0.5 * (1 - draw_mixup(settings, shape, generator)).sqrt()
+    bounds = []
+    for size in (image_height, image_width):
+        reach = (half * size).long()
+        center = torch.randint(size, (count,), generator=generator)
+        bounds.append(((center - reach).clamp_(min=0), (center + reach).clamp_(max=size)))
+    (top, bottom), (left, right) = bounds
+    return Rectangle(top, left, bottom - top, right - left)
