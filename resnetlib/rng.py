@@ -18,11 +18,9 @@ def derive_seed(seed: int, stream: str, epoch: int = 0, step: int = 0) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
-def generator(
-    seed: int, stream: str, epoch: int = 0, step: int = 0, device: str | torch.device = "cpu"
-) -> torch.Generator:
-    """A fresh generator on the device, for this draw alone."""
-    return torch.Generator(device).manual_seed(derive_seed(seed, stream, epoch, step))
+def generator(seed: int, stream: str, epoch: int = 0, step: int = 0) -> torch.Generator:
+    """A fresh generator on the CPU, for this draw alone."""
+    return torch.Generator().manual_seed(derive_seed(seed, stream, epoch, step))
 
 
 def seeding(device: torch.device) -> Callable[[int], object]:

@@ -74,9 +74,7 @@ class Calibrated:
         )
 
 
-def calibrated(
-    evaluation: Evaluation, held_out: Evaluation | None = None, seed: int = 0
-) -> Calibrated:
+def calibrated(evaluation: Evaluation, held_out: Evaluation | None = None) -> Calibrated:
     """Scale an evaluation by a temperature fitted on other images.
 
     These are the held-out images if there are any. Otherwise the images are split at random into
@@ -87,7 +85,7 @@ def calibrated(
         after = replace(evaluation, logits=evaluation.logits / temperature)
         fitted_on = f"{len(held_out.labels):,} training images held out of this run"
         return Calibrated(evaluation, after, (temperature,), fitted_on)
-    order = torch.randperm(len(evaluation.labels), generator=rng.generator(seed, "calibration"))
+    order = torch.randperm(len(evaluation.labels), generator=rng.generator(0, "calibration"))
     logits = evaluation.logits.clone()
     temperatures = []
     halves = order.tensor_split(2)

@@ -83,14 +83,14 @@ def _mix_targets(targets: Tensor, share: Tensor) -> Tensor:
 BATCH_MIXES = {schema.MixUp: (draw_mixup, _mixup), schema.CutMix: (draw_cutmix, _cutmix)}
 
 
-def compose(settings: Sequence[schema.AugmentStep], num_classes: int = 10) -> Augmentation:
+def compose(settings: Sequence[schema.AugmentStep]) -> Augmentation:
     """The augmentations one after another, as a function of (images, labels, generator, flip_mask).
 
     Images uint8 (N, 3, H, W) and labels int64 (N,) are on one device, the generator on the CPU.
     `flip_mask` (N,) bool, on the CPU, says which images an alternating flip mirrors; without it
     the flip draws as any other does. The function returns new images (without any augmentation
     the same ones) and the labels, or, if mixup or cutmix is in the list, float32 probabilities
-    (N, num_classes). It does not change its inputs. Raises `ValueError` for images of another type.
+    (N, classes). It does not change its inputs. Raises `ValueError` for images of another type.
     """
     steps = [_step(setting) for setting in settings]
     mixes = any(type(single) in BATCH_MIXES for setting in settings for single in _choices(setting))
@@ -103,7 +103,7 @@ def compose(settings: Sequence[schema.AugmentStep], num_classes: int = 10) -> Au
     ) -> tuple[Tensor, Tensor]:
         if images.dtype != torch.uint8:
             raise ValueError(f"images are {images.dtype}; augmentations take uint8")
-        targets = _one_hot(labels, num_classes) if mixes else labels
+        targets = _one_hot(labels) if mixes else labels
         for step in steps:
             images, targets = step(images, targets, generator, flip_mask)
         return images, targets
@@ -172,6 +172,7 @@ def _shape(images: Tensor, flip_mask: Tensor | None = None) -> Shape:
     return Shape(len(images), *images.shape[2:], flip_mask)
 
 
-def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
+def _one_hot(labels: Tensor) -> Tensor:
     """In float32; `torch.nn.functional.one_hot` would wait for the device."""
-    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(torch.float32)
+    classes = torch.arange(schema.NUM_CLASSES, device=labels.device)
+    return (labels[:, None] == classes).to(torch.float32)

@@ -663,10 +663,10 @@ def neighbours():
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_mixed_targets_are_probabilities(name, alpha, batch, neighbours):
-    images, targets = compose([model(name, alpha=alpha)], num_classes=8)(
+    images, targets = compose([model(name, alpha=alpha)])(
         batch[0], neighbours, generator(0, "augment")
     )
-    assert targets.dtype == torch.float32 and targets.shape == (128, 8)
+    assert targets.dtype == torch.float32 and targets.shape == (128, schema.NUM_CLASSES)
     assert torch.allclose(targets.sum(1), torch.ones(128))
     own = share_of_own(targets, neighbours)
     assert torch.allclose(own + share_of_own(targets, neighbours.roll(1)), torch.ones(128))
