@@ -55,42 +55,44 @@ class Size:
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """Sizes of the layers of a block or stem."""
+    """Sizes of the layers of a network; `block_conv` and `shortcut` measure those of a stage."""
 
-    bias: bool  # of convolutions
-    scale: bool  # of BatchNorm: whether its weight is trained, besides its bias
-    conv_kind: str = "full"  # of the convolutions that `block_conv` measures
-    conv_kernel: int = 3  # pixels of their side
-    expansion: int = 1  # of a bottleneck
-    projects: bool = True  # a shortcut that changes the shape is a convolution
-    shortcut_norm: bool = True  # which has a BatchNorm
-    shortcut_kernel: int = 1  # pixels of its side
+    architecture: Architecture
+    stage: int = 0
+
+    @property
+    def expansion(self) -> int:
+        """Of a bottleneck."""
+        return self.architecture.expansion
 
     def conv(self, kernel: int, in_channels: int, out_channels: int, out_side: int) -> Size:
         """A convolution whose output has `out_side` × `out_side` pixels."""
         weights = kernel**2 * in_channels * out_channels
-        return Size(weights + self.bias * out_channels, weights * out_side**2)
+        bias = self.architecture.conv_bias * out_channels
+        return Size(weights + bias, weights * out_side**2)
 
     def block_conv(self, in_channels: int, out_channels: int, out_side: int) -> Size:
         """A 3×3 convolution of the block's kind, or one of another kernel."""
-        if self.conv_kind == "full":
-            return self.conv(self.conv_kernel, in_channels, out_channels, out_side)
-        weights = self.conv_kernel**2 * in_channels
-        depthwise = Size(weights + self.bias * in_channels, weights * out_side**2)
-        if self.conv_kind == "depthwise":
+        kind = self.architecture.conv_kinds[self.stage]
+        kernel = self.architecture.conv_kernels[self.stage]
+        if kind == "full":
+            return self.conv(kernel, in_channels, out_channels, out_side)
+        depthwise = in_channels * self.conv(kernel, 1, 1, out_side)
+        if kind == "depthwise":
             return depthwise
         return depthwise + self.conv(1, in_channels, out_channels, out_side)
 
     def norm(self, channels: int) -> Size:
-        return Size((1 + self.scale) * channels)
+        """BatchNorm: a bias and, unless that is fixed, a weight of each channel."""
+        return Size((1 + self.architecture.batch_norm_scale) * channels)
 
     def shortcut(self, block: BlockShape) -> Size:
         """Where the shape changes, its convolution and, unless it has none, BN."""
-        if not block.changes_shape or not self.projects:
+        if not block.changes_shape or self.architecture.shortcut.kind != "conv1x1":
             return Size()
-        kernel = self.shortcut_kernel
+        kernel = self.architecture.shortcut_kernels[self.stage]
         size = self.conv(kernel, block.in_channels, block.out_channels, block.out_side)
-        return size + self.norm(block.out_channels) if self.shortcut_norm else size
+        return size + self.architecture.shortcut_norm * self.norm(block.out_channels)
 
 
 def linear(in_features: int, out_features: int) -> Size:
@@ -155,17 +157,7 @@ BLOCK_SIZES: dict[str, Callable[[BlockShape, LayerSizes], Size]] = {
 
 def block_size(architecture: Architecture, block: BlockShape) -> Size:
     """A block with its squeeze-and-excitation, where there is one."""
-    layers = LayerSizes(
-        architecture.conv_bias,
-        architecture.batch_norm_scale,
-        architecture.conv_kinds[block.stage],
-        architecture.conv_kernels[block.stage],
-        architecture.expansion,
-        architecture.shortcut.kind == "conv1x1",
-        architecture.shortcut_norm,
-        architecture.shortcut_kernels[block.stage],
-    )
-    size = BLOCK_SIZES[architecture.block](block, layers)
+    size = BLOCK_SIZES[architecture.block](block, LayerSizes(architecture, block.stage))
     if block.attention:
         size += _attention_size(architecture, block.out_channels)
     return size
@@ -173,7 +165,7 @@ def block_size(architecture: Architecture, block: BlockShape) -> Size:
 
 def stem_size(architecture: Architecture) -> Size:
     """The stem with its squeeze-and-excitation; the filters of a whitening are not trained."""
-    layers, size = _layer_sizes(architecture), Size()
+    layers, size = LayerSizes(architecture), Size()
     in_channels, channels = IMAGE_SHAPE[0], architecture.outputs[0][0]
     kernels = STEM_KERNELS[architecture.stem]
     for kernel, side in zip(kernels, architecture.stem_sides, strict=True):
@@ -192,12 +184,8 @@ def head_size(architecture: Architecture) -> Size:
     """The linear layer, before it the BatchNorm that ends a pre-activation network."""
     size = linear(architecture.features, NUM_CLASSES)
     if architecture.block in PREACTIVATED and architecture.final_norm:
-        size += _layer_sizes(architecture).norm(architecture.outputs[-1][0])
+        size += LayerSizes(architecture).norm(architecture.outputs[-1][0])
     return size
-
-
-def _layer_sizes(architecture: Architecture) -> LayerSizes:
-    return LayerSizes(architecture.conv_bias, architecture.batch_norm_scale)
 
 
 def _attention_size(architecture: Architecture, channels: int) -> Size:
@@ -218,7 +206,6 @@ def part_sizes(architecture: Architecture) -> dict[str, Size]:
         stem_size(architecture),
         lambda block: block_size(architecture, block),
         head_size(architecture),
-        Size(),
     )
 
 
@@ -237,7 +224,6 @@ def _by_part(
     stem: Any,
     block: Callable[[BlockShape], Any],
     head: Any,
-    nothing: Any,
 ) -> dict[str, Any]:
     """A figure of the stem, each stage (the sum over its blocks) and the head.
 
@@ -246,12 +232,11 @@ def _by_part(
         stem: the figure of its stem.
         block: gives the figure of a block.
         head: the figure of its head.
-        nothing: the figure of a stage without blocks.
     """
     parts = {"stem": stem}
     for number, shapes in enumerate(architecture.blocks, start=1):
         figures = [count * block(shape) for shape, count in Counter(shapes).items()]
-        parts[f"stage {number}"] = sum(figures, nothing)
+        parts[f"stage {number}"] = sum(figures, 0 * stem)
     return parts | {"head": head}
 
 
@@ -387,7 +372,6 @@ def measure_memory(architecture: Architecture) -> dict[str, int]:
             _one_stage(architecture, architecture.outputs[-1][0], -1, stem="conv3x3"),
             architecture.outputs[-1][1],
         ),
-        0,
     )
 
 
