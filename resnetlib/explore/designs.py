@@ -10,7 +10,7 @@ import yaml
 from ..config import known_variants, list_variants, load_experiment
 from ..errors import ConfigError
 from ..experiment import DEFAULT_BUDGET
-from ..schema import SIDE, Architecture
+from ..schema import MAX_CHANNELS, SIDE, Architecture
 from ..size import block_size, check_counts, measure_size
 
 MAX_DESIGNS = 1_000_000  # of one search: about two seconds and 300 MB
@@ -109,11 +109,11 @@ def search(
         tuples = list(map(tuple, (grid + 1).tolist()))
         for base in base_widths:
             design = _design(architecture, tuple(base << stage for stage in range(count)))
-            if not _is_possible(design):
+            if design.widths[-1] > MAX_CHANNELS or not _is_possible(design):
                 continue
             smallest = measure_size(design)
-            if smallest.parameters > budget:  # and so is every deeper or wider one
-                break
+            if smallest.parameters > budget:  # and so is every deeper one
+                continue
             further = [astuple(block_size(design, block.next)) for (block,) in design.blocks]
             found = astuple(smallest) + grid @ np.array(further)  # (designs, 2)
             kept = np.flatnonzero(found[:, 0] <= budget)

@@ -105,8 +105,16 @@ def test_search_includes_the_own_width():
     assert [widths[0] for widths in found["widths"]] == [16, 10, 8]
 
 
+def test_search_finds_wider_designs_that_are_smaller():
+    """A bottleneck of the stem's width needs no projection; one of 56 or 60 channels does."""
+    family = Architecture(block="bottleneck", depths=[1], widths=[64], stem_width=64)
+    found = explore.search(family, budget=8_000, stages=[1], base_widths=[56, 60, 64], max_depth=1)
+    assert list(found["widths"]) == [(64,)]
+
+
 def test_search_without_a_result_is_empty():
     assert len(explore.search(architecture_of(), budget=10, base_widths=[8])) == 0
+    assert len(explore.search(architecture_of(), budget=10**12, base_widths=[2**15])) == 0
 
 
 def test_search_refuses_stages_that_leave_no_pixel():
