@@ -18,8 +18,6 @@ from .errors import ConfigError
 from .experiment import Experiment
 from .schema import (
     IMAGE_SHAPE,
-    MAX_BLOCKS,
-    MAX_CHANNELS,
     NUM_CLASSES,
     PREACTIVATED,
     STEM_KERNELS,
@@ -194,29 +192,18 @@ def _attention_size(architecture: Architecture, channels: int) -> Size:
 
 
 def measure_size(architecture: Architecture) -> Size:
-    """Parameters and multiply-accumulates of the network. `ConfigError` if absurdly large."""
+    """Parameters and multiply-accumulates of the network."""
     return sum(part_sizes(architecture).values(), Size())
 
 
 def part_sizes(architecture: Architecture) -> dict[str, Size]:
     """Sizes of the stem, each stage and the head."""
-    check_supported(architecture)
     return _by_part(
         architecture,
         stem_size(architecture),
         lambda block: block_size(architecture, block),
         head_size(architecture),
     )
-
-
-def check_supported(architecture: Architecture) -> None:
-    """Refuse a network so large that its size would overflow a table. Raises `ConfigError`."""
-    widest = max(channels for channels, _ in architecture.outputs)
-    if widest > MAX_CHANNELS or max(architecture.depths) > MAX_BLOCKS:
-        raise ConfigError(
-            f"networks of more than {MAX_CHANNELS:,} channels or {MAX_BLOCKS:,} blocks in a stage "
-            "are not supported"
-        )
 
 
 def _by_part(
@@ -361,7 +348,6 @@ def measure_memory(architecture: Architecture) -> dict[str, int]:
     These are the image if the stem is trained, every activation that autograd saves, the output of
     each block and the logits, in float32. Each kind of block is measured once.
     """
-    check_supported(architecture)
     return _by_part(
         architecture,
         _stem_memory(_one_stage(architecture, architecture.outputs[0][0], 0)),
