@@ -21,6 +21,7 @@ from .experiment import (
     Experiment,
     Variant,
     dotted_paths,
+    leaves,
     matching_paths,
 )
 from .paths import params_folder, real_path
@@ -148,7 +149,7 @@ def override_paths(experiment: Experiment | Mapping[str, Any]) -> set[str]:
     content = experiment.model_dump() if isinstance(experiment, Experiment) else experiment
     sections = {"architecture", "recipe", "execution"}
     overridable = sections | {"budget", "dataset", "seed"}
-    return dotted_paths({key: content[key] for key in overridable}) - sections
+    return dotted_paths({key: content[key] for key in overridable}).keys() - sections
 
 
 def override_names(experiment: Experiment) -> set[str]:
@@ -497,17 +498,7 @@ def _flat_settings(experiment: Experiment) -> dict[str, Any]:
         augment.model_dump(mode="json", exclude_defaults=True)
         for augment in experiment.recipe.augment
     ]
-    flat: dict[str, Any] = {}
-
-    def walk(branch: Mapping[str, Any], prefix: str) -> None:
-        for key, value in branch.items():
-            if isinstance(value, Mapping):
-                walk(value, f"{prefix}{key}.")
-            else:
-                flat[prefix + key] = value
-
-    walk(tree, "")
-    return flat
+    return leaves(tree)
 
 
 def _value_text(value: Any) -> str:

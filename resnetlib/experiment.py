@@ -270,14 +270,20 @@ class Experiment(Variant):
         return None
 
 
-def dotted_paths(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """Every key of nested mappings as a path, such as `recipe.optimizer.lr`."""
-    found = set()
+def dotted_paths(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by path, such as `recipe.optimizer.lr`, the mappings too."""
+    found = {}
     for key, value in tree.items():
-        found.add(f"{prefix}{key}")
+        found[f"{prefix}{key}"] = value
         if isinstance(value, Mapping):
             found |= dotted_paths(value, f"{prefix}{key}.")
     return found
+
+
+def leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of nested mappings by path, without the mappings that hold others."""
+    paths = dotted_paths(tree).items()
+    return {path: value for path, value in paths if not (isinstance(value, Mapping) and value)}
 
 
 def matching_paths(name: str, paths: Iterable[str]) -> list[str]:

@@ -22,7 +22,7 @@ from .. import files
 from ..config import known_variants, load_experiment
 from ..data import TRAINING_IMAGES, Dataset
 from ..errors import counted
-from ..experiment import DEFAULT_BUDGET, Experiment
+from ..experiment import DEFAULT_BUDGET, Experiment, leaves
 from ..paths import display_path
 from ..resnet import build_model, has_trained_fixed_scales
 from ..schedule import learning_rate
@@ -196,13 +196,12 @@ def _unrecorded_changes(
 ) -> list[str]:
     """What differs from the variant's file and from the overrides that are recorded."""
     own, variant = (
-        _leaves(source.model_dump(mode="json", include=compared))
-        for source in (experiment, variant)
+        leaves(source.model_dump(mode="json", include=compared)) for source in (experiment, variant)
     )
     overrides = experiment.model_dump(mode="json")["overrides"]
     problems = [
         f"override {key} is recorded as {value!r} and is {own.get(key)!r}"
-        for key, value in _leaves(overrides).items()
+        for key, value in leaves(overrides).items()
         if own.get(key, ...) != value
     ]
     # Another kind of optimizer or schedule brings keys of its own.
@@ -214,16 +213,6 @@ def _unrecorded_changes(
         and not any(f"{key}.".startswith(f"{name}.") for name in recorded)
     ]
     return problems
-
-
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or (prefix and not tree):
-        return {prefix: tree}
-    return {
-        path: value
-        for key, branch in tree.items()
-        for path, value in _leaves(branch, f"{prefix}.{key}" if prefix else key).items()
-    }
 
 
 def _check_parameters(run: Evidence) -> Result:
