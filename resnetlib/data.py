@@ -109,9 +109,7 @@ def load_dataset(name: str, root: str | os.PathLike | None = None) -> Dataset:
 
     Raises `ConfigError` for an unknown name, `DataError` for data that are damaged or unavailable.
     """
-    if not isinstance(name, str) or name not in DATASETS:
-        hint = closest_match(str(name), DATASETS)
-        raise ConfigError(f"unknown dataset {shorten(name)}{hint} One of: {', '.join(DATASETS)}")
+    check_dataset_name(name)
     folder = (find_cifar10(root) or obtain_cifar10(root)) if name == "cifar10" else None
     key = (name, *_file_states(folder)) if folder else (name,)
     dataset, content = _last_dataset.get(key, (None, None))
@@ -120,6 +118,13 @@ def load_dataset(name: str, root: str | os.PathLike | None = None) -> Dataset:
         dataset = DATASETS[name](folder)
         _last_dataset[key] = dataset, _checksum(dataset)
     return dataset
+
+
+def check_dataset_name(name: Any) -> None:
+    """Raises `ConfigError` for what is not the name of a data set."""
+    if not isinstance(name, str) or name not in DATASETS:
+        hint = closest_match(str(name), DATASETS)
+        raise ConfigError(f"unknown dataset {shorten(name)}{hint} One of: {', '.join(DATASETS)}")
 
 
 _last_dataset: dict[tuple[Any, ...], tuple[Dataset, list[int]]] = {}  # the one that was read last

@@ -158,7 +158,7 @@ def execute_notebook(run: Run, arguments: Mapping[str, Any]) -> None:
             f"the run is finished, but its notebook failed ({reason}); "
             "the same command executes it again"
         ) from None
-    # The folder is shared with others: nothing in it names a place of this machine.
+    # The folder is shared with others: papermill notes places of this machine.
     notebook.metadata.papermill |= {"input_path": NOTEBOOK, "output_path": KEPT}
     unlink_notebooks(notebook)
     files.write_text(run.path / KEPT, nbformat.writes(notebook) + "\n")

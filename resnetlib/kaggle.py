@@ -56,7 +56,7 @@ class CompetitionTestSet:
             "images": f"{len(self.ids):,}",
             "ids": f"{', '.join(self.ids[:3])}, … {self.ids[-1]}",
             "mean of these images (R, G, B)": _per_channel(mean.tolist()),
-            "mean of the training images": _per_channel(dataset.mean),
+            f"mean of the training images of {dataset.name}": _per_channel(dataset.mean),
         }
 
 
@@ -298,8 +298,13 @@ def submission_path(
     return path
 
 
-def write_submission(path: Path, ids: Sequence[str], labels: Tensor) -> None:
-    """Write `ID,Labels` atomically, one row per id in the given order."""
+def write_submission(path: Path, ids: Sequence[str], labels: Tensor | None) -> None:
+    """Write `ID,Labels` atomically, one row per id in the given order.
+
+    Raises `ConfigError` where the notebook has not predicted yet, or not since its file was read.
+    """
+    if labels is None:
+        raise ConfigError("nothing is predicted yet for this run and file: run the cells above")
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(HEADER)

@@ -50,7 +50,7 @@ def host() -> str:
 def expand_home(path: str | Path) -> Path:
     """The path with a leading `~` replaced. Raises `ConfigError` for an unknown user."""
     try:
-        return Path(path).expanduser()
+        return Path(str(path)).expanduser()  # papermill reads 2024 as a number
     except RuntimeError:
         raise ConfigError(f"{shorten(str(path))}: there is no such user") from None
 

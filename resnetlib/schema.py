@@ -963,6 +963,11 @@ class Recipe(Model):
     # Weights kept: the last epoch's, or those of the epoch best on validation or on the test set
     select: Literal["last", "best_holdout", "best_test"] = "last"
 
+    @property
+    def augmentations(self) -> list[str]:
+        """The names of all augmentations, of `one_of` those it chooses from."""
+        return [a.name for step in self.augment for a in getattr(step, "choices", (step,))]
+
     @field_validator("normalize", mode="before")
     @classmethod
     def _read_values(cls, value: Any) -> Any:

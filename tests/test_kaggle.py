@@ -284,6 +284,12 @@ def test_write_submission_keeps_the_order_of_the_file(tmp_path):
     assert written["Labels"].tolist() == [9, 0, 4]
 
 
+def test_write_submission_needs_a_prediction(tmp_path):
+    with pytest.raises(ConfigError, match="nothing is predicted yet"):
+        kaggle.write_submission(tmp_path / "s.csv", IDS, None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_write_submission_quotes_ids(tmp_path):
     ids = ("a,b", 'say "c"', "d\ne", "NA", " 007")
     kaggle.write_submission(tmp_path / "s.csv", ids, torch.tensor([1, 2, 3, 4, 5]))

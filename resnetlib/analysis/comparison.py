@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..config import changed_settings, known_variants, load_experiment
-from ..data import load_dataset
-from ..errors import RunError, shorten_line
+from ..data import check_dataset_name, load_dataset
+from ..errors import ConfigError, RunError, shorten_line
 from ..evaluation import Evaluation, format_confidence
 from ..paths import display_path
 from ..runs.find import find_run, finished_runs, keeps
@@ -329,13 +329,22 @@ def compare_runs(
 
     Raises `RunError` for runs that cannot be compared and `ConfigError` when no run fits.
     """
+    if dataset is not None:
+        check_dataset_name(dataset)
     places = {"output_root": output_root, "needs": "predictions"}
     known = finished_runs(dataset=dataset, imported=True, **places)
     one = None if first is None else find_run(first, dataset=dataset, **places)
     other = None
     if second is not None:
         same = dataset if one is None else one.record["dataset"]
-        other = find_run(second, dataset=same, exclude=[one] if one else [], **places)
+        exclude = [one] if one else []
+        try:
+            other = find_run(second, dataset=same, exclude=exclude, **places)
+        except ConfigError:  # it may have a run on other data, and the first one there too
+            if one is None or dataset is not None:
+                raise
+            other = find_run(second, exclude=exclude, **places)
+            one = find_run(first, dataset=other.record["dataset"], exclude=[other], **places)
     if one is None:
         one = _partner(other, known) if other else find_run(dataset=dataset, **places)
     other = other or _partner(one, known)
@@ -386,7 +395,7 @@ def _recipe(run: Run) -> str:
     """What runs that differ only in their seed have in common; imported weights have their own."""
     if run.is_imported:
         return run.origin
-    return run.experiment.model_copy(update={"seed": 0}).digest
+    return run.experiment.digest_without_seed
 
 
 def _labelled(runs: list[Run], *, seeds: bool = True) -> dict[str, Run]:

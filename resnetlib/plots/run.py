@@ -102,6 +102,7 @@ def _training_changes(experiment: Experiment) -> list[str]:
         "augmented": recipe.augment,
         "dropout": network.dropout or network.head_dropout,
         "stochastic depth": network.stochastic_depth,
+        "weights before averaging": recipe.ema,
     }
     return [change for change, present in changes.items() if present]
 

@@ -74,8 +74,13 @@ def explain_losses(experiment: Experiment) -> str:
     recipe, network = experiment.recipe, experiment.architecture
     reasons = ["it is the mean over an epoch in which the weights still change"]
     if recipe.augment:
-        names = ", ".join(step.name for step in recipe.augment)
+        names = ", ".join(recipe.augmentations)
         reasons.append(f"its images are augmented ({names}), which makes them harder")
+    if {"mixup", "cutmix"} & set(recipe.augmentations):
+        reasons.append(
+            "the targets of mixed images are shared between two classes, so that even perfect "
+            "predictions have a cost"
+        )
     if recipe.label_smoothing:
         smoothing = recipe.label_smoothing
         reasons.append(
@@ -85,6 +90,8 @@ def explain_losses(experiment: Experiment) -> str:
         )
     if network.dropout or network.head_dropout or network.stochastic_depth:
         reasons.append("parts of the network are left out at random (dropout, stochastic depth)")
+    if recipe.ema:
+        reasons.append("it is that of the weights in training, the test loss that of their average")
     listed = "\n".join(f"- {reason}." for reason in reasons)
     return f"The training loss is not measured as the test loss is:\n\n{listed}"
 

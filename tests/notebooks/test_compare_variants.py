@@ -90,6 +90,16 @@ def test_compare_runs_finds_recorded_runs(tmp_path):
     assert len(pair.runs) == len(reference_runs())
 
 
+def test_compare_runs_finds_the_data_set_that_both_have(outputs):
+    """Of `lite` the newest run is on the digits, of `laptop` there is none on them."""
+    for chosen in (("lite", "laptop"), ("laptop", "lite")):
+        pair = analysis.compare_runs(*chosen, output_root=outputs)
+        assert pair.names == tuple(f"{variant} seed 0" for variant in chosen)
+        assert len(pair.classes) == 10 and pair.runs[pair.names[0]].record["dataset"] == "cifar10"
+    with pytest.raises(ConfigError, match=r"unknown dataset 'digit'; did you mean 'digits'\?"):
+        analysis.compare_runs("lite", dataset="digit", output_root=outputs)
+
+
 def test_compare_runs_refuses_a_folder_on_other_data(outputs):
     folder = str(recorded_lite().path)
     with pytest.raises(RunError, match="is on cifar10, not digits"):

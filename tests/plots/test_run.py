@@ -439,9 +439,14 @@ def test_expectations_name_what_kind_of_accuracy_is_published():
 def test_explain_losses_names_what_differs():
     assert "dropout" in plots.explain_losses(load_experiment("dropout"))
     plain = plots.explain_losses(load_experiment("resnet18"))
-    assert not any(word in plain for word in ("smooth", "augmented", "dropout"))
+    assert not any(w in plain for w in ("smooth", "augmented", "dropout", "shared", "average"))
     changed = load_experiment("lite", augment="crop,flip", label_smoothing=0.1)
     assert "augmented (crop, flip)" in plots.explain_losses(changed)
+    champion = plots.explain_losses(load_experiment("champion"))
+    assert "cutmix, cutout" in champion and "one_of" not in champion
+    assert (
+        "shared between two classes" in champion and "test loss that of their average" in champion
+    )
     # The least cross-entropy of a target with 0.91 on one class and 0.01 on nine others.
     least = torch.tensor([0.91] + [0.01] * 9).double()
     assert f"{-(least * least.log()).sum():.3f} nats" in plots.explain_losses(changed)
