@@ -2,6 +2,7 @@
 
 import base64
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -111,14 +112,12 @@ def _environment() -> jinja2.Environment:
 
 def _with_page_fields(row: dict[str, Any], best: bool, root: Path) -> dict[str, Any]:
     """A row with what only the page needs: colour, difference, links to its runs."""
-    links = [
-        {
-            "label": label,
-            "status": run.status,
-            "href": _link(run, root),
-        }
-        for label, run in _labelled(row["folders"]).items()
-    ]
+    links, count = [], Counter()
+    for run in row["folders"]:
+        seed = run.experiment.seed
+        count[seed] += 1
+        label = f"seed {seed}" if count[seed] == 1 else f"seed {seed}, run {count[seed]}"
+        links.append({"label": label, "status": run.status, "href": _link(run, root)})
     known = row["reproduced"] is not None and row["published"] is not None
     return row | {
         "best": best,
@@ -126,18 +125,6 @@ def _with_page_fields(row: dict[str, Any], best: bool, root: Path) -> dict[str, 
         "difference": (row["reproduced"] - row["published"]) / 100 if known else None,
         "links": links,
     }
-
-
-def _labelled(runs: tuple[Run, ...]) -> dict[str, Run]:
-    """Runs of one experiment by `seed 0`, and where a seed was run again, `seed 0, run 2`."""
-    labelled: dict[str, Run] = {}
-    for run in runs:
-        label, count = f"seed {run.experiment.seed}", 1
-        while label in labelled:
-            count += 1
-            label = f"seed {run.experiment.seed}, run {count}"
-        labelled[label] = run
-    return labelled
 
 
 def _imported_row(run: Run, root: Path) -> dict[str, Any]:
