@@ -68,7 +68,7 @@ def _explained() -> Iterator[None]:
         raise
     except ConfigError as error:
         raise Failure(str(error), 2) from None
-    except (UserError, BlockingIOError) as error:
+    except UserError as error:
         raise Failure(str(error), 1) from None
     except BrokenPipeError:  # the output's reader has left, such as `head`: click ends quietly
         raise

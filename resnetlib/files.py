@@ -21,14 +21,11 @@ from typing import Any, BinaryIO
 
 import filelock
 
-from .errors import print_line
+from .errors import UserError, print_line
 
 
-class RunLocked(BlockingIOError):
+class RunLocked(UserError, BlockingIOError):
     """Another process works on the run."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"RunLocked: {self}"]
 
 
 class CorruptFile(RuntimeError):

@@ -344,7 +344,7 @@ def _explained(experiment: Experiment, folder: Path) -> Iterator[None]:
     """Turn a full disk, an unreadable file or lack of memory into a `RunError` of one line."""
     try:
         yield
-    except (UserError, files.RunLocked):
+    except UserError:
         raise
     except OSError as error:
         path = Path(error.filename) if isinstance(error.filename, str | Path) else folder
