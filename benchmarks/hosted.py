@@ -49,16 +49,17 @@ COLAB_STARTUP = (
 
 
 def build(host: str, folder: Path) -> Path:
-    """The environment of a host: made once. Its Python's version is in the list's first line."""
+    """The environment of a host, made once for its list, whose first line has Python's version."""
     environment = folder / host
-    if not (environment / "complete").exists():
-        packages = HOSTS / f"{host}.txt"
-        version = re.search(r"python ([\d.]+)", packages.read_text(encoding="utf-8"))[1]
+    packages, complete = HOSTS / f"{host}.txt", environment / "complete"
+    listed = packages.read_text(encoding="utf-8")
+    if not complete.exists() or complete.read_text(encoding="utf-8") != listed:
+        version = re.search(r"python ([\d.]+)", listed)[1]
         uv = ["uv", "--quiet"]
         subprocess.run([*uv, "venv", "--clear", "--python", version, environment], check=True)
         install = [*uv, "pip", "install", "--compile-bytecode", "--python", environment]
         subprocess.run([*install, "-r", packages], check=True)
-        (environment / "complete").touch()
+        complete.write_text(listed, encoding="utf-8")
     return environment
 
 
@@ -146,13 +147,16 @@ def check(host: str, folder: Path) -> list[str]:
     else:
         variables["KAGGLE_KERNEL_RUN_TYPE"] = "Batch"
     print(f"{host}: torch {before['torch']}, nbconvert {before['nbconvert']}", flush=True)
-    problems = run_notebooks(environment, work, variables)
-    problems += run_commands(environment, work, variables)
-    after = _versions(environment)
-    new = sorted(after.keys() - before.keys())
-    print(f"  installed: {', '.join(f'{name} {after[name]}' for name in new)}")
-    uninstall = ["uv", "--quiet", "pip", "uninstall", "--python", environment]
-    subprocess.run([*uninstall, *new], check=True)  # the environment is used again
+    try:
+        problems = run_notebooks(environment, work, variables)
+        problems += run_commands(environment, work, variables)
+    finally:  # the environment is used again
+        after = _versions(environment)
+        new = sorted(after.keys() - before.keys())
+        print(f"  installed: {', '.join(f'{name} {after[name]}' for name in new) or 'nothing'}")
+        uninstall = ["uv", "--quiet", "pip", "uninstall", "--python", environment]
+        if new:
+            subprocess.run([*uninstall, *new], check=True)
     changed = {name: after.get(name) for name in before if after.get(name) != before[name]}
     return problems + ([f"changed versions: {changed}"] if changed else [])
 

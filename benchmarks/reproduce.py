@@ -272,11 +272,13 @@ def main() -> int:
 def _carry_out(arguments: argparse.Namespace) -> int:
     part, only, rehearse = arguments.part, arguments.only, arguments.rehearse
     if part == "status":
-        trials = plan("trials", [name for name in only if name in TRIALS], rehearse=rehearse)
-        started = [run for run in trials if run.folder.is_dir()]
+        trials = plan("trials", rehearse=rehearse)
+        started = [run for run in trials if run.variant in (only or TRIALS) and run.folder.is_dir()]
         print(status_table([*plan("published", only, rehearse=rehearse), *started]))
         return 0
     if part == "keep":
+        if rehearse:
+            raise ConfigError("keep trims the recorded runs; it has no rehearsal")
         finished = runs.reference_runs()
         chosen = [run for run in finished if not only or run.record["variant"] in only]
         return int(not print_results(chosen))

@@ -186,7 +186,7 @@ class TunedLoop:
 
 
 class OurLoop:
-    """The steps of `Trainer.train_epoch`, without the evaluation at its end."""
+    """The steps of `Trainer.train_epoch` at one rate, without the evaluation at its end."""
 
     def __init__(self, experiment: Experiment, dataset):
         self.training = Trainer(experiment, dataset)
@@ -209,6 +209,8 @@ class OurLoop:
                 images[batch], labels[batch], flip_mask[place], 1, self.done
             )
             self.done += 1
+            training.progress.steps = place + 1
+            training.check_divergence()
         training.running_totals.tolist()  # waits for the device
         return time.perf_counter() - began
 
