@@ -18,6 +18,7 @@ from ..training import Callback, Trainer
 from .artifacts import write_history
 from .record import write_record
 from .run import CHECKPOINTS
+from .upkeep import checkpoint_files
 
 CHECKPOINTS_KEPT = 2
 
@@ -62,13 +63,7 @@ def save_checkpoint(
 
 def checkpoint_checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every checkpoint file, by name, oldest first."""
-    return {path.name: files.sha256(path) for path in _existing(folder)}
-
-
-def _existing(folder: Path) -> list[Path]:
-    """The checkpoint files of a run, oldest first."""
-    paths = sorted((folder / "checkpoints").glob(CHECKPOINTS))
-    return [path for path in paths if path.is_file()]
+    return {path.name: files.sha256(path) for path in checkpoint_files(folder)}
 
 
 def describe_saved(folder: Path, *, fresh: bool = False) -> str:
@@ -82,7 +77,7 @@ def describe_saved(folder: Path, *, fresh: bool = False) -> str:
 
 def last_position(folder: Path) -> tuple[int, int] | None:
     """Whole epochs and further steps of the newest checkpoint; None without any."""
-    paths = _existing(folder)
+    paths = checkpoint_files(folder)
     if not paths:
         return None
     epochs, steps = map(int, re.findall(r"\d+", paths[-1].name)[:2])
