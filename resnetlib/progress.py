@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 from tqdm.auto import tqdm
@@ -104,12 +103,7 @@ class EpochProgress:
         left = self.seconds / done * (self.epochs - number) if done and number else None
         print_line(epoch_line(row, self.epochs, left))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.bar.close()
 
 
