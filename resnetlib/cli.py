@@ -16,7 +16,13 @@ from typing import Any
 
 import click
 
-from .config import known_variants, parse_parameter, parse_value
+from .config import (
+    known_variants,
+    list_class_variants,
+    load_experiment,
+    parse_parameter,
+    parse_value,
+)
 from .errors import (
     STOP_SIGNALS,
     ConfigError,
@@ -29,6 +35,7 @@ from .errors import (
 )
 from .experiment import DEFAULT_BUDGET
 from .paths import display_path, notebooks_folder, output_folder
+from .size import check_size
 
 LONGEST_NAME = 200  # characters of a path in a message
 LONGEST_MISTAKE = 500  # characters of what click says of an argument
@@ -187,9 +194,6 @@ def run_command(
     resnetlib run lite -p stop_after 11h    save and stop after this time; the exit code is then 4
     resnetlib run lite --dry-run
     """
-    from .config import load_experiment
-    from .size import check_size
-
     values = dict(_values(parameters))
     if "variant" in values:
         raise ConfigError("the variant is the first argument; omit `-p variant`")
@@ -374,7 +378,6 @@ def list_command(of_class: bool) -> None:
     claimed accuracy first. What is claimed differs: the accuracy of the last epoch, of the epoch
     best on the test set, of held-out training images, or of the competition's hidden test set.
     """
-    from .config import list_class_variants
     from .reports.leaderboard import class_table, results_table, text_table
     from .runs.find import find_runs
 
@@ -491,9 +494,6 @@ def import_command(
     resnetlib import ckpt.pth --variant resnet18
     resnetlib import ckpt.pth --variant resnet18 --normalize per_image_std
     """
-    from .config import load_experiment
-    from .size import check_size
-
     values = dict(_values(parameters))
     if values.keys() & {"normalize", "recipe.normalize"}:
         raise ConfigError("give the normalisation as --normalize")
