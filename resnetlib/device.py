@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .augment import compose
-from .data import TRAINING_IMAGES
 from .errors import ConfigError, shorten_line
 from .experiment import Experiment
 from .optim import build_optimizer
@@ -325,7 +324,7 @@ def _best_layout(device: torch.device, narrowest: int) -> str:
 
 def _pays_to_compile(experiment: Experiment, device: torch.device) -> bool:
     recipe = experiment.recipe
-    images = recipe.epochs * (TRAINING_IMAGES[experiment.dataset] - recipe.holdout)
+    images = recipe.epochs * experiment.training_images
     if device.type == "cuda":
         return images / recipe.batch_size > COMPILE_ABOVE_STEPS
     return images * measure_size(experiment.architecture).macs > COMPILE_ABOVE_MACS

@@ -93,7 +93,7 @@ class Published(Model):
 class Execution(Model):
     """Where and how a run is carried out; not part of the experiment and its digest."""
 
-    # Where to compute; auto takes the fastest device of the machine
+    # Where to compute; auto: CUDA, else MPS if a step there agrees with the CPU's, else the CPU
     device: Annotated[str, AfterValidator(_check_device)] = "auto"
     # Of the arithmetic in the network; float16 with a scaled loss
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -197,6 +197,15 @@ class Experiment(Variant):
         """What was published for this data set: every source reports on CIFAR-10 alone."""
         return self.published if self.dataset == "cifar10" else Published()
 
+    @property
+    def training_images(self) -> int:
+        """The images of an epoch: those of the data set but for the held-out ones."""
+        return TRAINING_IMAGES[self.dataset] - self.recipe.holdout
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.training_images / self.recipe.batch_size)
+
     def to_yaml(self) -> str:
         """The complete experiment; `load_experiment(path)` reads it back, equal."""
         return write_yaml(self.model_dump(mode="json", exclude={"execution"}))
@@ -213,16 +222,16 @@ class Experiment(Variant):
                 f"recipe.holdout = {recipe.holdout}: both parts of the {images:,} training images "
                 f"need an image of each class; give 0, or {NUM_CLASSES} to {images - NUM_CLASSES:,}"
             )
-        if recipe.batch_size > images - recipe.holdout:
+        if recipe.batch_size > self.training_images:
             return (
                 f"recipe.batch_size = {recipe.batch_size}: there are "
-                f"{images - recipe.holdout:,} training images"
+                f"{self.training_images:,} training images"
             )
         if self.architecture.strides == ():
             return "architecture.strides = []: give one value per stage, or none for the default"
         if self.architecture.squeeze_excitation.blocks == ():
             return "architecture.squeeze_excitation.blocks = []: give placement none"
-        last_batch = (images - recipe.holdout) % recipe.batch_size or recipe.batch_size
+        last_batch = self.training_images % recipe.batch_size or recipe.batch_size
         if last_batch == 1 and min(side for _, side in self.architecture.outputs) == 1:
             return (
                 f"recipe.batch_size = {recipe.batch_size}: the last batch has one image, on which "

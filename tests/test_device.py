@@ -21,9 +21,9 @@ from resnetlib import (
     train,
     training,
 )
-from resnetlib.data import TRAINING_IMAGES
 from resnetlib.device import has_kernels, has_native_bfloat16, resolve_device_settings
 from resnetlib.errors import ConfigError, RunError
+from resnetlib.experiment import TRAINING_IMAGES
 from resnetlib.runs import checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_figures")

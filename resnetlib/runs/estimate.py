@@ -1,14 +1,13 @@
 """Estimate how long a run takes on this machine, from a few timed training steps."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from statistics import median
 
 import torch
 
-from ..data import TRAINING_IMAGES, Dataset
+from ..data import Dataset
 from ..device import (
     EVALUATION_BATCH,
     DeviceSettings,
@@ -30,7 +29,7 @@ def estimate_epoch_seconds(experiment: Experiment, settings: DeviceSettings) -> 
     The steps run without compilation, whose gain (15 to 30 % for large networks) is left out.
     """
     recipe = experiment.recipe
-    images = TRAINING_IMAGES[experiment.dataset] - recipe.holdout
+    images = experiment.training_images
     evaluated = TEST_IMAGES[experiment.dataset] + recipe.holdout
     # The time of a larger batch is in proportion.
     batch_size = min(recipe.batch_size, images, EVALUATION_BATCH[settings.device.type])
@@ -45,7 +44,7 @@ def estimate_epoch_seconds(experiment: Experiment, settings: DeviceSettings) -> 
         with settings.autocast():
             test = _seconds(lambda: trainer.evaluate(*trainer.eval_splits["test"]).accuracy)
     evaluation = test * evaluated / len(dataset.test[1])
-    steps = math.ceil(images / recipe.batch_size) * min(recipe.batch_size, images) / batch_size
+    steps = experiment.steps_per_epoch * min(recipe.batch_size, images) / batch_size
     return steps * step + evaluation
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..data import TRAINING_IMAGES, Dataset, load_dataset
+from ..data import Dataset, load_dataset
 from ..device import DeviceSettings, cpu_threads, resolve_device_settings
 from ..errors import (
     ConfigError,
@@ -21,7 +21,7 @@ from ..errors import (
     shorten_line,
 )
 from ..evaluation import Evaluation
-from ..experiment import Experiment, parse_duration
+from ..experiment import TRAINING_IMAGES, Experiment, parse_duration
 from ..paths import display_path, expand_home, output_folder, real_path
 from ..resnet import NUM_CLASSES
 from ..rng import float32_by_default

@@ -20,7 +20,7 @@ import torch
 
 from .. import files
 from ..config import known_variants, load_experiment
-from ..data import TRAINING_IMAGES, Dataset
+from ..data import Dataset
 from ..errors import counted
 from ..experiment import DEFAULT_BUDGET, Experiment, leaves
 from ..paths import display_path
@@ -256,8 +256,7 @@ def _check_summary(run: Evidence) -> Result:
 def _check_learning_rates(run: Evidence) -> Result:
     """The history's rates are those of the last step of each epoch under the schedule."""
     history, recipe = run.history, run.experiment.recipe
-    images = TRAINING_IMAGES[run.experiment.dataset] - recipe.holdout
-    steps = math.ceil(images / recipe.batch_size)
+    steps = run.experiment.steps_per_epoch
     rows, problems = history.to_dict("records"), []
     for epoch, rate in zip(history["epoch"], history["lr"], strict=True):
         expected = learning_rate(recipe, int(epoch) * steps - 1, steps, rows) if epoch else 0.0
@@ -276,7 +275,7 @@ def _check_history(run: Evidence) -> Result:
         problems.append(f"history.csv: ends at epoch {len(epochs) - 1} of {recipe.epochs}")
     if not np.isfinite(history.to_numpy()).all() or (history < 0).any(axis=None):
         problems.append("history.csv: a number is negative or not finite")
-    counts = {"train": TRAINING_IMAGES[run.experiment.dataset] - recipe.holdout}
+    counts = {"train": run.experiment.training_images}
     counts |= {"holdout": recipe.holdout} if recipe.holdout else {}
     if not problems:
         counts["test"] = len(run.predictions.labels)
@@ -302,7 +301,7 @@ def _check_metrics(run: Evidence) -> Result:
     score = {"best_holdout": "holdout_accuracy", "best_test": "test_accuracy"}.get(select)
     selected = trained["epoch"][trained[score].idxmax()] if score else trained["epoch"].iloc[-1]
     seconds = trained["seconds"].sum() - metrics["evaluation_seconds"]
-    images = len(trained) * (TRAINING_IMAGES[experiment.dataset] - experiment.recipe.holdout)
+    images = len(trained) * experiment.training_images
     expected |= {
         "selected_epoch": int(selected),
         "train_seconds": float(seconds),
