@@ -82,8 +82,12 @@ class ArchitectureExplorer(widgets.VBox):
 
     def _load(self, _: Any = None) -> None:
         """Set every control to the chosen variant's value, then display that network once."""
-        architecture = load_experiment(self.controls["start"].value).architecture
-        attention = architecture.squeeze_excitation
+        try:
+            self._start = load_experiment(self.controls["start"].value).architecture
+        except ConfigError as error:
+            self.error = str(error)
+            return self._show()
+        architecture, attention = self._start, self._start.squeeze_excitation
         values = {
             "block": architecture.block,
             "depths": _comma_separated(architecture.depths),
@@ -107,7 +111,7 @@ class ArchitectureExplorer(widgets.VBox):
         dropout, attention = values["block"] == "dropout", values["placement"] != "none"
         self.controls["dropout"].disabled = not dropout
         self.controls["reduction"].disabled = not attention
-        start = load_experiment(values["start"]).architecture
+        start = self._start
         settings = {name: values[name] for name in ("block", "depths", "widths", "conv_bias")}
         if dropout or start.block == "dropout":  # the control is of that block
             settings["dropout"] = values["dropout"] if dropout else 0.0
@@ -146,7 +150,11 @@ class ArchitectureExplorer(widgets.VBox):
         """Compute only the page that is unfolded."""
         if (index := self._folds.selected_index) is not None:
             make = list(self._details.values())[index]
-            self._pages[index].value = make(self.architecture)
+            try:
+                page = make(self.architecture)
+            except ConfigError as error:
+                page = html.escape(str(error))
+            self._pages[index].value = page
 
 
 def budget_bar(parameters: int, budget: int) -> str:
@@ -216,10 +224,7 @@ def _comparison(architecture: Architecture, budget: int) -> str:
 
 
 def _designs(architecture: Architecture, budget: int) -> str:
-    try:
-        found = search(architecture, budget=budget)
-    except ConfigError as error:
-        return f"No search: {html.escape(str(error))}"
+    found = search(architecture, budget=budget)
     table = _table(format_table(found.head(20))) if len(found) else ""
     return f"{len(found):,} designs within the budget; the largest are:{table}"
 

@@ -88,7 +88,7 @@ def test_explorer_keeps_what_has_no_control(tmp_path, monkeypatch):
     assert (explorer.architecture, explorer.error) == (Architecture(**architecture), "")
     titles = list(explorer._folds.titles)
     explorer._folds.selected_index = titles.index("All designs of this family within the budget")
-    assert "No search: squeeze_excitation.blocks is set for single" in html_of(explorer)
+    assert "squeeze_excitation.blocks is set for single" in html_of(explorer)
     explorer.controls["placement"].value = "none"
     assert explorer.architecture.squeeze_excitation == schema.SqueezeExcitationConfig()
 

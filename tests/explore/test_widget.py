@@ -1,0 +1,36 @@
+"""The explorer where files are broken, and where the parts of its starts exclude each other."""
+
+import pytest
+
+from resnetlib import load_experiment, paths
+from resnetlib.explore.widget import ArchitectureExplorer
+
+
+@pytest.fixture
+def half_pasted(tmp_path, monkeypatch):
+    """A project with the variant lite, and a file whose depths and widths disagree."""
+    text = (paths.params_folder() / "lite.yaml").read_text()
+    mine = text.replace("variant: lite", "variant: mine").replace("[1, 1, 1]", "[1, 1]")
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "lite.yaml").write_text(text)
+    (tmp_path / "params" / "mine.yaml").write_text(mine)
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
+
+
+def test_explorer_explains_a_broken_start(half_pasted):
+    explorer = ArchitectureExplorer("lite")
+    explorer.controls["start"].value = "mine"
+    assert "depths has 2 stages and widths 3" in explorer.error
+    assert "The last valid network" in explorer._message.value
+    explorer.controls["conv_bias"].value = True
+    assert "depths has 2 stages and widths 3" in explorer.error
+    explorer.controls["start"].value = "lite"
+    assert (explorer.architecture, explorer.error) == (load_experiment("lite").architecture, "")
+
+
+def test_explorer_page_names_a_broken_file(half_pasted):
+    explorer = ArchitectureExplorer("lite")
+    page = explorer._folds.titles.index("Beside the published networks")
+    explorer._folds.selected_index = page
+    explorer.controls["widths"].value = "16,32,65"
+    assert "mine.yaml: architecture: depths has 2 stages" in explorer._pages[page].value
