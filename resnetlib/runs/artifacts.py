@@ -57,7 +57,7 @@ def write_results(
     metrics |= {
         "selected_epoch": selected_epoch,
         **asdict(measure_size(experiment.architecture)),
-        **timing(experiment, dataset, history, evaluation_seconds),
+        **timing(experiment, history, evaluation_seconds),
     }
     write_evaluation(folder, model, evaluation, metrics)
     write_figures(folder / "figures", history, evaluation, dataset.test[0], experiment)
@@ -130,7 +130,7 @@ def imported_metrics(experiment: Experiment, evaluation: Evaluation) -> dict[str
 
 
 def timing(
-    experiment: Experiment, dataset: Dataset, history: pd.DataFrame, evaluation_seconds: float
+    experiment: Experiment, history: pd.DataFrame, evaluation_seconds: float
 ) -> dict[str, float]:
     """`train_seconds` is the wall time of all epochs but for evaluation, compilation included.
 
@@ -138,7 +138,7 @@ def timing(
     """
     trained = history.iloc[1:]
     seconds = trained["seconds"].sum() - evaluation_seconds
-    images = len(trained) * (len(dataset.train[1]) - experiment.recipe.holdout)
+    images = len(trained) * experiment.training_images
     return {
         "train_seconds": seconds,
         "evaluation_seconds": evaluation_seconds,

@@ -27,7 +27,7 @@ from ..paths import display_path
 from ..resnet import build_model, has_trained_fixed_scales
 from ..schedule import learning_rate
 from ..size import measure_size, model_summary
-from .artifacts import imported_metrics, run_metrics
+from .artifacts import imported_metrics, run_metrics, timing
 from .evidence import (
     PARSERS,
     Damaged,
@@ -300,13 +300,8 @@ def _check_metrics(run: Evidence) -> Result:
     trained = history.iloc[1:]
     score = {"best_holdout": "holdout_accuracy", "best_test": "test_accuracy"}.get(select)
     selected = trained["epoch"][trained[score].idxmax()] if score else trained["epoch"].iloc[-1]
-    seconds = trained["seconds"].sum() - metrics["evaluation_seconds"]
-    images = len(trained) * experiment.training_images
-    expected |= {
-        "selected_epoch": int(selected),
-        "train_seconds": float(seconds),
-        "images_per_second": float(images / seconds),
-    }
+    expected |= timing(experiment, history, metrics["evaluation_seconds"])
+    expected["selected_epoch"] = int(selected)
     problems = _differences(expected, metrics, "metrics.json")
     kept = {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
     row = trained[trained["epoch"] == selected].iloc[0]
