@@ -30,19 +30,23 @@ is listed here. An unknown key, a value out of range and contradictory settings 
 The first line gives completion and checks in editors that know
 [the YAML language server](https://github.com/redhat-developer/yaml-language-server).
 
-The files of `params/class/` are networks of public teams of the same course task, named
-`class/<team>`: `resnetlib run class/yifei`. `resnetlib list --class` lists them with what they
-claim; the header of each says what the source leaves open and what differs.
+The files of `params/class/`, named `class/<team>`, are networks that student teams published for
+one university course project, the best CIFAR-10 classifier with at most five million parameters.
+`resnetlib list --class` lists them with what they claim; the header of each says what the source
+leaves open and what differs.
 
 Values follow the core schema of YAML 1.2: `1e-3` is a number, `yes` and `no` are text, numbers have
 no leading zeros. Aliases, merge keys, tags and duplicate keys are refused. `crop` is short for
 `{{name: crop}}`, and one value for a list of one.
 
-Any key can be overridden by its name, or by as much of its dotted path as makes it unique:
+Any key of `architecture` and `recipe`, `budget`, and what a run adds (last section) can be
+overridden by its name, or by as much of its dotted path as makes it unique. Augmentations are
+given as a whole list:
 
 ```
 resnetlib run lite -p epochs 10 -p optimizer.momentum 0.8 -p depths 2,2,2
 resnetlib run lite -p optimizer adam -p schedule constant -p ema '{{decay: 0.99}}'
+resnetlib run lite -p augment '[{{name: crop, padding: 2}}, flip]'
 ```
 
 `optimizer` and `schedule` take the name of another kind. Of the old kind's keys those stay

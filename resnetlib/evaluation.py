@@ -150,12 +150,21 @@ def evaluate(
     batch_size: int | None = None,
     device: str | torch.device = "auto",
 ) -> Evaluation:
-    """Run the model in evaluation mode over uint8 images (N, C, H, W), labels int64 (N,).
+    """Run the model in evaluation mode over all images, in float32 without tf32.
 
-    `batch_size` is what the device is fast with unless given; `device` "auto" is where the model
-    is. cuDNN does not round float32 to tf32. The model comes back as it was: mode, place,
-    gradients. Raises `ValueError` for images that are not uint8 (they would be normalised twice),
-    and for labels of another shape.
+    The model comes back as it was: mode, place, gradients.
+
+    Args:
+        model: takes normalised float32 images and returns logits (N, classes).
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+        mean: of each channel, from 0 to 1, by which images are normalised.
+        std: the same of the standard deviation.
+        batch_size: images at once; what the device is fast with unless given.
+        device: where to compute; "auto" is where the model is.
+
+    Raises `ValueError` for images that are not uint8 (they would be normalised twice), and for
+    labels of another shape.
     """
     require_uint8(images, "evaluate takes a uint8 tensor and normalises itself")
     if labels.shape != (len(images),):

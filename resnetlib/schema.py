@@ -231,7 +231,10 @@ STEM_KERNELS = {  # of the convolutions of each stem, one after the other
 class Architecture(Model):
     """The network: stem, stages of blocks, pooled linear head."""
 
-    # The residual block; each is a class in blocks.py
+    # The residual block: `basic` and `bottleneck` (He et al. 2015); `preact` (He et al. 2016);
+    # `dropout`, which is `basic` with the shortcut computed first and dropout of channels between
+    # the convolutions; `pyramid` (Han et al. 2017); `pooled`, a convolution and max-pooling before
+    # the residual part, as in ResNet-9
     block: Literal["basic", "bottleneck", "dropout", "preact", "pyramid", "pooled"]
     depths: tuple[Natural, ...]  # blocks of each stage; 0 leaves the stage out
     widths: tuple[Count, ...]  # channels that leave each stage, in block `bottleneck` too
@@ -500,7 +503,8 @@ class Architecture(Model):
 class _Optimizer(Model):
     name: str
     lr: Annotated[float, Field(ge=1e-12, le=1e30)]  # learning rate at its peak
-    weight_decay: NonNegative = 0.0  # per unit of the rate; L2 unless it is decoupled (adamw)
+    # Coefficient, as in torch: L2, added to the gradient, unless it is decoupled (adamw)
+    weight_decay: NonNegative = 0.0
     # Parameters that decay: all, or only the weights of convolutions and of the linear layer
     decay_on: Literal["all", "weights"] = "all"
     # Multiple of the rate for biases and BatchNorm
@@ -512,7 +516,7 @@ class Sgd(_Optimizer):
 
     name: Literal["sgd"]
     momentum: Rate = 0.0  # share of the velocity that a step keeps
-    nesterov: bool = False  # gradient at the point where the velocity leads
+    nesterov: bool = False  # Nesterov momentum
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -955,9 +959,9 @@ class Recipe(Model):
     ema: Ema | None = None  # average of the weights
     label_smoothing: Rate = 0.0  # share of the target spread evenly over all classes
     augment: tuple[AugmentStep, ...] = ()  # augmentations, applied in this order
-    # Mean and standard deviation that images are normalised by: of all training pixels; the mean
-    # of each image's own deviation, as many teams use; those of ImageNet; no normalisation; or a
-    # mapping with both
+    # Mean and standard deviation that images are normalised by: of all training pixels; with the
+    # mean over the images of their own deviations (0.2023, 0.1994, 0.2010, which many repositories
+    # have); those of ImageNet; no normalisation; or a mapping with both
     normalize: Literal["dataset", "per_image_std", "imagenet", "none"] | Normalization = "dataset"
     holdout: Natural = 0  # training images kept for validation
     # Weights kept: the last epoch's, or those of the epoch best on validation or on the test set

@@ -55,7 +55,7 @@ NEAR_IDENTICAL = (
     "on 27 to 42 % where one of them is wrong. Equal seeds of one recipe are near-identical too."
 )
 FEWEST_MISTAKES = 20  # images; the share of fewer means nothing
-SAMPLED_WEIGHTS = 2**16  # of a network, for the correlation
+SAMPLED_WEIGHTS = 2**16  # of a network, for the similarity
 # What grading needs of the packages that are installed here, at the same versions.
 PACKAGES = (
     *("filelock", "lazy-loader", "numpy", "pandas", "platformdirs", "pydantic", "pyyaml"),
@@ -303,7 +303,7 @@ class Similarity(NamedTuple):
     agreement: float  # equal predictions, of all test images
     mistakes: float  # equal predictions, of the images that at least one gets wrong
     mistaken: int  # the number of these images
-    weights: float | None  # correlation; None for weights of different shapes
+    weights: float | None  # cosine similarity; None for weights of different shapes
 
     @property
     def is_near_identical(self) -> bool:
@@ -312,7 +312,7 @@ class Similarity(NamedTuple):
         return predictions or (self.weights or 0) >= SAME_WEIGHTS
 
     def __str__(self) -> str:
-        weights = "" if self.weights is None else f"; correlation of weights {self.weights:.3f}"
+        weights = "" if self.weights is None else f"; cosine similarity of weights {self.weights:.3f}"
         return (
             f"{' and '.join(self.names)}: {self.agreement:.1%} equal predictions, "
             f"{self.mistakes:.1%} where one of them is wrong{weights}"
