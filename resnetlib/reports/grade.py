@@ -312,7 +312,8 @@ class Similarity(NamedTuple):
         return predictions or (self.weights or 0) >= SAME_WEIGHTS
 
     def __str__(self) -> str:
-        weights = "" if self.weights is None else f"; cosine similarity of weights {self.weights:.3f}"
+        similarity = self.weights
+        weights = "" if similarity is None else f"; cosine similarity of weights {similarity:.3f}"
         return (
             f"{' and '.join(self.names)}: {self.agreement:.1%} equal predictions, "
             f"{self.mistakes:.1%} where one of them is wrong{weights}"
