@@ -31,6 +31,7 @@ from ..size import (
 from .designs import published, rank_by_size, search, to_yaml
 
 BLUE, ORANGE = "#0173b2", "#d55e00"  # of seaborn's colour-blind safe palette
+DROPOUT = 0.4  # of block `dropout` where the start has none; as in the variant of this name
 MAX_SUMMARY = 50_000_000  # parameters of a network with a summary table: 200 MB, twice
 LABEL = {"style": {"description_width": "7em"}, "layout": {"width": "24em"}}
 
@@ -87,13 +88,13 @@ class ArchitectureExplorer(widgets.VBox):
         except ConfigError as error:
             self.error = str(error)
             return self._show()
-        architecture, attention = self._start, self._start.squeeze_excitation
+        start, attention = self._start, self._start.squeeze_excitation
         values = {
-            "block": architecture.block,
-            "depths": _comma_separated(architecture.depths),
-            "widths": _comma_separated(architecture.widths),
-            "dropout": architecture.dropout or self.controls["dropout"].value,
-            "conv_bias": architecture.conv_bias,
+            "block": start.block,
+            "depths": _comma_separated(start.depths),
+            "widths": _comma_separated(start.widths),
+            "dropout": start.dropout or (0.0 if start.block == "dropout" else DROPOUT),
+            "conv_bias": start.conv_bias,
             "placement": attention.placement,
             "reduction": attention.reduction,
         }
@@ -185,9 +186,7 @@ def _controls(variant: str) -> dict[str, widgets.Widget]:
         "widths": widgets.Text(
             description="widths", placeholder="channels per stage: 16,32,64", **LABEL
         ),
-        "dropout": widgets.FloatSlider(
-            value=0.4, min=0, max=0.95, step=0.05, description="dropout", **LABEL
-        ),
+        "dropout": widgets.FloatSlider(min=0, max=0.95, step=0.05, description="dropout", **LABEL),
         "conv_bias": widgets.Checkbox(description="biases in convolutions", **LABEL),
         "placement": widgets.Dropdown(
             options=[

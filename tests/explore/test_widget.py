@@ -34,3 +34,13 @@ def test_explorer_page_names_a_broken_file(half_pasted):
     explorer._folds.selected_index = page
     explorer.controls["widths"].value = "16,32,65"
     assert "mine.yaml: architecture: depths has 2 stages" in explorer._pages[page].value
+
+
+def test_explorer_opens_block_dropout_without_dropout(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(load_experiment("dropout", **{"architecture.dropout": 0}).to_yaml())
+    explorer = ArchitectureExplorer(path)
+    assert explorer.architecture == load_experiment(path).architecture
+    explorer.controls["start"].value = "lite"
+    explorer.controls["block"].value = "dropout"
+    assert explorer.architecture.dropout == 0.4  # and not that of the earlier start
