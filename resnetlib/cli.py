@@ -425,6 +425,7 @@ def report_command(folder: Path | None, latex: bool) -> None:
 @click.argument("folder", required=False, type=FOLDER)
 def runs_command(folder: Path | None) -> None:
     """List all runs under FOLDER (default: outputs): status, epoch, time left, size on disk."""
+    from .reports.leaderboard import aligned
     from .runs.upkeep import describe_runs
 
     rows = describe_runs(output_folder(folder))
@@ -432,11 +433,7 @@ def runs_command(folder: Path | None) -> None:
         click.echo(f"no runs under {display_path(output_folder(folder))}")
         return
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for name, status, *numbers in lines:
-        cells = [name.ljust(widths[0]), status.ljust(widths[1])]
-        cells += map(str.rjust, numbers, widths[2:])
-        click.echo("  ".join(cells))
+    click.echo("\n".join(aligned(lines, left=2)))
 
 
 @main.command("clean", short_help="Remove checkpoints, or temporary files of killed runs.")

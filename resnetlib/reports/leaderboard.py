@@ -140,7 +140,7 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [heads, *map(_cells, rows)]
     for row, line in zip(rows, lines[1:], strict=True):
         line[0] += " *" if row["recipe_selected_on_test"] else ""
-    return "\n".join([*_aligned(lines), *_caveat("*", rows)])
+    return "\n".join([*aligned(lines), *_caveat("*", rows)])
 
 
 def class_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -151,14 +151,15 @@ def class_table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = _cells(row)
         cells[4] = format_accuracy(row["claimed"])
         lines.append([*cells, row["claim_kind"] or "–"])
-    return "\n".join(_aligned([heads, *lines]))
+    return "\n".join(aligned([heads, *lines]))
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """The cells in columns, the first to the left, the others to the right."""
+def aligned(lines: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """The cells in columns, `left` of them to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    pads = [str.ljust] * left + [str.rjust] * (len(widths) - left)
     return [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        "  ".join(pad(cell, width) for pad, cell, width in zip(pads, line, widths, strict=True))
         for line in lines
     ]
 
