@@ -19,7 +19,7 @@ from ..device import cpu_threads, resolve_device_settings
 from ..errors import ConfigError, DataError, printable
 from ..evaluation import Evaluation, evaluate
 from ..experiment import Experiment
-from ..paths import display_path, output_folder
+from ..paths import display_path, expand_home, output_folder
 from ..resnet import build_model, has_trained_fixed_scales
 from ..size import check_size, measure_size, model_summary
 from .artifacts import imported_metrics, write_evaluation, write_figures
@@ -55,7 +55,7 @@ def import_weights(
     Raises `ConfigError` for a bad argument, and `DataError` for a file that cannot be read or does
     not fit.
     """
-    path = Path(file).expanduser()
+    path = expand_home(file)
     if not path.is_file():
         raise ConfigError(f"no such file: {display_path(path)}")
     experiment = variant if isinstance(variant, Experiment) else load_experiment(variant)

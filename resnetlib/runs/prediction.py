@@ -15,7 +15,7 @@ from ..data import Dataset, load_dataset, normalization
 from ..device import resolve_device_settings
 from ..errors import DataError
 from ..evaluation import evaluate
-from ..paths import display_path
+from ..paths import display_path, expand_home
 from ..schema import SIDE
 from .run import Run
 
@@ -72,7 +72,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 def read_picture(path: str | Path) -> Tensor:
     """A picture of any size as uint8 (3, 32, 32), the whole of it; upright, in RGB."""
-    path = Path(path).expanduser()
+    path = expand_home(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

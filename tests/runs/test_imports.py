@@ -207,6 +207,8 @@ def test_import_weights_refuses_the_wrong_variant(checkpoint, root):
         import_weights(checkpoint, load_experiment("lite", dataset="digits", output_root=root))
     with pytest.raises(ConfigError, match=r"no such file"):
         import_weights("nowhere.pth", "lite")
+    with pytest.raises(ConfigError, match=r"no such user"):
+        import_weights("~nosuchuser/ckpt.pth", "lite")
     with pytest.raises(ConfigError, match=r"normalize"):
         import_weights(checkpoint, "lite", normalize="imagnet")
 

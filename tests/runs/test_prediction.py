@@ -13,7 +13,7 @@ from PIL import Image
 
 from resnetlib import load_pretrained
 from resnetlib.cli import main
-from resnetlib.errors import DataError, RunError
+from resnetlib.errors import ConfigError, DataError, RunError
 from resnetlib.runs.prediction import FORMATS, predict_pictures, read_picture
 
 
@@ -72,6 +72,11 @@ def test_read_picture_starts_no_other_program(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"cat\.jpg is not a readable picture: its format is none"):
         read_picture(tmp_path / "cat.jpg")
     start.assert_not_called()
+
+
+def test_read_picture_refuses_the_home_of_an_unknown_user():
+    with pytest.raises(ConfigError, match=r"^'~nosuchuser/a\.png': there is no such user$"):
+        read_picture("~nosuchuser/a.png")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
