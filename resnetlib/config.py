@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from .errors import ConfigError, closest_match, print_line, shorten
 from .experiment import (
+    NOT_RECIPE,
     TRAINING_IMAGES,
     Execution,
     Experiment,
@@ -480,9 +481,7 @@ def changed_settings(experiment: Experiment, own: Experiment | None) -> dict[str
     """
     if own is None:
         changed = {
-            path: value
-            for path, value in experiment.overrides.items()
-            if path not in ("seed", "dataset", "budget")
+            path: value for path, value in experiment.overrides.items() if path not in NOT_RECIPE
         }
     else:
         before, after = _flat_settings(own), _flat_settings(experiment)

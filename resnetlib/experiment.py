@@ -46,6 +46,8 @@ CLAIM_KINDS = {
     "competition": "competition_accuracy",
 }
 TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_347}
+# Overrides that leave a variant's own recipe what it is.
+NOT_RECIPE = {"seed", "dataset", "budget"}
 
 
 SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import files
 from ..config import known_variants, load_experiment
 from ..errors import RunError, counted, shorten, shorten_line
-from ..experiment import Experiment, Published
+from ..experiment import NOT_RECIPE, Experiment, Published
 from ..paths import display_path, expand_home
 from ..schema import NUM_CLASSES
 
@@ -57,8 +57,6 @@ LARGEST_FILE = {
 LARGEST_OTHER_FILE = 2**24  # a notebook has 0.8 MB
 MOST_COLUMNS = 100  # of a table; pandas takes minutes for a hundred thousand
 CHECKPOINTS = "epoch-*.pt"  # names in the folder `checkpoints`
-# Overrides that leave a variant's own recipe what it is.
-NOT_RECIPE = {"seed", "dataset", "budget"}
 COMPARED = (  # label, name in `published` and in metrics.json, scale
     ("parameters", "parameters", 1),
     ("train accuracy, last epoch", "train_accuracy", 100),
