@@ -18,11 +18,10 @@ from .. import files
 from ..errors import STOPPED_IN_TIME, ConfigError, RunError
 from ..experiment import parse_duration
 from . import process
-from .pool import Needs
+from .pool import POLL_SECONDS, Needs
 from .process import GRACE_SECONDS, Exit, RunProcess, wait_for
 from .task import Task
 
-POLL_SECONDS = 0.1
 GB = 10**9
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
-from ..errors import STOPPED_IN_TIME
+from ..errors import STOPPED_IN_TIME, explain_interrupt
 from ..progress import duration
 from .display import Display
 from .process import Exit
@@ -69,7 +69,9 @@ class Scheduler:
         self.engine.close()
         self.display.close()
         if isinstance(error, KeyboardInterrupt):
-            error.args = (f"interrupted; {self.display.state()}: the same command resumes",)
+            explain_interrupt(
+                error, f"interrupted; {self.display.state()}: the same command resumes"
+            )
 
     def add(self, task: Task) -> None:
         self.waiting.append(task)
