@@ -24,17 +24,16 @@ from .config import (
     parse_value,
 )
 from .errors import (
-    STOP_SIGNALS,
     ConfigError,
     UserError,
     is_out_of_memory,
     print_line,
     shorten,
     shorten_line,
-    stop_now,
 )
 from .experiment import DEFAULT_BUDGET
 from .paths import display_path, notebooks_folder, output_folder
+from .signals import STOP_SIGNALS, stop_now
 from .size import check_size
 
 LONGEST_NAME = 200  # characters of a path in a message

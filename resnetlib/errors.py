@@ -4,11 +4,9 @@ import difflib
 import re
 import signal
 import sys
-import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 
 class UserError(Exception):
@@ -87,13 +85,6 @@ class Diverged(RunError):
     """The loss is no longer finite."""
 
 
-# Besides Ctrl-C, the signals that end the work. Windows has the first. Slurm sends the last two, as
-# its users choose, before the time is over.
-_NAMES = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-STOP_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-# Set before the SIGTERM that stands for the end of a run's input: beside another signal, which a
-# sweep's children may get at the same time, it is the same request to stop.
-input_ended = threading.Event()
 STOPPED_IN_TIME = 4  # exit code of a command whose `stop_after` is over
 
 
@@ -122,8 +113,3 @@ def explain_interrupt(error: KeyboardInterrupt, message: str) -> None:
     """
     error.args = (message,)
     error._render_traceback_ = lambda: [f"KeyboardInterrupt: {message}"]
-
-
-def stop_now(number: int, frame: FrameType | None) -> NoReturn:
-    """A handler for a signal that ends a command at once."""
-    raise Interrupted(f"interrupted by {signal.Signals(number).name}", number)

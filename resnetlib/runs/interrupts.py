@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from ..errors import STOP_SIGNALS, OutOfTime, input_ended, stop_now
+from ..errors import OutOfTime
+from ..signals import STOP_SIGNALS, input_ended, stop_now
 from ..training import Callback, Trainer
 from .checkpoint import Checkpointer
 

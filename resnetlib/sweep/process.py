@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import input_ended
+from ..signals import input_ended
 
 GRACE_SECONDS = 60  # for the last step and a checkpoint, before a process is killed
 PROGRAM = ("-m", "resnetlib", "run")  # arguments of Python

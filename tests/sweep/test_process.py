@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from resnetlib import load_run, train
-from resnetlib.errors import input_ended, stop_now
+from resnetlib.signals import input_ended, stop_now
 from resnetlib.sweep import process
 from resnetlib.training import Callback
 

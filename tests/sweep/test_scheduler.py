@@ -141,7 +141,7 @@ def test_runs_end_with_the_sweep(quick, end, tmp_path):
     tasks = [quick(seed=seed, epochs=100) for seed in range(2)]
     program = (
         "import signal, sys\n"
-        "from resnetlib.errors import stop_now\n"
+        "from resnetlib.signals import stop_now\n"
         "from resnetlib.sweep import process\n"
         "from resnetlib.sweep.pool import LocalPool, Needs\n"
         "from resnetlib.sweep.scheduler import carry_out\n"
