@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import files
+from . import files, pickles
 from .download import CIFAR10_MD5, damaged_file, find_cifar10, obtain_cifar10, read_data
 from .errors import ConfigError, closest_match, shorten
 from .experiment import TRAINING_IMAGES as TRAINING_IMAGES  # also imported from here
@@ -196,7 +196,7 @@ def _read_checked(folder: Path, name: str) -> dict[bytes, Any]:
     content = read_data(folder / name)
     if (found := files.md5_of(content)) != CIFAR10_MD5[name]:
         raise damaged_file(folder / name, found)
-    return files.unpickle_arrays(content)
+    return pickles.unpickle_arrays(content)
 
 
 DATASETS: dict[str, Callable[[Any], Dataset]] = {

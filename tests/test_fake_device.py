@@ -8,7 +8,7 @@ import torch
 from conftest import TINY
 from fake_device import DeviceTensor, FakeDevice, Refused
 
-from resnetlib import build_model, evaluate, files, load_experiment, schema
+from resnetlib import build_model, evaluate, load_experiment, pickles, schema
 from resnetlib import device as device_module
 from resnetlib import training as training_module
 from resnetlib.analysis.attribution import embeddings, grad_cam
@@ -240,7 +240,7 @@ def test_resume_on_a_device_is_exact_and_waits_for_nothing(digits_60, cuda, name
     whole = train(trainer(experiment, digits_60, "cuda", torch.float16), 2, cuda)
     first = train(trainer(experiment, digits_60, "cuda", torch.float16), 1, cuda)
     second = trainer(experiment, digits_60, "cuda", torch.float16)
-    second.load_state(files.unpickle_tensors(to_bytes(first.state())))
+    second.load_state(pickles.unpickle_tensors(to_bytes(first.state())))
     assert_equal(train(second, 1, cuda), whole)
 
 

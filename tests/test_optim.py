@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from resnetlib import files, load_experiment
+from resnetlib import load_experiment, pickles
 from resnetlib.optim import (
     Average,
     GradientScaler,
@@ -66,7 +66,7 @@ def test_optimizer_equals_torchs_across_a_stop(name, settings):
     images = torch.randn(8, 2, 6, 6)
     for step in range(20):
         if step == 9:
-            state = files.unpickle_tensors(to_bytes(optimizer.state_dict()))
+            state = pickles.unpickle_tensors(to_bytes(optimizer.state_dict()))
             optimizer = build_optimizer(ours.parameters(), recipe)
             optimizer.load_state_dict(state)
         for group in optimizer.param_groups:

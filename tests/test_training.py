@@ -31,6 +31,7 @@ from resnetlib import (
     load_experiment,
     load_run,
     model_summary,
+    pickles,
     train,
 )
 from resnetlib import training as training_module
@@ -214,7 +215,7 @@ def test_trainer_resumes_each_optimizer_and_plateau(tiny, few_digits, optimizer)
     train_on(whole)
     with pytest.raises(KeyboardInterrupt):
         train_on(stopped, (2, 1))
-    state = files.unpickle_tensors(checkpoint.to_bytes(stopped.state()))
+    state = pickles.unpickle_tensors(checkpoint.to_bytes(stopped.state()))
     stopped = Trainer(experiment, few_digits)
     stopped.load_state(state)
     train_on(stopped)
@@ -677,7 +678,7 @@ def test_resume_refuses_checkpoints_without_a_record(stopped):
 
 def replace_content(path, change):
     """Change what a checkpoint holds, behind a checksum that fits."""
-    state = files.unpickle_tensors(files.read_checksummed(path))
+    state = pickles.unpickle_tensors(files.read_checksummed(path))
     change(state)
     path.write_bytes(files.with_checksum(checkpoint.to_bytes(state)))
 
@@ -1070,7 +1071,7 @@ def test_skipped_steps_change_the_scale_and_resume_exactly(tiny, few_digits, exa
     overflows = {0, 4, 5}
     whole = continued(float16_training(tiny, few_digits, overflows, **settings), 2)
     first = continued(float16_training(tiny, few_digits, overflows, **settings), 1)
-    state = files.unpickle_tensors(checkpoint.to_bytes(first.state()))
+    state = pickles.unpickle_tensors(checkpoint.to_bytes(first.state()))
     assert state["scaler"]["scale"] == 2**14  # five steps an epoch, two of them skipped
     assert state["scaler"]["skipped"] == 1
     second = float16_training(tiny, few_digits, overflows, **settings)

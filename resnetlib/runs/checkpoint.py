@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .. import files
+from .. import files, pickles
 from ..errors import RunError
 from ..paths import display_path
 from ..training import Callback, Trainer
@@ -24,7 +24,7 @@ CHECKPOINTS_KEPT = 2
 
 
 def to_bytes(state: Any) -> bytes:
-    """What `files.unpickle_tensors` reads back."""
+    """What `pickles.unpickle_tensors` reads back."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
@@ -107,7 +107,7 @@ def load_checkpoint(
             continue
         try:
             content = files.read_checksummed(folder / "checkpoints" / name, expected[name])
-            state = files.unpickle_tensors(content)
+            state = pickles.unpickle_tensors(content)
         except Exception:  # whatever a parser raises on a damaged file
             bad.append(name)
             continue

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .. import files
+from .. import pickles
 from ..errors import DataError, shorten
 from ..paths import display_path
 
@@ -48,7 +48,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{display_path(path)} is too large: more than {LARGEST_FILE:,} bytes")
     content = path.read_bytes()
     is_safetensors = content[8:9] == b"{"  # a header in JSON, after its length
-    read = safetensors.torch.load if is_safetensors else files.unpickle_tensors
+    read = safetensors.torch.load if is_safetensors else pickles.unpickle_tensors
     try:
         state = read(content)
     except Exception as error:  # of any parser, on a file that a stranger may have written
