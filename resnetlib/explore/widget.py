@@ -18,7 +18,7 @@ from ..plots.leaderboard import sizes
 from ..plots.style import figure_svg
 from ..plots.tables import format_facts, format_table
 from ..resnet import build_model
-from ..schema import Architecture, block_names
+from ..schema import PREACTIVATED, Architecture, block_names
 from ..size import (
     Size,
     check_counts,
@@ -116,13 +116,14 @@ class ArchitectureExplorer(widgets.VBox):
         settings = {name: values[name] for name in ("block", "depths", "widths", "conv_bias")}
         if dropout or start.block == "dropout":  # the control is of that block
             settings["dropout"] = values["dropout"] if dropout else 0.0
+        depths = [part.strip() for part in values["depths"].split(",") if part.strip()]
         settings["squeeze_excitation"] = {"placement": "none"}
         if attention:
             given = {name: values[name] for name in ("placement", "reduction")}
+            if values["placement"] == "stem" or depths != list(map(str, start.depths)):
+                given["blocks"] = None  # numbers of the start's blocks
             settings["squeeze_excitation"] = start.squeeze_excitation.model_dump() | given
-        if start.strides:
-            stages = len(values["depths"].split(","))  # those beyond the strides halve
-            settings["strides"] = (start.strides + (2,) * stages)[:stages]
+        settings |= _refit(start, values["block"], len(depths))
         overrides = {f"architecture.{name}": value for name, value in settings.items()}
         try:
             self.architecture = load_experiment(values["start"], **overrides).architecture
@@ -156,6 +157,33 @@ class ArchitectureExplorer(widgets.VBox):
             except ConfigError as error:
                 page = html.escape(str(error))
             self._pages[index].value = page
+
+
+def _refit(start: Architecture, block: str, stages: int) -> dict[str, Any]:
+    """What this block or number of stages would refuse of the start, as they can have it.
+
+    Of what is set per stage the last value is repeated; stages beyond the strides halve.
+    """
+    kernels, strides = start.shortcut.kernel, start.strides
+    per_stage = {
+        "activation": (start.activation, stages + 1),
+        "conv_kind": (start.conv_kind, stages),
+        "conv_kernel": (start.conv_kernel, stages),
+        "shortcut.kernel": (kernels if block != "pooled" else (), stages),
+        "strides": ((*strides, 2) if strides else (), stages),
+    }
+    settings: dict[str, Any] = {
+        name: (values + values[-1:] * count)[:count]
+        for name, (values, count) in per_stage.items()
+        if len(values) > 1
+    }
+    if block == "pooled":  # its shortcut is the identity
+        settings["shortcut"] = {}
+    elif block != "preact":
+        settings["shortcut.input"] = "activated"
+    if block in PREACTIVATED and start.dropout_place == "addition":
+        settings["dropout_place"] = "output"  # the same where nothing follows the addition
+    return settings
 
 
 def budget_bar(parameters: int, budget: int) -> str:

@@ -5,6 +5,8 @@ import pytest
 from resnetlib import load_experiment, paths
 from resnetlib.explore.widget import ArchitectureExplorer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def half_pasted(tmp_path, monkeypatch):
@@ -44,3 +46,35 @@ def test_explorer_opens_block_dropout_without_dropout(tmp_path):
     explorer.controls["start"].value = "lite"
     explorer.controls["block"].value = "dropout"
     assert explorer.architecture.dropout == 0.4  # and not that of the earlier start
+
+
+@pytest.mark.parametrize(
+    ("start", "control", "value"),
+    [
+        ("resnet20", "block", "pooled"),  # whose shortcut is the identity
+        ("class/nehareddynelly", "block", "basic"),  # a shortcut of the raw input
+        ("class/ankushpratap95", "block", "preact"),  # dropout after the addition
+        ("class/coconut", "placement", "stem"),  # attention in some of the blocks
+        ("class/jaivalbhup", "depths", "1,1,1"),
+        ("laptop", "depths", "1,2,1,"),  # strides
+    ],
+)
+def test_explorer_drops_what_an_option_refuses(start, control, value):
+    explorer = ArchitectureExplorer(start)
+    explorer.controls[control].value = value
+    assert explorer.error == ""
+    assert explorer.architecture != load_experiment(start).architecture
+
+
+def test_explorer_keeps_what_is_set_per_stage():
+    explorer = ArchitectureExplorer("class/zhoucailin")
+    start = explorer.architecture
+    for stages in (2, 4):
+        explorer.controls["depths"].value = ",".join(["1"] * stages)
+        explorer.controls["widths"].value = ",".join(["32"] * stages)
+        assert explorer.error == ""
+        for got, own in (
+            (explorer.architecture.conv_kernel, start.conv_kernel),
+            (explorer.architecture.shortcut.kernel, start.shortcut.kernel),
+        ):
+            assert len(own) == 3 and got == (own + own[-1:])[:stages]
