@@ -91,28 +91,9 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
     replaced before single keys are set, in whatever order they are given. On the digits, what is
     counted in epochs or images is scaled in proportion unless it is given, and printed on stderr.
     """
-    for name in overrides:
-        if not isinstance(name, str):
-            raise ConfigError(f"overrides has the key {shorten(name)}; keys are names in quotes")
-    given = {name: _parsed(name, value) for name, value in overrides.items()}
-    given = {name: value for name, value in given.items() if value is not None}
     content = experiment.model_dump()
-    paths = {name: part for name, value in given.items() if (part := _part(name, value))}
-    notes = {}
-    for name, part in paths.items():
-        new, *notes[part] = _new_part(part, _value_at(content, part), given[name])
-        _set(content, part, new)
-    known = override_paths(content)
-    # An unknown name is a mistake even if its value is None.
-    paths |= {name: _resolve(name, known) for name in overrides if name not in paths}
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        if paths[name] in values:
-            raise ConfigError(f"{paths[name]} is specified twice, also as {shorten(name)}")
-        values[paths[name]] = value
-    for path in sorted(values.keys() - notes.keys(), key=lambda path: path.count(".")):
-        _set(content, path, values[path])
-    if not given:
+    values, notes = _merge(content, overrides)
+    if not values:
         return experiment
 
     # What the source leaves open about a key that is gone does not matter any more.
@@ -190,6 +171,37 @@ def parse_value(text: str) -> Any:
 
 
 # Overrides -----------------------------------------------------------------------------------
+
+
+def _merge(
+    content: dict[str, Any], overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Set the overrides in an experiment's content, and return them by path.
+
+    Also returned are, for each part that was replaced, its keys that take their defaults and those
+    that are dropped.
+    """
+    for name in overrides:
+        if not isinstance(name, str):
+            raise ConfigError(f"overrides has the key {shorten(name)}; keys are names in quotes")
+    given = {name: _parsed(name, value) for name, value in overrides.items()}
+    given = {name: value for name, value in given.items() if value is not None}
+    paths = {name: part for name, value in given.items() if (part := _part(name, value))}
+    notes: dict[str, list[Any]] = {}
+    for name, part in paths.items():
+        new, *notes[part] = _new_part(part, _value_at(content, part), given[name])
+        _set(content, part, new)
+    known = override_paths(content)
+    # An unknown name is a mistake even if its value is None.
+    paths |= {name: _resolve(name, known) for name in overrides if name not in paths}
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if paths[name] in values:
+            raise ConfigError(f"{paths[name]} is specified twice, also as {shorten(name)}")
+        values[paths[name]] = value
+    for path in sorted(values.keys() - notes.keys(), key=lambda path: path.count(".")):
+        _set(content, path, values[path])
+    return values, notes
 
 
 def _parsed(name: str, value: Any) -> Any:
