@@ -34,6 +34,7 @@ BLUE, ORANGE = "#0173b2", "#d55e00"  # of seaborn's colour-blind safe palette
 DROPOUT = 0.4  # of block `dropout` where the start has none; as in the variant of this name
 MAX_SUMMARY = 50_000_000  # parameters of a network with a summary table: 200 MB, twice
 LABEL = {"style": {"description_width": "7em"}, "layout": {"width": "24em"}}
+AT_END = LABEL | {"continuous_update": False}  # drawn after Enter, not at each key
 
 
 class ArchitectureExplorer(widgets.VBox):
@@ -209,12 +210,12 @@ def _controls(variant: str) -> dict[str, widgets.Widget]:
         "start": widgets.Dropdown(options=names, value=variant, description="start from", **LABEL),
         "block": widgets.Dropdown(options=block_names(), description="block", **LABEL),
         "depths": widgets.Text(
-            description="depths", placeholder="blocks per stage: 1,1,1", **LABEL
+            description="depths", placeholder="blocks per stage: 1,1,1", **AT_END
         ),
         "widths": widgets.Text(
-            description="widths", placeholder="channels per stage: 16,32,64", **LABEL
+            description="widths", placeholder="channels per stage: 16,32,64", **AT_END
         ),
-        "dropout": widgets.FloatSlider(min=0, max=0.95, step=0.05, description="dropout", **LABEL),
+        "dropout": widgets.FloatSlider(min=0, max=0.95, step=0.05, description="dropout", **AT_END),
         "conv_bias": widgets.Checkbox(description="biases in convolutions", **LABEL),
         "placement": widgets.Dropdown(
             options=[

@@ -78,3 +78,9 @@ def test_explorer_keeps_what_is_set_per_stage():
             (explorer.architecture.shortcut.kernel, start.shortcut.kernel),
         ):
             assert len(own) == 3 and got == (own + own[-1:])[:stages]
+
+
+def test_explorer_draws_after_typing_not_at_each_key():
+    controls = ArchitectureExplorer("lite").controls
+    for name in ("depths", "widths", "dropout", "reduction"):
+        assert not controls[name].continuous_update
