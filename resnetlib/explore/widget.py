@@ -253,7 +253,9 @@ def _comparison(architecture: Architecture, budget: int) -> str:
 
 def _designs(architecture: Architecture, budget: int) -> str:
     found = search(architecture, budget=budget)
-    table = _table(format_table(found.head(20))) if len(found) else ""
+    if found.empty:
+        return "No design of this family fits."
+    table = _table(format_table(found.head(20)))
     return f"{len(found):,} designs within the budget; the largest are:{table}"
 
 

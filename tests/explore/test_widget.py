@@ -84,3 +84,10 @@ def test_explorer_draws_after_typing_not_at_each_key():
     controls = ArchitectureExplorer("lite").controls
     for name in ("depths", "widths", "dropout", "reduction"):
         assert not controls[name].continuous_update
+
+
+def test_explorer_says_that_no_design_fits():
+    explorer = ArchitectureExplorer("lite", budget=100)
+    page = explorer._folds.titles.index("All designs of this family within the budget")
+    explorer._folds.selected_index = page
+    assert explorer._pages[page].value == "No design of this family fits."
