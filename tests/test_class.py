@@ -92,7 +92,8 @@ def test_claims_are_labelled_by_kind():
         "best on test",
         "class",
     ]
-    assert list(claims.loc["class/shreya", ["claimed", "kind"]]) == [0.9354, "validation"]
+    assert list(claims.loc["class/shreya", ["claimed", "kind"]]) == [0.9354, "test"]
+    assert list(claims.loc["class/gokulnpc", ["claimed", "kind"]]) == [0.9368, "validation"]
     assert list(claims.loc["lite", ["claimed", "kind", "group"]]) == [0.7987, "test", "variants"]
     assert claims["parameters"].is_monotonic_increasing
     assert "class/matzefit" not in claims.index  # states no accuracy
