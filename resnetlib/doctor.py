@@ -28,6 +28,7 @@ PACKAGES = (  # in the order of what a problem is most often about
     "nbconvert",
     "papermill",
 )
+MISSING = "not installed"  # in place of a version
 FREE_GB = 2  # of disk: a run of the largest network with its checkpoints takes 0.2
 
 Facts = dict[str, str]
@@ -55,30 +56,33 @@ def format_examination(facts: Facts, problems: list[str]) -> str:
 
 
 def _system(facts: Facts) -> Iterator[str]:
-    facts["resnetlib"] = f"{metadata.version('resnetlib')} in {display_path(Path(__file__).parent)}"
+    facts["resnetlib"] = f"{_version('resnetlib')}, in {display_path(Path(__file__).parent)}"
     facts["python"] = f"{platform.python_version()}, {sys.executable}"
     facts["operating system"] = platform.platform() + (f" on {host()}" if host() else "")
     facts["console"] = f"encoding {getattr(sys.stdout, 'encoding', None) or 'unknown'}"
-    for name in PACKAGES:
-        try:
-            facts[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            facts[name] = "not installed"
-    yield from ()
+    facts |= {name: _version(name) for name in PACKAGES}
+    if _version("resnetlib") == MISSING:
+        yield f"resnetlib is {MISSING}: `pip install -e .`"
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return MISSING
 
 
 def _requirements(facts: Facts) -> Iterator[str]:
     from packaging.requirements import Requirement
 
+    if _version("resnetlib") == MISSING:  # and with it the list of what it needs
+        return
     for line in metadata.requires("resnetlib") or ():
         requirement = Requirement(line)
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        try:
-            found = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
-            found = "missing"
-        if found == "missing" or not requirement.specifier.contains(found, prereleases=True):
+        found = _version(requirement.name)
+        if found == MISSING or not requirement.specifier.contains(found, prereleases=True):
             needed = f"{requirement.name}{requirement.specifier}"
             yield f"{requirement.name} is {found}: `pip install '{needed}'`"
 

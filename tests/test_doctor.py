@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import torch
@@ -47,10 +48,26 @@ def test_examine_names_unsatisfied_requirements(no_data, monkeypatch):
     wanted = ["numpy>=99", "nothing-of-this-name>=1", "click", "pytest>=99; extra == 'dev'"]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: wanted)
     facts, problems = examine()
-    missing = "nothing-of-this-name is missing: `pip install 'nothing-of-this-name>=1'`"
+    missing = "nothing-of-this-name is not installed: `pip install 'nothing-of-this-name>=1'`"
     assert f"PROBLEM: {missing}\n" in format_examination(facts, [*problems, "x"])
     assert any("`pip install 'numpy>=99'`" in one for one in problems)
     assert not [one for one in problems if one.startswith(("click", "pytest"))]
+
+
+def test_examine_reports_a_clone_that_is_not_installed(no_data, monkeypatch):
+    real = metadata.distribution
+
+    def absent(name):
+        if name == "resnetlib":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "distribution", absent)
+    facts, problems = examine()
+    assert facts["resnetlib"].startswith("not installed, in ")
+    assert {"python", "torch", "numpy"} <= facts.keys()
+    assert "resnetlib is not installed: `pip install -e .`" in problems
+    assert not [one for one in problems if "cannot be examined" in one]
 
 
 def test_examine_survives_a_broken_torch(no_data, monkeypatch):
