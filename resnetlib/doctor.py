@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from .errors import DataError
 from .paths import display_path, host, output_folder
 
 PACKAGES = (  # in the order of what a problem is most often about
@@ -113,16 +114,24 @@ def _device(facts: Facts) -> Iterator[str]:
 
 
 def _data(facts: Facts) -> Iterator[str]:
-    from .download import damaged_files, data_roots, find_cifar10
+    from . import download
 
-    folder = find_cifar10()
-    if folder is None:
-        places = ", ".join(display_path(place) for place in data_roots())
-        facts["CIFAR-10"] = f"not found in {places}; downloaded on first use"
-        return
-    facts["CIFAR-10"] = display_path(folder)
-    for path, _ in damaged_files(folder):
-        yield f"{display_path(path)} is damaged: delete it, to download it again"
+    if folder := download.find_cifar10():
+        facts["CIFAR-10"] = display_path(folder)
+        for path, _ in download.damaged_files(folder):
+            yield f"{display_path(path)} is damaged: delete it, to download it again"
+    elif archive := download.find_archive():
+        facts["CIFAR-10"] = f"{display_path(archive)}, unpacked on first use"
+        try:
+            download.check_archive(archive)
+        except DataError as error:
+            yield str(error)
+    else:
+        places = download.data_roots()
+        names = ", ".join(map(display_path, places))
+        facts["CIFAR-10"] = f"not found in {names}; downloaded on first use"
+        for one in download.incomplete(places):
+            yield f"{one}: add what is missing, or delete the folder"
 
 
 def _outputs(facts: Facts) -> Iterator[str]:

@@ -65,14 +65,18 @@ def find_cifar10(root: str | os.PathLike | None = None) -> Path | None:
     return None
 
 
-def _incomplete(places: Sequence[Path]) -> str:
-    """A sentence for each folder that has some of the seven files, and which it lacks."""
-    sentences = []
+def find_archive(root: str | os.PathLike | None = None) -> Path | None:
+    """CIFAR-10's archive, if one of the data folders has it."""
+    archives = (place / CIFAR10_ARCHIVE for place in data_roots(root))
+    return next((path for path in archives if path.is_file()), None)
+
+
+def incomplete(places: Sequence[Path]) -> Iterator[str]:
+    """Each folder that has some of the seven files, and which it lacks, such as `x lacks y`."""
     for folder in (folder for place in places for folder in (place / CIFAR10_FOLDER, place)):
         missing = [name for name in CIFAR10_MD5 if not (folder / name).is_file()]
         if len(missing) < len(CIFAR10_MD5):
-            sentences.append(f"{display_path(folder)} lacks {', '.join(missing)}.\n")
-    return "".join(sentences)
+            yield f"{display_path(folder)} lacks {', '.join(missing)}"
 
 
 def obtain_cifar10(
@@ -88,8 +92,7 @@ def obtain_cifar10(
     try:
         with files.lock(place / ".cifar10.lock", wait=True):
             found = find_cifar10(root)
-            archives = [folder / CIFAR10_ARCHIVE for folder in data_roots(root)]
-            archive = next((path for path in archives if path.is_file()), None)
+            archive = find_archive(root)
             if archive and not found:
                 return _unpack(archive, place)
             return found or _download_cifar10(place, data_roots(root), addresses)
@@ -128,7 +131,8 @@ def damaged_file(path: Path, found: str) -> DataError:
     )
 
 
-def _unpack(archive: Path, place: Path) -> Path:
+def check_archive(archive: Path) -> None:
+    """Raise `DataError` where the archive is not the published one."""
     size = archive.stat().st_size
     if size > CIFAR10_ARCHIVE_BYTES:
         raise DataError(
@@ -140,6 +144,10 @@ def _unpack(archive: Path, place: Path) -> Path:
             f"{display_path(archive)} is damaged: its MD5 is {found} instead of "
             f"{CIFAR10_ARCHIVE_MD5}; delete it and run again"
         )
+
+
+def _unpack(archive: Path, place: Path) -> Path:
+    check_archive(archive)
     folder = place / CIFAR10_FOLDER
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=place) as temporary:
@@ -167,7 +175,9 @@ def _download_cifar10(place: Path, searched: list[Path], addresses: Sequence[str
             return folder
     raise DataError(
         "CIFAR-10 was not found and could not be downloaded.\n"
-        f"Looked in: {', '.join(map(str, searched))}.\n{_incomplete(searched)}Tried:\n"
+        f"Looked in: {', '.join(map(str, searched))}.\n"
+        + "".join(f"{one}.\n" for one in incomplete(searched))
+        + "Tried:\n"
         + "\n".join(failures)
         + "\n"
         f"Put {CIFAR10_ARCHIVE} (or the folder {CIFAR10_FOLDER}) into one of these folders, or "

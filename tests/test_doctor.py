@@ -11,10 +11,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from resnetlib import device, doctor
+from resnetlib import device, doctor, files
 from resnetlib.cli import main
 from resnetlib.doctor import examine, format_examination
-from resnetlib.download import CIFAR10_MD5
+from resnetlib.download import CIFAR10_ARCHIVE, CIFAR10_MD5
 
 
 @pytest.fixture
@@ -141,6 +141,24 @@ def test_examine_names_damaged_data(tmp_path, monkeypatch):
     monkeypatch.setattr("resnetlib.download.data_roots", lambda root=None: [tmp_path])
     _, problems = examine()
     assert len([one for one in problems if "is damaged: delete it" in one]) == len(CIFAR10_MD5)
+
+
+def test_examine_names_missing_files_and_a_damaged_archive(tmp_path, monkeypatch):
+    monkeypatch.setattr("resnetlib.download.data_roots", lambda root=None: [tmp_path])
+    for name in CIFAR10_MD5.keys() - {"test_batch"}:
+        (tmp_path / name).touch()
+    facts, problems = examine()
+    assert "downloaded on first use" in facts["CIFAR-10"]
+    (problem,) = [one for one in problems if "test_batch" in one]
+    assert problem.endswith(" lacks test_batch: add what is missing, or delete the folder")
+    archive = tmp_path / CIFAR10_ARCHIVE
+    archive.write_bytes(b"half")
+    facts, problems = examine()
+    assert facts["CIFAR-10"].endswith(f"{CIFAR10_ARCHIVE}, unpacked on first use")
+    (problem,) = [one for one in problems if CIFAR10_ARCHIVE in one]
+    assert "is damaged: its MD5 is" in problem
+    monkeypatch.setattr("resnetlib.download.CIFAR10_ARCHIVE_MD5", files.md5(archive))
+    assert not [one for one in examine()[1] if CIFAR10_ARCHIVE in one]
 
 
 def test_examine_names_the_kernel_of_another_python(no_data, tmp_path, monkeypatch):
