@@ -106,7 +106,9 @@ def _device(facts: Facts) -> Iterator[str]:
     built = torch.version.cuda or torch.version.hip
     facts["torch is built for"] = f"CUDA {built}" if built else "the CPU, without CUDA"
     chosen = settings.describe()
-    facts |= {f"chosen {name.replace('_', ' ')}": f"{value}" for name, value in chosen.items()}
+    of_run = {"compile", "memory_format"}  # these depend on the network and the epochs
+    for name, value in chosen.items():
+        facts[f"chosen {name.replace('_', ' ')}{' for lite' * (name in of_run)}"] = f"{value}"
     facts["cores"] = f"{os.cpu_count()}"
     compiler = has_compiler(settings.device)
     facts["torch can compile"] = "yes" if compiler else "no; long runs are slower (docs/install.md)"
@@ -139,6 +141,8 @@ def _outputs(facts: Facts) -> Iterator[str]:
     existing = next(place for place in (folder, *folder.parents) if place.is_dir())
     free = shutil.disk_usage(existing).free / 2**30
     facts["outputs"] = f"{display_path(folder)}, {free:.0f} GiB free"
+    if os.path.lexists(folder) and not folder.is_dir():  # a file, or a link to nothing
+        yield f"{display_path(folder)} is not a folder: `-p output_root FOLDER` names another"
     if not os.access(existing, os.W_OK):
         yield f"{display_path(folder)} is not writable: `-p output_root FOLDER` names another"
     if free < FREE_GB:

@@ -27,6 +27,7 @@ def test_examine_reports_versions_devices_and_data(no_data):
     facts, _ = examine()
     assert facts["torch"] == torch.__version__.partition("+")[0]
     assert facts["chosen device"] in ("cpu", "cuda", "mps") and "chosen precision" in facts
+    assert {"chosen compile for lite", "chosen memory format for lite"} <= facts.keys()
     assert "not found" in facts["CIFAR-10"] and "GiB free" in facts["outputs"]
     assert all(name in facts for name in (*doctor.PACKAGES, "python", "operating system", "cores"))
 
@@ -159,6 +160,15 @@ def test_examine_names_missing_files_and_a_damaged_archive(tmp_path, monkeypatch
     assert "is damaged: its MD5 is" in problem
     monkeypatch.setattr("resnetlib.download.CIFAR10_ARCHIVE_MD5", files.md5(archive))
     assert not [one for one in examine()[1] if CIFAR10_ARCHIVE in one]
+
+
+def test_examine_names_outputs_that_are_no_folder(no_data, tmp_path, monkeypatch):
+    outputs = tmp_path / "outputs"
+    monkeypatch.setattr(doctor, "output_folder", lambda: outputs)
+    problem = f"{outputs} is not a folder: `-p output_root FOLDER` names another"
+    assert problem not in examine()[1]
+    outputs.symlink_to(tmp_path / "nothing")
+    assert problem in examine()[1]
 
 
 def test_examine_names_the_kernel_of_another_python(no_data, tmp_path, monkeypatch):
