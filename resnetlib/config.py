@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from .errors import ConfigError, closest_match, print_line, shorten
@@ -436,7 +436,7 @@ def _read_file(path: Path) -> dict:
 # Messages ------------------------------------------------------------------------------------
 
 
-def validate(content: dict, where: Any, kind: type[Model] = Experiment) -> Any:
+def validate(content: dict, where: Any, kind: type[BaseModel] = Experiment) -> Any:
     """The content as a model. Raises `ConfigError`, in a line that begins with `where`."""
     try:
         return kind.model_validate(content)

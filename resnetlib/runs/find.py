@@ -3,56 +3,103 @@
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ..config import known_variants
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..config import known_variants, validate
 from ..errors import ConfigError, RunError, UserError, closest_match, shorten, shorten_line
 from ..paths import PROJECT, display_path, expand_home, output_folder
+from ..schema import UnitInterval
 from .run import FINISHED, SELECTED, WEIGHTS, Run, folders_with, load_run
 
 if TYPE_CHECKING:
     from torch import nn
 
 NEEDS = {"weights": WEIGHTS, "predictions": "predictions.npz"}  # what may be needed: its file
-RECORD = {  # keys of run.json that every run has
-    "variant": str,
-    "dataset": str,
-    "seed": int,
-    "experiment": str,
-    "overrides": dict,
-    "dataset_checksums": dict,
-}
-OPTIONAL = {  # those that may be absent
-    "started": str,
-    "finished": str,
-    "versions": dict,
-    "git": dict | None,
-    "inexact_resumes": list,
-}
-SOURCE = {  # of imported weights
-    "file": str,
-    "sha256": str,
-    "matched": str,
-    "normalize_given": bool,
-    "training_images": int,
-    "trials": list,
-}
 MOST = 10**15  # of anything that is counted
-NUMBERS = {  # in metrics.json: the least and the largest that they can be
-    "test_accuracy": (0, 1),
-    "selected_test_accuracy": (0, 1),
-    "ece": (0, 1),
-    "test_loss": (0, MOST),
-    "test_images": (1, MOST),
-    "parameters": (0, MOST),
-    "macs": (0, MOST),
-}
-NUMBERS_OF_TRAINING = dict.fromkeys(
-    ("train_seconds", "images_per_second", "epochs", "selected_epoch"), (0, MOST)
-)
+Amount = Annotated[float, Field(ge=0, le=MOST)]
+
+
+class Content(BaseModel):
+    """What is read of a file that a stranger may have written; other keys are left alone."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Git(Content):
+    commit: str
+    modified: bool
+
+
+class Resume(Content):
+    after: str
+    differences: list[str]
+
+
+class Record(Content):
+    """`run.json`."""
+
+    variant: str
+    dataset: str
+    seed: int
+    experiment: str
+    overrides: dict[str, Any]
+    dataset_checksums: dict[str, Any]
+    started: str = ""
+    finished: str = ""
+    versions: dict[str, Any] = {}
+    git: Git | None = None
+    inexact_resumes: list[Resume] = []
+
+
+class Trial(Content):
+    normalize: str | dict[str, Any]
+    accuracy: UnitInterval
+    loss: Amount
+
+
+class Source(Content):
+    """Where imported weights are from."""
+
+    file: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    matched: str
+    normalize_given: bool
+    training_images: int
+    trials: Annotated[list[Trial], Field(min_length=1)]
+
+
+class ImportedRecord(Record):
+    source: Source
+
+
+class Metrics(Content):
+    """`metrics.json`, also of imported weights."""
+
+    test_accuracy: UnitInterval
+    test_accuracy_interval_95: Annotated[list[UnitInterval], Field(min_length=2, max_length=2)]
+    test_images: Annotated[int, Field(ge=1, le=MOST)]
+    test_loss: Amount
+    selected_test_accuracy: UnitInterval
+    ece: UnitInterval
+    parameters: Amount
+    macs: Amount
+    selected_on_test: list[Any] = []
+
+
+class TrainedMetrics(Metrics):
+    """`metrics.json` of a training."""
+
+    train_seconds: Amount
+    images_per_second: Amount
+    epochs: Amount
+    select: Literal[tuple(SELECTED)]
+    selected_epoch: Amount
+
+
 LISTED_RUNS = 5  # in an error message
 
 
@@ -307,59 +354,16 @@ def _fault(run: Run, *, metrics_only: bool = False) -> str | None:
 def _check_metrics(run: Run) -> None:
     """Read the record and the metrics of a run, so that what is missing is found here."""
     machine_of(run)
-    record = run.record
-    _check_kinds("run.json", record, RECORD)
-    _check_kinds("run.json", record, {key: OPTIONAL[key] for key in OPTIONAL if key in record})
-    for resumed in record.get("inexact_resumes", ()):
-        _check_kinds("'inexact_resumes' in run.json", resumed, {"after": str, "differences": list})
-        if not all(isinstance(difference, str) for difference in resumed["differences"]):
-            raise RunError("run.json is damaged: the 'differences' of a resume are not text")
-    if record.get("git"):
-        _check_kinds("'git' in run.json", record["git"], {"commit": str, "modified": bool})
-    if run.is_imported:
-        _check_source(record["source"])
+    kind = ImportedRecord if run.is_imported else Record
+    validate(run.record, "run.json is damaged", kind)
     if run.status in FINISHED:
-        _check_numbers(run)
+        kind = Metrics if run.is_imported else TrainedMetrics
+        validate(run.metrics, "metrics.json is damaged", kind)
 
 
-def _check_kinds(name: str, content: dict[str, Any], kinds: dict[str, Any]) -> None:
-    """Raise an error unless the mapping has these keys, each with a value of its kind."""
-    if not isinstance(content, dict):
-        raise RunError(f"{name} is damaged: it is not a mapping")
-    for key, kind in kinds.items():
-        if not isinstance(content[key], kind):
-            kind = getattr(kind, "__name__", kind)
-            raise RunError(f"{name} is damaged: its {key!r} is not of the kind {kind}")
-
-
-def _check_source(source: dict[str, Any]) -> None:
-    _check_kinds("'source' in run.json", source, SOURCE)
-    if not re.fullmatch("[0-9a-f]{64}", source["sha256"]) or not source["trials"]:
-        raise RunError("'source' in run.json is damaged: it has no SHA-256 or no trials")
-    for trial in source["trials"]:
-        _check_kinds("'trials' in run.json", trial, {"normalize": str | dict})
-        for name, largest in {"accuracy": 1, "loss": MOST}.items():
-            _check_number("'trials' in run.json", name, trial[name], 0, largest)
-
-
-def _check_numbers(run: Run) -> None:
-    metrics = run.metrics
-    numbers = NUMBERS if run.is_imported else NUMBERS | NUMBERS_OF_TRAINING
-    for name, (least, largest) in numbers.items():
-        _check_number("metrics.json", name, metrics[name], least, largest)
-    _check_kinds("metrics.json", metrics, {"test_images": int, "test_accuracy_interval_95": list})
-    low, high = metrics["test_accuracy_interval_95"]
-    for bound in (low, high):
-        _check_number("metrics.json", "test_accuracy_interval_95", bound, 0, 1)
-    if not run.is_imported and metrics["select"] not in SELECTED:
-        raise RunError(f"metrics.json is damaged: its 'select' is {shorten(metrics['select'])}")
-    if not isinstance(metrics.get("selected_on_test", []), list):
-        raise RunError("metrics.json is damaged: its 'selected_on_test' is not a list")
-
-
-def _check_number(name: str, key: str, value: Any, least: int, largest: int) -> None:
-    if not isinstance(value, int | float) or not least <= value <= largest:
-        raise RunError(f"{name} is damaged: its {key!r} is not a number from {least} to {largest}")
+def _check_number(key: str, value: float, largest: int) -> None:
+    if not 0 <= value <= largest:
+        raise RunError(f"history.csv is damaged: its {key!r} is not a number from 0 to {largest}")
 
 
 def _check_results(run: Run) -> None:
@@ -374,8 +378,8 @@ def _check_results(run: Run) -> None:
         accuracy = math.nan
         for row in run.history_rows():
             epoch, accuracy = float(row["epoch"]), float(row["test_accuracy"])
-            _check_number("history.csv", "epoch", epoch, 0, MOST)
-            _check_number("history.csv", "test_accuracy", accuracy, 0, 1)
+            _check_number("epoch", epoch, MOST)
+            _check_number("test_accuracy", accuracy, 1)
         _compare(run, "test_accuracy", accuracy, "history.csv")
         if (run.path / "predictions.npz").is_file():
             _compare(run, "selected_test_accuracy", run.evaluation.accuracy, "predictions.npz")

@@ -219,6 +219,7 @@ LACKING = {
     "loss of a training": lambda folder: without(folder, "test_loss", selected_epoch=39),
     "a known selection": lambda folder: metrics(folder, select="luck", selected_epoch=39),
     "images": lambda folder: metrics(folder, test_images=0),
+    "a number": lambda folder: metrics(folder, ece=True, selected_epoch=39),
     "experiment": no_experiment,
     "commit": lambda folder: record(folder, git={"modified": True}),
     "differences": lambda folder: record(folder, inexact_resumes=[{"after": "epoch 1"}]),
