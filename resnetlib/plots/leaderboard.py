@@ -51,7 +51,10 @@ def sizes(
         this: such a row, marked with a star and labelled by its name.
         designs: other networks, drawn as small dots.
     """
-    near = published["parameters"].between(0.9 * budget, 1.02 * budget)
+    close = (0.9 * budget, 1.02 * budget)
+    near = published["parameters"].between(*close)
+    frames = [published, designs, None if this is None else this.to_frame().T]
+    drawn = pd.concat([rows[["parameters", "macs"]] for rows in frames if rows is not None])
     with figure_style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
         left.set(xscale="log", yscale="log", title="All")
@@ -71,8 +74,9 @@ def sizes(
             axes.set(xlabel="parameters", ylabel="multiply-accumulates of one image")
         left.margins(x=0.3, y=0.15)  # room for names
         left.legend(frameon=False, loc="upper left")
-        highest = published["macs"][near].max() if near.any() else published["macs"].max()
-        right.set(xlim=(0.9 * budget, 1.02 * budget), ylim=(0, 1.2 * highest))
+        macs = drawn["macs"][drawn["parameters"].between(*close)]
+        highest = macs.max() if len(macs) else drawn["macs"].max()
+        right.set(xlim=close, ylim=(0, 1.2 * highest))
         figure.suptitle("Networks of like size differ in what they compute", fontweight="bold")
         figure.draw_without_rendering()  # places the Axes, which the labels go by
         columns = {"parameters": "x", "macs": "y"}

@@ -227,6 +227,17 @@ def test_describe_drawing_is_one_line():
     assert "squeeze-and-excitation after the stem" in plots.describe_drawing(architecture_of("se"))
 
 
+def test_sizes_shows_all_that_is_close_to_the_budget():
+    """No published network is close to this budget, and they differ a hundredfold in MACs."""
+    design = architecture_of()
+    table, found = explore.rank_by_size(design), explore.search(design, budget=100_000)
+    _, right = plots.sizes(explore.published(), 100_000, table.loc["this design"], found)
+    highest = found["macs"][found["parameters"] >= 90_000].max()
+    assert right.get_ylim() == (0, 1.2 * highest)
+    _, right = plots.sizes(explore.published(), 78_042, table.loc["this design"])
+    assert right.get_ylim() == (0, 1.2 * table.loc["this design", "macs"])
+
+
 def test_sizes_names_variants_design_and_budget():
     table = explore.rank_by_size(architecture_of(widths=[24, 48, 96]), "mine")
     both = plots.sizes(explore.published(), 5_000_000, table.loc["mine"], table)
