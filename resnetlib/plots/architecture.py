@@ -165,15 +165,17 @@ def _parts(architecture: Architecture) -> list[_Part]:
 
 
 def _stem_note(architecture: Architecture) -> str:
-    """The layers of the stem."""
-    kernels = STEM_KERNELS[architecture.stem]
-    kind = "whitening" if architecture.stem == "whitening" else "conv"
-    times = "" if len(kernels) == 1 else f"{len(kernels)} × "
-    layers = [f"{times}{kind} {kernels[0]}×{kernels[0]}"]
-    if kind == "conv" and architecture.block != "preact":
-        layers.append("BN")
-    if architecture.block not in PREACTIVATED:
-        layers.append(ACTIVATION_NAMES[architecture.activations[0]])
+    """The layers of the stem, as `resnet._stem` makes them."""
+    activation = ACTIVATION_NAMES[architecture.activations[0]]
+    if architecture.stem == "whitening":
+        layers = ["whitening 2×2", activation]
+    else:
+        layers = []
+        for kernel in STEM_KERNELS[architecture.stem]:
+            layers += [f"conv {kernel}×{kernel}", "BN", activation]
+        absent = {"preact": 2, "pyramid": 1}.get(architecture.block, 0)  # of the last layers
+        layers = layers[: len(layers) - absent]
+        layers[0] += ", stride 2" * (architecture.stem_stride == 2)
     if pool := architecture.stem_pool:
         layers.append(f"max-pool {pool.kernel}×{pool.kernel}")
     return ", ".join(layers)

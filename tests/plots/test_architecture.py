@@ -5,7 +5,7 @@ import pytest
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from resnetlib import explore, list_variants, load_experiment, plots, size
+from resnetlib import build_model, explore, list_variants, load_experiment, plots, size
 from resnetlib.plots.architecture import MAX_BLOCKS
 from resnetlib.schema import Architecture
 
@@ -139,9 +139,21 @@ def test_draw_ends_blocks_with_se_and_drop_path():
         assert texts.index("SE") < texts.index("drop path")
 
 
+@pytest.mark.parametrize("stem", ["conv5x5", "double_conv3x3"])
+@pytest.mark.parametrize("block", ["basic", "preact", "pyramid"])
+def test_draw_lists_the_layers_of_the_stem(block, stem):
+    architecture = architecture_of(block=block, stem=stem, stem_stride=2, depths=[1, 0, 0])
+    names = {"Conv2d": f"conv {stem[-1]}×{stem[-1]}", "BatchNorm2d": "BN"}
+    made = [type(layer).__name__ for layer in build_model(architecture).stem]
+    layers = [names.get(name, name) for name in made] + ["ReLU"] * (block == "basic")
+    layers[0] += ", stride 2"
+    assert ", ".join(layers) in texts_of(plots.draw(architecture)[0])
+
+
 def test_draw_bottleneck_with_choices_per_stage():
     network, *blocks = plots.draw(Architecture(depths=[2, 3], widths=[16, 32], **PER_STAGE))
-    assert "2 × conv 3×3, BN, ReLU, max-pool 3×3" in texts_of(network)
+    stem = "conv 3×3, BN, ReLU, conv 3×3, BN, ReLU, max-pool 3×3"
+    assert stem in texts_of(network)
     titles = [texts_of(axes)[0] for axes in blocks]
     assert titles == ["First block of stage 2: halves the resolution", "Blocks 1, 2", "Blocks 4, 5"]
     changing, first, second = (texts_of(axes)[1:] for axes in blocks)
