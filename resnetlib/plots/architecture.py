@@ -134,7 +134,7 @@ def describe_drawing(architecture: Architecture) -> str:
         attention = f", squeeze-and-excitation{where[squeeze.placement]}"
     if squeeze.placement in ("block", "addition"):
         attention += (
-            f" in {_count(len(squeeze.blocks), 'block') if squeeze.blocks else 'every block'}"
+            f" in {_count(len(set(squeeze.blocks)), 'block') if squeeze.blocks else 'every block'}"
         )
     biases = ", biases" if architecture.conv_bias else ""
     return (
@@ -423,7 +423,7 @@ def _draw_stage(
 
 
 def _height(side: int) -> float:
-    return 1.5 * (side / SIDE) ** 0.5
+    return 1.5 * (min(side, SIDE) / SIDE) ** 0.5  # padding of the stem may enlarge the image
 
 
 def _draw_wire(axes: Axes, start: float, end: float) -> None:
@@ -465,11 +465,9 @@ def _key(architecture: Architecture, kinds: Sequence[_Kind]) -> list[Line2D | Pa
     if not all(shortcuts):
         entries.append(Line2D([], [], color=INK, lw=1, label="identity shortcut"))
     # Of a convolution with and without a stride, the one with it.
-    longest = [
-        one for one in dict.fromkeys(shortcuts) if sum(one in o for o in set(shortcuts)) == 1
-    ]
-    if any(longest):
-        label = f"shortcut by {' or '.join(filter(None, longest))}"
+    kept = [one for one in dict.fromkeys(shortcuts) if one and f"{one}, stride 2" not in shortcuts]
+    if kept:
+        label = f"shortcut by {' or '.join(kept)}"
         entries.append(Line2D([], [], color=INK, lw=1, ls="--", label=label))
     if squeeze.placement != "none":
         label = f"squeeze-and-excitation, channels / {squeeze.reduction}"

@@ -176,6 +176,20 @@ PER_STAGE = {
 }
 
 
+def test_draw_names_every_kind_of_shortcut():
+    settings = {"widths": [24, 32, 64], "strides": [1, 1, 2], "stem_width": 16}
+    network = plots.draw(architecture_of(**settings))[0]
+    assert "shortcut by conv 1×1, stride 2" in texts_of(network)
+    network = plots.draw(architecture_of(**settings, shortcut={"pool": "average"}))[0]
+    assert "shortcut by conv 1×1 or avg-pool 2×2, conv 1×1" in texts_of(network)
+
+
+def test_draw_keeps_bars_of_padded_images_inside():
+    network = plots.draw(architecture_of(stem_padding=17))[0]
+    assert "16 × 64 × 64" in texts_of(network)
+    assert max(bar.get_height() for bar in bars_of(network)) == 1.5
+
+
 def test_draw_zero_pad_and_raw_shortcuts():
     network, changing, keeping = plots.draw(architecture_of("resnet20"))
     assert "shortcut by every 2nd pixel, zero channels" in texts_of(network)
@@ -237,6 +251,9 @@ def test_describe_drawing_is_one_line():
     text = plots.describe_drawing(architecture_of("dropout"))
     assert text == "11 dropout blocks (4-4-3), 64-128-256 channels, biases"
     assert "squeeze-and-excitation after the stem" in plots.describe_drawing(architecture_of("se"))
+    squeeze = {"placement": "block", "blocks": [2, 2]}
+    text = plots.describe_drawing(architecture_of(squeeze_excitation=squeeze))
+    assert text.endswith("squeeze-and-excitation in 1 block")
 
 
 def test_sizes_shows_all_that_is_close_to_the_budget():
