@@ -5,13 +5,13 @@ from dataclasses import asdict, astuple
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from ..config import known_variants, list_variants, load_experiment
 from ..errors import ConfigError
 from ..experiment import DEFAULT_BUDGET
 from ..schema import MAX_CHANNELS, SIDE, Architecture
 from ..size import block_size, check_counts, measure_size
+from ..yaml_core import write_yaml
 
 MAX_DESIGNS = 1_000_000  # of one search: about two seconds and 300 MB
 
@@ -19,7 +19,7 @@ MAX_DESIGNS = 1_000_000  # of one search: about two seconds and 300 MB
 def to_yaml(architecture: Architecture) -> str:
     """The `architecture:` block of a variant file, without what is default."""
     content = {"architecture": architecture.model_dump(mode="json", exclude_defaults=True)}
-    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+    return write_yaml(content)
 
 
 def published() -> pd.DataFrame:
