@@ -164,7 +164,7 @@ def _parameters_option(help: str, metavar: str = "NAME VALUE") -> Callable[..., 
 @main.command("run", short_help="Train a variant, or resume it, and write its report.")
 @click.argument("variant")
 @_parameters_option(
-    "A parameter of the notebook or a dotted key of the variant file; may be repeated."
+    "A setting by its name or dotted path (docs/variant_file.md lists them); may be repeated."
 )
 @click.option("-q", "--quiet", is_flag=True, help="Suppress per-epoch output.")
 @click.option(
@@ -369,11 +369,11 @@ def data_command(data_root: Path | None) -> None:
 
 
 @main.command("list", short_help="List the variants: size, accuracy.")
-@click.option("--class", "of_class", is_flag=True, help="List the public teams of the class.")
+@click.option("--class", "of_class", is_flag=True, help="List the networks of student teams.")
 def list_command(of_class: bool) -> None:
     """List the variants: size, published and reproduced accuracy.
 
-    With --class, the networks that public teams of the same course task designed, the highest
+    With --class, the networks that student teams published for one course project, the highest
     claimed accuracy first. What is claimed differs: the accuracy of the last epoch, of the epoch
     best on the test set, of held-out training images, or of the competition's hidden test set.
     """
@@ -535,7 +535,12 @@ def predict_command(run: str, images: tuple[Path, ...], data_root: Path | None) 
 @main.command("submit", short_help="Write a competition's CSV from a run's weights.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The CSV file to write.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The CSV file to write; by default one in outputs/submissions/, whose path is printed.",
+)
 @click.option(
     "--tta",
     type=click.Choice(["none", "flip", "flip_and_shift"]),
@@ -543,24 +548,31 @@ def predict_command(run: str, images: tuple[Path, ...], data_root: Path | None) 
     show_default=True,
     help="Test-time augmentation: average over mirrored (and shifted) views.",
 )
-def submit_command(run: Path, file: Path, output: Path | None, tta: str) -> None:
+@_data_root_option
+def submit_command(
+    run: Path, file: Path, output: Path | None, tta: str, data_root: Path | None
+) -> None:
     """Predict the competition's FILE with the weights of RUN; write and check the CSV.
 
-    RUN is a run folder, or the name of a variant with kept weights.
+    RUN is a run folder, or the name of a variant with kept weights. FILE is a pickle of a mapping:
+    `data`, uint8 (N, 32, 32, 3), and `ids`, N integers or strings.
     """
     from .kaggle import submit
 
-    click.echo(display_path(submit(run, file, output, tta=tta)))
+    click.echo(display_path(submit(run, file, output, tta=tta, data_root=data_root)))
 
 
 @main.command(
     "lab",
     short_help="Open JupyterLab on the notebooks.",
-    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    context_settings={"ignore_unknown_options": True},
 )
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+@click.argument("options", metavar="[JUPYTER OPTIONS]", nargs=-1, type=click.UNPROCESSED)
 def lab_command(options: tuple[str, ...]) -> None:
-    """Open JupyterLab on the notebooks; OPTIONS are passed on to it."""
+    """Open JupyterLab on the notebooks.
+
+    Its own options are passed on, such as `--no-browser`; `--help-all` lists them.
+    """
     try:
         from jupyterlab.labapp import LabApp
     except ImportError:

@@ -19,7 +19,6 @@ from torch import Tensor
 from . import files, pickles
 from .download import CIFAR10_MD5, damaged_file, find_cifar10, obtain_cifar10, read_data
 from .errors import ConfigError, closest_match, shorten
-from .experiment import TRAINING_IMAGES as TRAINING_IMAGES  # also imported from here
 from .paths import display_path
 from .rng import derive_seed
 from .schema import Normalization, Recipe

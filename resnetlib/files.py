@@ -16,7 +16,6 @@ from typing import Any
 import filelock
 
 from .errors import UserError, print_line
-from .pickles import check_pickle, pickle_arrays, unpickle_arrays  # noqa: F401  for kaggle
 
 
 class RunLocked(UserError, BlockingIOError):

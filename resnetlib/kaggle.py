@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from . import files
+from . import files, pickles
 from .data import Dataset, load_dataset
 from .errors import ConfigError, DataError, closest_match, shorten, shorten_line
 from .evaluation import Evaluation
@@ -93,8 +93,8 @@ def _unpickle(path: Path) -> Any:
         raise DataError(f"{shorten(str(path))} cannot be read: {error}") from None
     file = display_path(path)
     try:
-        files.check_pickle(content)
-        return files.unpickle_arrays(content)
+        pickles.check_pickle(content)
+        return pickles.unpickle_arrays(content)
     except Exception as error:  # a damaged pickle may raise anything
         reason = shorten_line(str(error)) or type(error).__name__
         if isinstance(error, ValueError):  # of pickletools or numpy, in terms of the format
@@ -164,7 +164,7 @@ def dry_run(dataset: Dataset) -> CompetitionTestSet:
     data = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"dry-run-{dataset.name}.pkl"
-        path.write_bytes(files.pickle_arrays({b"data": data, b"ids": list(range(len(data)))}))
+        path.write_bytes(pickles.pickle_arrays({b"data": data, b"ids": list(range(len(data)))}))
         return replace(read_competition(path), labels=labels)
 
 

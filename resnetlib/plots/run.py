@@ -3,7 +3,6 @@
 Arrays and tables in, matplotlib Axes out; nothing is displayed or saved here.
 """
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +13,6 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ..data import TRAINING_IMAGES
 from ..errors import counted
 from ..evaluation import format_confidence
 from ..experiment import Experiment
@@ -109,9 +107,7 @@ def _training_changes(experiment: Experiment) -> list[str]:
 
 def _rates(experiment: Experiment, history: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Epochs done before each step, and that step's rate; the last rate twice, for its end."""
-    recipe = experiment.recipe
-    images = TRAINING_IMAGES[experiment.dataset] - recipe.holdout
-    steps_per_epoch = math.ceil(images / recipe.batch_size)
+    recipe, steps_per_epoch = experiment.recipe, experiment.steps_per_epoch
     steps = np.arange(recipe.epochs * steps_per_epoch + 1)
     rows = history.to_dict("records")
     rates = [learning_rate(recipe, step, steps_per_epoch, rows) for step in steps[:-1].tolist()]

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from ..experiment import Experiment
+from ..experiment import NOT_RECIPE, Experiment
 from ..resnet import NUM_CLASSES
 from ..runs.find import reference_runs
-from ..runs.run import NOT_RECIPE, RECIPE_CAVEAT, seed_accuracies
+from ..runs.run import RECIPE_CAVEAT, seed_accuracies
 
 _LEFT = [{"selector": "th, td", "props": "text-align: left"}]
 _RIGHT = [{"selector": "th.col_heading, td", "props": "text-align: right"}]

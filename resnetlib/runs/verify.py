@@ -460,6 +460,7 @@ def format_results(verified: Mapping[Path, Mapping[str, Result]]) -> str:
             for folder, results in verified.items()
         }
     ).T.replace(NOT_CHECKED, "-")
+    table = table.rename(columns=lambda name: name.replace(" ", "_"))  # columns are told apart
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for folder, results in verified.items():
         for name, (status, detail) in results.items():
