@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import rng, schema
-from ..config import validate
+from ..config import parse_value, validate
 from . import image_ops
 from .draws import (
     BLACK,
@@ -114,11 +114,12 @@ def compose(settings: Sequence[schema.AugmentStep]) -> Augmentation:
 def preview(augment: str | Sequence[Any], images: Tensor, seed: int = 0) -> Tensor:
     """Augmented copies of uint8 images (N, 3, H, W), each with its own draw.
 
-    `augment` is written as in a variant file: names separated by commas, or a list such as
-    `[{"name": "crop", "padding": 8}, "flip"]`; empty for none. Raises `ConfigError` for what is
-    unknown.
+    `augment` is written as in a variant file or after `-p augment`: names separated by commas, or
+    a list such as `[{"name": "crop", "padding": 8}, "flip"]`, also as text; empty for none. Raises
+    `ConfigError` for what is unknown.
     """
-    steps = validate({"augment": augment or []}, "preview", schema.Augmentations).augment
+    steps = parse_value(augment) if isinstance(augment, str) else augment
+    steps = validate({"augment": steps or []}, "preview", schema.Augmentations).augment
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     return compose(steps)(images, labels, rng.generator(seed, "augment"))[0]
 

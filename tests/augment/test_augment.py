@@ -770,8 +770,10 @@ def test_augmentations_refuse_normalised_images():
 
 def test_preview_takes_no_augmentation_as_a_variant_file_does():
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-    for nothing in ("", [], None):
+    for nothing in ("", "[]", [], None):
         assert torch.equal(preview(nothing, images), images)
     assert torch.equal(preview("crop,flip,", images), preview("crop,flip", images))
+    wide = [{"name": "crop", "padding": 8}, "flip"]
+    assert torch.equal(preview("[{name: crop, padding: 8}, flip]", images), preview(wide, images))
     with pytest.raises(ConfigError, match="did you mean 'flip'"):
         preview("flop", images)
