@@ -53,7 +53,8 @@ resnetlib run lite -p augment '[{{name: crop, padding: 2}}, flip]'
 that the new kind also has with the same default; the others take the new kind's defaults, and one
 line says which. A new kind of optimizer starts from its own learning rate
 ({rates}) and from no weight decay, unless they are given as well.
-`none` stands for the `null` of the tables below: it turns `lookahead`, `clip`, `sam` and `ema` off.
+`none` stands for the `null` of the tables below and for an empty list: it turns `lookahead`,
+`clip`, `sam`, `ema` and `augment` off.
 
 Any variant can be tried on the digits in a few minutes:
 

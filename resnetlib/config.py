@@ -45,7 +45,7 @@ def list_variants() -> list[str]:
 
 
 def list_class_variants() -> list[str]:
-    """The names of the public teams' variants in `params/class/`, such as `class/yifei`, sorted."""
+    """The names of the variants in `params/class/`, such as `class/yifei`, sorted."""
     return sorted(f"class/{path.stem}" for path in params_folder().glob("class/*.yaml"))
 
 

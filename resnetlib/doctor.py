@@ -133,7 +133,7 @@ def _data(facts: Facts) -> Iterator[str]:
         names = ", ".join(map(display_path, places))
         facts["CIFAR-10"] = f"not found in {names}; downloaded on first use"
         for one in download.incomplete(places):
-            yield f"{one}: add what is missing, or delete the folder"
+            yield f"{one}: add what is missing, or delete these files"
 
 
 def _outputs(facts: Facts) -> Iterator[str]:

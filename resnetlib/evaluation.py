@@ -150,7 +150,7 @@ def evaluate(
     batch_size: int | None = None,
     device: str | torch.device = "auto",
 ) -> Evaluation:
-    """Run the model in evaluation mode over all images, in float32 without tf32.
+    """Run the model in evaluation mode over all images, without tf32.
 
     The model comes back as it was: mode, place, gradients.
 

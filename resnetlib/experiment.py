@@ -80,7 +80,7 @@ class Published(Model):
     # After the last epoch, or an unstated one; as a fraction of 1
     test_accuracy: UnitInterval | None = None
     best_test_accuracy: UnitInterval | None = None  # of the epoch best on the test set
-    validation_accuracy: UnitInterval | None = None  # of held-out training images, the best epoch
+    validation_accuracy: UnitInterval | None = None  # of held-out training images
     competition_accuracy: UnitInterval | None = None  # of the hidden test set of the class
     train_loss: NonNegativeFloat | None = None  # cross-entropy in nats
     test_loss: NonNegativeFloat | None = None  # cross-entropy in nats

@@ -124,34 +124,41 @@ def _collect(cells: list[str], namespace: dict[str, Any]) -> tuple[set[str], dic
     Of these, a cell counts when papermill injected it last, or when it only assigns literals,
     among them one of a parameter.
     """
-    known: set[str] = set()
-    values: dict[str, Any] = {}
+    parameters: dict[str, ast.expr] = {}  # of the parameters cell
+    later: dict[str, Any] = {}
     readable = False
     for cell in _with_last_injection(cells):
         assigned = _assignments(cell)
         if _is_injected(cell):
-            values |= _injected_values(cell)
-        elif _is_parameters_cell(cell, known):
-            known, readable = set(assigned) or known, bool(assigned)
-            values = {name: _value(name, node, namespace) for name, node in assigned.items()}
-        elif known & assigned.keys() and all(map(_is_literal, assigned.values())):
-            values |= {name: _literal(node) for name, node in assigned.items()}
+            later |= _injected_values(cell)
+        elif _is_parameters_cell(cell, set(parameters)):
+            parameters, readable, later = assigned or parameters, bool(assigned), {}
+        elif parameters.keys() & assigned.keys() and all(map(_is_literal, assigned.values())):
+            later |= {name: _literal(node) for name, node in assigned.items()}
     if not readable:
         raise ConfigError(
-            "no cell run so far sets `variant`: run the parameters cell; it holds assignments only"
+            "the parameters cell holds assignments only: move the other code to another cell"
+            if parameters
+            else "no cell run so far sets `variant`: run the parameters cell; it holds "
+            "assignments only"
         )
+    known = set(parameters)
     _refuse_early_injection(cells, known)
-    return known, values
+    values = {name: _value(name, node, namespace) for name, node in parameters.items()}
+    return known, values | later
 
 
 def _is_parameters_cell(cell: str, known: set[str]) -> bool:
     """Whether it sets `variant` and most of the names known from the last parameters cell.
 
     Not all: a line may have been deleted. The text is searched, since the cell may hold other
-    code, which is then refused and not ignored.
+    code, which is then refused and not ignored, unless `variant` is all that it sets.
     """
     names = set(re.findall(r"^(\w+)\s*(?::[^=\n]+)?=(?!=)", cell, re.MULTILINE))
-    return "variant" in names and (not known or 2 * len(known & names) > len(known))
+    if "variant" not in names or not known:
+        return "variant" in names
+    most = 2 * len(known & names) > len(known)
+    return most and (len(known & names) > 1 or bool(_assignments(cell)))
 
 
 def _with_last_injection(cells: list[str]) -> list[str]:

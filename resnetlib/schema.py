@@ -71,7 +71,8 @@ DEFAULT_LR = {
 class Model(BaseModel):
     """Unknown keys, infinities and changes after construction are errors.
 
-    Short forms: `crop` for `{name: crop}`, `"crop,flip"` or one value for a list, `none` for null.
+    Short forms: `crop` for `{name: crop}`, `"crop,flip"` or one value for a list, `none` for null
+    and for an empty list.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -106,7 +107,7 @@ def _read_short_form(value: Any, types: frozenset[type]) -> Any:
             raise ValueError("give true or false")
         return value.lower() == "true"
     if tuple in types and is_text:
-        value = [part.strip() for part in value.split(",") if part.strip()]
+        value = [] if value == "none" else [p.strip() for p in value.split(",") if p.strip()]
     elif tuple in types and isinstance(value, int | float | Mapping):
         value = [value]
     is_list = tuple in types and isinstance(value, list | tuple)

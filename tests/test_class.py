@@ -1,4 +1,4 @@
-"""The class: the variant files of public teams, their sizes, and where they are listed."""
+"""The class: the variant files of student teams, their sizes, and where they are listed."""
 
 import json
 

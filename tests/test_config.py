@@ -68,6 +68,7 @@ def test_override_of_part_and_its_keys_together():
 def test_override_none_in_quotes_turns_a_part_off():
     assert load_experiment("se").recipe.lookahead
     assert load_experiment("se", lookahead="none", clip="none").recipe.lookahead is None
+    assert load_experiment("lite", augment="none") == load_experiment("lite", augment="")
     assert load_experiment("adamw", period_epochs="none").recipe.schedule.period_epochs is None
 
 

@@ -151,7 +151,7 @@ def test_examine_names_missing_files_and_a_damaged_archive(tmp_path, monkeypatch
     facts, problems = examine()
     assert "downloaded on first use" in facts["CIFAR-10"]
     (problem,) = [one for one in problems if "test_batch" in one]
-    assert problem.endswith(" lacks test_batch: add what is missing, or delete the folder")
+    assert problem.endswith(" lacks test_batch: add what is missing, or delete these files")
     archive = tmp_path / CIFAR10_ARCHIVE
     archive.write_bytes(b"half")
     facts, problems = examine()

@@ -334,7 +334,7 @@ def test_parameters_cell_that_computes_is_refused(code):
     """Also once there was one that holds assignments only."""
     cell = f"{code}\n{parameters_cell()}\n{code}"
     for cells in ([cell], [parameters_cell(), cell], [cell, injected_by_papermill({"epochs": 1})]):
-        with pytest.raises(ConfigError, match="it holds assignments only"):
+        with pytest.raises(ConfigError, match=r"parameters cell.* holds assignments only"):
             experiment_from_cells(cells, {})
     assert experiment_from_cells([cell, parameters_cell()], {}).variant == "lite"
 
@@ -343,6 +343,13 @@ def test_value_without_quotes_is_refused():
     cell = parameters_cell().replace('"lite"', "lite")
     with pytest.raises(ConfigError, match="variant = lite: it has no value; are quotes missing"):
         experiment_from_cells([parameters_cell(), cell], {})
+    assert experiment_from_cells([cell, parameters_cell()], {}).variant == "lite"  # put right
+
+
+def test_analysis_may_use_the_name_variant():
+    """In a notebook whose parameters cell sets nothing else."""
+    later = "import math\nvariant = run.experiment.variant\nprint(variant)"
+    assert experiment_from_cells(['variant = "se"', later], {}).variant == "se"
 
 
 def test_injected_values_may_be_nested_and_infinite():

@@ -322,7 +322,8 @@ def compare_runs(
         first: what `find_run` takes: a run folder, `variant/folder-name` or a variant. If neither
             this nor `second` is given, it is the run that `find_run` chooses.
         second: the same. Of the two, one that is not given is the newest other run on the same
-            test images, if possible of another recipe.
+            test images, if possible of another recipe. Two variants are compared on a data set that
+            both have runs on, where the newest of each are on different ones.
         dataset: compare only runs on this data set; a folder on another one is refused.
         output_root: folder of the user's runs; `outputs/` by default.
         data_root: folder to look for the test images in before the usual ones.
@@ -340,10 +341,11 @@ def compare_runs(
         exclude = [one] if one else []
         try:
             other = find_run(second, dataset=same, exclude=exclude, **places)
-        except ConfigError:  # it may have a run on other data, and the first one there too
+        except ConfigError:
             if one is None or dataset is not None:
                 raise
             other = find_run(second, exclude=exclude, **places)
+        if one is not None and dataset is None and other.record["dataset"] != same:
             one = find_run(first, dataset=other.record["dataset"], exclude=[other], **places)
     if one is None:
         one = _partner(other, known) if other else find_run(dataset=dataset, **places)

@@ -87,7 +87,7 @@ class ArchitectureExplorer(widgets.VBox):
         try:
             self._start = load_experiment(self.controls["start"].value).architecture
         except ConfigError as error:
-            self.error = str(error)
+            self._start, self.error = None, str(error)
             return self._show()
         start, attention = self._start, self._start.squeeze_excitation
         values = {
@@ -108,7 +108,9 @@ class ArchitectureExplorer(widgets.VBox):
     def _apply(self, _: Any = None) -> None:
         """Display the network that the controls describe, or what is wrong with it."""
         if self._loading:
-            return
+            return None
+        if self._start is None:  # its file could not be read, and may be put right
+            return self._load()
         values = {name: control.value for name, control in self.controls.items()}
         dropout, attention = values["block"] == "dropout", values["placement"] != "none"
         self.controls["dropout"].disabled = not dropout

@@ -155,7 +155,7 @@ def _page_of(run: Run) -> Path:
 
 
 def _teams(runs: list[Run]) -> list[dict[str, Any]]:
-    """The public teams of the class, the highest claim first, with the address of each source."""
+    """The teams of `params/class/`, the highest claim first, with the address of each source."""
     rows = results_table(runs, list_class_variants())
     for row in rows:
         row["source"] = load_experiment(row["variant"]).source

@@ -5,9 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "find": ["find_run", "reference_runs"],
+        "find": ["reference_runs"],
         "imports": ["import_weights"],
-        "lifecycle": ["start_over"],
         "record": ["artifact_checksums", "write_record"],
     },
 )

@@ -17,6 +17,7 @@ def half_pasted(tmp_path, monkeypatch):
     (tmp_path / "params" / "lite.yaml").write_text(text)
     (tmp_path / "params" / "mine.yaml").write_text(mine)
     monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    return tmp_path / "params" / "mine.yaml"
 
 
 def test_explorer_explains_a_broken_start(half_pasted):
@@ -28,6 +29,15 @@ def test_explorer_explains_a_broken_start(half_pasted):
     assert "depths has 2 stages and widths 3" in explorer.error
     explorer.controls["start"].value = "lite"
     assert (explorer.architecture, explorer.error) == (load_experiment("lite").architecture, "")
+
+
+def test_explorer_reads_a_start_again_that_was_put_right(half_pasted):
+    explorer = ArchitectureExplorer("lite")
+    explorer.controls["start"].value = "mine"
+    text = half_pasted.read_text(encoding="utf-8")
+    half_pasted.write_text(text.replace("depths: [1, 1]", "depths: [1, 1, 2]"), encoding="utf-8")
+    explorer.controls["conv_bias"].value = True
+    assert (explorer.architecture.depths, explorer.error) == ((1, 1, 2), "")
 
 
 def test_explorer_page_names_a_broken_file(half_pasted):

@@ -92,9 +92,10 @@ def test_compare_runs_finds_recorded_runs(tmp_path):
 
 def test_compare_runs_finds_the_data_set_that_both_have(outputs):
     """Of `lite` the newest run is on the digits, of `laptop` there is none on them."""
-    for chosen in (("lite", "laptop"), ("laptop", "lite")):
+    folder = next(str(run.path) for run in reference_runs() if run.record["variant"] == "laptop")
+    for chosen in (("lite", "laptop"), ("laptop", "lite"), ("lite", folder), (folder, "lite")):
         pair = analysis.compare_runs(*chosen, output_root=outputs)
-        assert pair.names == tuple(f"{variant} seed 0" for variant in chosen)
+        assert {name.split(",")[0] for name in pair.names} == {"laptop seed 0", "lite seed 0"}
         assert len(pair.classes) == 10 and pair.runs[pair.names[0]].record["dataset"] == "cifar10"
     with pytest.raises(ConfigError, match=r"unknown dataset 'digit'; did you mean 'digits'\?"):
         analysis.compare_runs("lite", dataset="digit", output_root=outputs)
