@@ -212,18 +212,25 @@ class Experiment(Variant):
         """The complete experiment; `load_experiment(path)` reads it back, equal."""
         return write_yaml(self.model_dump(mode="json", exclude={"execution"}))
 
+    def holdout_problem(self) -> str | None:
+        """Why no validation is possible with so many held-out images, in one line; or None."""
+        holdout, images = self.recipe.holdout, TRAINING_IMAGES[self.dataset]
+        if not holdout or NUM_CLASSES <= holdout <= images - NUM_CLASSES:
+            return None
+        return (
+            f"recipe.holdout = {holdout}: both parts of the {images:,} training images need an "
+            f"image of each class; give 0, or {NUM_CLASSES} to {images - NUM_CLASSES:,}"
+        )
+
     def contradiction(self) -> str | None:
         """The setting that could not act in these epochs or on this data, in one line; or None.
 
         An experiment that was recorded may have one: older versions accepted it.
         """
         recipe, schedule = self.recipe, self.recipe.schedule
-        images, epochs = TRAINING_IMAGES[self.dataset], recipe.epochs
-        if recipe.holdout and not NUM_CLASSES <= recipe.holdout <= images - NUM_CLASSES:
-            return (
-                f"recipe.holdout = {recipe.holdout}: both parts of the {images:,} training images "
-                f"need an image of each class; give 0, or {NUM_CLASSES} to {images - NUM_CLASSES:,}"
-            )
+        epochs = recipe.epochs
+        if problem := self.holdout_problem():
+            return problem
         if recipe.batch_size > self.training_images:
             return (
                 f"recipe.batch_size = {recipe.batch_size}: there are "

@@ -4,7 +4,7 @@ An unknown key, a value out of range and settings that contradict each other are
 of a key is its description in `docs/variant_file.md` and `params/schema.json`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from operator import attrgetter
 from types import NoneType
@@ -947,6 +947,11 @@ class Normalization(Model):
     std: tuple[Deviation, Deviation, Deviation]  # then divided by
 
 
+def single_augmentations(steps: Iterable[AugmentStep]) -> list[Augment]:
+    """The augmentations of these steps, in place of `one_of` those it chooses from."""
+    return [a for step in steps for a in (step.choices if isinstance(step, OneOf) else (step,))]
+
+
 class Recipe(Model):
     """Everything about training that is not the network."""
 
@@ -971,7 +976,7 @@ class Recipe(Model):
     @property
     def augmentations(self) -> list[str]:
         """The names of all augmentations, of `one_of` those it chooses from."""
-        return [a.name for step in self.augment for a in getattr(step, "choices", (step,))]
+        return [single.name for single in single_augmentations(self.augment)]
 
     @field_validator("normalize", mode="before")
     @classmethod

@@ -93,7 +93,7 @@ def compose(settings: Sequence[schema.AugmentStep]) -> Augmentation:
     (N, classes). It does not change its inputs. Raises `ValueError` for images of another type.
     """
     steps = [_step(setting) for setting in settings]
-    mixes = any(type(single) in BATCH_MIXES for setting in settings for single in _choices(setting))
+    mixes = any(type(single) in BATCH_MIXES for single in schema.single_augmentations(settings))
 
     def augment(
         images: Tensor,
@@ -136,10 +136,6 @@ def _defaults(step: schema.Augment) -> str:
     values = step.model_dump(exclude={"name"}, mode="json")
     listed = ", ".join(f"{key} {value}" for key, value in values.items())
     return f"Defaults: {listed}." if listed else ""
-
-
-def _choices(settings: schema.AugmentStep) -> Sequence[schema.Augment]:
-    return settings.choices if isinstance(settings, schema.OneOf) else (settings,)
 
 
 def _step(settings: schema.AugmentStep) -> Augmentation:

@@ -21,9 +21,8 @@ from ..errors import (
     shorten_line,
 )
 from ..evaluation import Evaluation
-from ..experiment import TRAINING_IMAGES, Experiment, parse_duration
+from ..experiment import Experiment, parse_duration
 from ..paths import display_path, expand_home, output_folder, real_path
-from ..resnet import NUM_CLASSES
 from ..rng import float32_by_default
 from ..size import check_size, model_summary
 from ..training import Callback, Trainer, fit
@@ -57,12 +56,8 @@ def check_experiment(experiment: Experiment) -> DeviceSettings:
     """
     check_size(experiment)
     settings = resolve_device_settings(experiment)
-    holdout, images = experiment.recipe.holdout, TRAINING_IMAGES[experiment.dataset]
-    if holdout and not NUM_CLASSES <= holdout <= images - NUM_CLASSES:
-        raise ConfigError(
-            f"recipe.holdout = {holdout}: both parts of the {images:,} training images need an "
-            f"image of each class; give 0, or {NUM_CLASSES} to {images - NUM_CLASSES:,}"
-        )
+    if problem := experiment.holdout_problem():
+        raise ConfigError(problem)
     return settings
 
 
