@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .augment import compose
+from .blocks import Conv2d
 from .errors import ConfigError, shorten_line
 from .experiment import Experiment
 from .optim import build_optimizer
@@ -71,6 +72,14 @@ class DeviceSettings:
         reduced = self.precision != torch.float32
         dtype = self.precision if reduced else torch.bfloat16  # without effect
         return torch.autocast(self.device.type, dtype, reduced, cache_enabled=False)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on the device, in this layout, with the convolutions that are fast there."""
+        as_product = self.device.type == "cpu" and self.precision == torch.bfloat16 and has_amx()
+        for module in model.modules():
+            if isinstance(module, Conv2d):
+                module.as_product = as_product
+        return model.to(self.device, memory_format=self.memory_format)
 
     def describe(self) -> dict[str, str | int | bool]:
         """Everything here that decides the bits of a result, as recorded in the fingerprint."""
@@ -278,6 +287,11 @@ def has_native_bfloat16(device: torch.device) -> bool:
     )
 
 
+def has_amx() -> bool:
+    """Whether the processor has Intel's matrix unit for bfloat16."""
+    return "amx_bf16" in _cpuinfo("flags").split()
+
+
 def has_compiler(device: torch.device) -> bool:
     """Whether torch can compile for the device: it needs a compiler and Python's header files."""
     if device.type == "mps" or not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
@@ -430,7 +444,7 @@ def processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = _cpuinfo("model name") or _apple_chip() or platform.processor() or platform.machine()
-    matrix_unit = " AMX" if "amx_bf16" in _cpuinfo("flags").split() else ""
+    matrix_unit = " AMX" if has_amx() else ""
     return f"{name} {torch.backends.cpu.get_cpu_capability()}{matrix_unit}"
 
 

@@ -164,7 +164,7 @@ class Trainer:
         if experiment.architecture.stem == "whitening":
             images = self.train_split[0][:WHITENING_IMAGES].cpu()
             self.model.stem[0].fit(normalize(images, mean, std))
-        self.model.to(device, memory_format=self.device_settings.memory_format)
+        self.device_settings.place(self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.parameters, recipe)
         float16 = self.device_settings.precision == torch.float16

@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnetlib import build_model, count_parameters, load_experiment
+from resnetlib.blocks import Conv2d
 from resnetlib.errors import ConfigError
 from resnetlib.schema import Architecture
 from resnetlib.size import measure_size
@@ -22,6 +24,18 @@ def network(**settings):
             for values in (module.running_mean, module.running_var, module.weight, module.bias):
                 values.data.copy_(0.5 + torch.rand(values.shape, generator=generator))
     return model.eval()
+
+
+class count_matmuls(TorchDispatchMode):
+    """The matrix products in its context."""
+
+    def __init__(self):
+        super().__init__()
+        self.products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.products += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        return func(*args, **(kwargs or {}))
 
 
 def block_of(stage=0, number=0, **settings):
@@ -128,6 +142,31 @@ def test_pooled_shortcut_equals_plain_torch(pool, function, batch_norm_after):
     assert shortcut(torch.zeros(1, 8, 7, 7)).shape == (1, 16, 4, 4)  # as a convolution's stride
 
 
+@pytest.mark.parametrize(
+    ("side", "kernel", "stride"), [(4, 3, 1), (7, 3, 2), (8, 3, 2), (8, 1, 2), (1, 3, 1), (3, 5, 1)]
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolution_as_product_computes_the_same(side, kernel, stride, bias):
+    torch.manual_seed(0)
+    conv = Conv2d(6, 5, kernel, stride, padding=kernel // 2, bias=bias).double()
+    images = torch.randn(2, 6, side, side, dtype=torch.float64, requires_grad=True)
+
+    def outcome(as_product):
+        conv.as_product = as_product
+        with count_matmuls() as counter:
+            out = conv(images)
+        weights = torch.arange(out.numel(), dtype=out.dtype).view(out.shape)
+        gradients = torch.autograd.grad((out * weights).sum(), [images, *conv.parameters()])
+        return counter.products, [out, *gradients]
+
+    (none, expected), (one, found) = outcome(False), outcome(True)
+    assert (none, one) == (0, 1)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    conv.eval()
+    assert outcome(True)[0] == 0
+
+
 @pytest.mark.parametrize("kind", ["depthwise", "separable"])
 def test_depthwise_convolution_equals_plain_torch(kind):
     conv = block_of(1, block="bottleneck", conv_kind=["full", kind], conv_bias=True).conv2
@@ -139,7 +178,7 @@ def test_depthwise_convolution_equals_plain_torch(kind):
         return out if kind == "depthwise" else F.conv2d(out, conv[1].weight, conv[1].bias)
 
     assert_computes(conv, expected, channels=4)
-    assert type(block_of(block="bottleneck", conv_kind=["full", kind]).conv2) is nn.Conv2d
+    assert type(block_of(block="bottleneck", conv_kind=["full", kind]).conv2) is Conv2d
 
 
 @pytest.mark.parametrize("bias", [True, False])
