@@ -19,12 +19,13 @@ FEW_PIXELS = 16  # of an output: 4×4
 class Conv2d(nn.Conv2d):
     """torch's convolution; in training, onto few pixels, one matrix product where that is faster.
 
-    With AMX, oneDNN's gradient of the weights takes most of the time of such a layer: 512 to 512
-    channels at 4×4, batch 128, one thread, forward and backward, 187 ms and as a product 76; 256
-    to 512 with stride 2, 98 and 39. Onto 8×8 the product is slower (torch 2.15, bfloat16).
+    So it is with AMX, where oneDNN's gradient of the weights takes most of such a layer's time:
+    forward and backward, 512 to 512 channels at 4×4, 187 ms and as a product 76; 256 to 512 with
+    stride 2, 98 and 39. Onto 8×8 the product is slower (batch 128, bfloat16, one thread, torch
+    2.15; `benchmarks/convolutions.py`).
     """
 
-    as_product = False  # where the machine is fast with it: see `DeviceSettings`
+    as_product = False  # set by `DeviceSettings.place`
 
     def forward(self, input: Tensor) -> Tensor:
         stride, kernel, padding = self.stride[0], self.kernel_size[0], self.padding[0]

@@ -21,6 +21,7 @@ from resnetlib import (
     train,
     training,
 )
+from resnetlib.blocks import Conv2d
 from resnetlib.device import has_kernels, has_native_bfloat16, resolve_device_settings
 from resnetlib.errors import ConfigError, RunError
 from resnetlib.experiment import TRAINING_IMAGES
@@ -79,6 +80,25 @@ def test_precision_of_a_card_is_the_fast_one(tiny, card, capability, precision):
     if precision != torch.bfloat16:  # which torch itself would emulate
         with pytest.raises(ConfigError, match=r"precision = 'bfloat16': .* does not have it"):
             resolve_device_settings(tiny(device="cuda", precision="bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "as_product"),
+    [
+        ("avx2 amx_bf16", "bfloat16", True),
+        ("avx2 amx_bf16", "float32", False),
+        ("avx2 avx512_bf16", "bfloat16", False),
+    ],
+)
+def test_convolutions_are_products_in_bfloat16_with_amx(
+    tiny, few_digits, monkeypatch, flags, precision, as_product
+):
+    monkeypatch.setattr(device, "_cpuinfo", {"flags": flags}.get)
+    settings = device.DeviceSettings(
+        CPU, getattr(torch, precision), torch.channels_last, False, threads=1
+    )
+    model = training.Trainer(tiny(), few_digits, settings).model
+    assert {m.as_product for m in model.modules() if isinstance(m, Conv2d)} == {as_product}
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
