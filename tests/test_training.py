@@ -1392,6 +1392,14 @@ def test_an_ignored_signal_stays_ignored(tmp_path):
     assert load_run(folder).status == "done"
 
 
+@pytest.fixture
+def default_sigterm():
+    """Ray, in another test of this process, leaves a handler of its own."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 class Sending(Callback):
     """Sends signals to its own process after a step."""
 
@@ -1406,7 +1414,7 @@ class Sending(Callback):
 
 @pytest.mark.slow
 @needs_signals
-def test_a_second_signal_stops_the_run_at_once(tiny):
+def test_a_second_signal_stops_the_run_at_once(tiny, default_sigterm):
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:
         train(tiny(epochs=3), callbacks=[Sending(signal.SIGTERM, signal.SIGTERM)])

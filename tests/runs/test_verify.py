@@ -33,6 +33,7 @@ from resnetlib.runs.verify import (
     format_results,
     verify_runs,
 )
+from resnetlib.training import Callback
 
 TEXTS = ("summary.txt", "report.html")  # every text can be read
 
@@ -339,6 +340,24 @@ def test_verify_doctored_with_new_checksums(folder, name, monkeypatch):
     doctor(folder)
     renew_checksums(folder)
     assert failing(folder) == broken
+
+
+class FirstEpochIsBest(Callback):
+    def after_epoch(self, training):
+        if training.epochs_done == 1:
+            training.history[1]["holdout_accuracy"] = training.best.accuracy = 1.0
+
+
+@pytest.mark.slow
+def test_verify_epoch_evaluated_in_lower_precision(tiny):
+    experiment = tiny(epochs=2, holdout=100, select="best_holdout", precision="bfloat16")
+    run = train(experiment, callbacks=[FirstEpochIsBest()])
+    assert run.metrics["selected_epoch"] == 1
+    assert run.evaluation.loss != run.history["test_loss"][1]  # in float32
+    assert failing(run.path) == set()
+    edit_history(1, "test_loss", 1.02 * run.history["test_loss"][1])(run.path)
+    renew_checksums(run.path)
+    assert failing(run.path) == {"metrics"}
 
 
 @pytest.mark.slow
