@@ -308,8 +308,8 @@ def _check_metrics(run: Evidence) -> Result:
     kept = {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
     row = trained[trained["epoch"] == selected].iloc[0]
     # Of the rows only the last is evaluated in float32, as the predictions are.
-    precision = run.record["fingerprint"].get("precision", "float32")
-    rounded = precision != "float32" and selected != trained["epoch"].iloc[-1]
+    is_last = selected == trained["epoch"].iloc[-1]
+    rounded = not is_last and run.record["fingerprint"].get("precision") != "float32"
     kept = {
         name: value
         for name, value in kept.items()
