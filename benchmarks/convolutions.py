@@ -15,7 +15,7 @@ import time
 import torch
 
 from resnetlib.blocks import Conv2d
-from resnetlib.device import choose_device, has_native_bfloat16, processor, retain_freed_memory
+from resnetlib.device import DeviceSettings, has_native_bfloat16, retain_freed_memory
 
 # Input channels, output channels, side of the input, kernel, stride: of the networks' last stages.
 LAYERS = [
@@ -31,10 +31,10 @@ LAYERS = [
 ]
 
 
-def steps(layer: tuple[int, ...], batch_size: int, dtype: torch.dtype):
+def steps(layer: tuple[int, ...], batch_size: int, settings: DeviceSettings):
     """Two functions that run a forward and backward pass: torch's, and as a product."""
     in_channels, out_channels, side, kernel, stride = layer
-    layout = torch.channels_last
+    layout = settings.memory_format
     images = torch.randn(batch_size, in_channels, side, side).to(memory_format=layout)
     images.requires_grad_()
 
@@ -44,7 +44,7 @@ def steps(layer: tuple[int, ...], batch_size: int, dtype: torch.dtype):
 
         @torch.compile(dynamic=False)
         def forward(images):
-            with torch.autocast("cpu", dtype, dtype != torch.float32, cache_enabled=False):
+            with settings.autocast():
                 return conv(images.relu()).relu()
 
         def step() -> float:
@@ -66,15 +66,17 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch._dynamo.config.recompile_limit = 2 * len(LAYERS)
-    device = choose_device("cpu")
-    dtype = torch.bfloat16 if has_native_bfloat16(device) else torch.float32
-    print(f"{processor(device)}, torch {torch.__version__}, {dtype}, {given.threads} thread(s)")
+    device = torch.device("cpu")
+    precision = torch.bfloat16 if has_native_bfloat16(device) else torch.float32
+    settings = DeviceSettings(device, precision, torch.channels_last, True, given.threads)
+    print(", ".join(f"{name} {value}" for name, value in settings.describe().items()))
+    print(f"torch {torch.__version__}")
     print(
         f"{'channels':>11}{'image':>7}{'kernel':>8}{'stride':>8}{'torch':>11}{'product':>11}{'ratio':>8}"
     )
     with retain_freed_memory():
         for layer in LAYERS:
-            both = steps(layer, given.batch_size, dtype)
+            both = steps(layer, given.batch_size, settings)
             for step in both * 2:  # compiles
                 step()
             seconds = [[step() for step in both] for _ in range(given.turns)]

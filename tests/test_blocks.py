@@ -26,7 +26,7 @@ def network(**settings):
     return model.eval()
 
 
-class count_matmuls(TorchDispatchMode):
+class CountMatmuls(TorchDispatchMode):
     """The matrix products in its context."""
 
     def __init__(self):
@@ -153,7 +153,7 @@ def test_convolution_as_product_computes_the_same(side, kernel, stride, bias):
 
     def outcome(as_product):
         conv.as_product = as_product
-        with count_matmuls() as counter:
+        with CountMatmuls() as counter:
             out = conv(images)
         weights = torch.arange(out.numel(), dtype=out.dtype).view(out.shape)
         gradients = torch.autograd.grad((out * weights).sum(), [images, *conv.parameters()])

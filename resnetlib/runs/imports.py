@@ -77,7 +77,7 @@ def import_weights(
     folder = root / experiment.variant / f"{experiment.dataset}-imported-{checksum[:8]}"
     _check_folder(folder, root)
     dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
-    model.to(settings.device, memory_format=settings.memory_format)
+    settings.place(model)
     with cpu_threads(settings.threads):
         images, labels = (part[:TRIAL_IMAGES] for part in dataset.train)
         trials = [_evaluate(model, one, dataset, (images, labels)) for one in candidates]

@@ -31,7 +31,7 @@ def predict_logits(run: Run, images: Tensor, dataset: Dataset) -> Tensor:
     `dataset` is the run's own; its training images determine the normalisation.
     """
     settings = resolve_device_settings(run.experiment)
-    model = run.model().to(settings.device, memory_format=settings.memory_format)
+    model = settings.place(run.model())
     mean, std = normalization(run.experiment.recipe, dataset)
     unlabelled = torch.full((len(images),), -1)
     return evaluate(model, images, unlabelled, mean=mean, std=std).logits
