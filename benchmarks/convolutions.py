@@ -14,6 +14,7 @@ import time
 
 import torch
 
+from resnetlib import blocks
 from resnetlib.blocks import Conv2d
 from resnetlib.device import DeviceSettings, has_native_bfloat16, retain_freed_memory
 
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    blocks.FEW_PIXELS = 32 * 32  # of any output
     torch._dynamo.config.recompile_limit = 2 * len(LAYERS)
     device = torch.device("cpu")
     precision = torch.bfloat16 if has_native_bfloat16(device) else torch.float32

@@ -19,10 +19,10 @@ FEW_PIXELS = 16  # of an output: 4×4
 class Conv2d(nn.Conv2d):
     """torch's convolution; in training, onto few pixels, one matrix product where that is faster.
 
-    So it is with AMX, where oneDNN's gradient of the weights takes most of such a layer's time:
-    forward and backward, 512 to 512 channels at 4×4, 187 ms and as a product 76; 256 to 512 with
-    stride 2, 98 and 39. Onto 8×8 the product is slower (batch 128, bfloat16, one thread, torch
-    2.15; `benchmarks/convolutions.py`).
+    So it is with AMX, where oneDNN's gradient of the weights takes most of a wide layer's time:
+    with a ReLU on both sides, forward and backward, 512 to 512 channels at 4×4 take 1.5 to 1.9
+    times as long as the product, 256 to 512 with stride 2 1.3 to 1.6 times, 128 to 128 0.8 to 0.95;
+    onto 8×8, 0.6 (batch 128, bfloat16, one thread, two runs of `benchmarks/convolutions.py`).
     """
 
     as_product = False  # set by `DeviceSettings.place`
