@@ -293,7 +293,7 @@ DIGESTS = {
     "lite": "94317df7",
     "resnet18": "aef71964",
     "se": "c3bd3452",
-    "wide66": "bd86dbb2",
+    "wide66": "8d94b65d",
 }
 
 
