@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds lists, dicts, strings, numbers and numpy arrays; refuses any other name."""
+    """Builds lists, dicts, strings, numbers, numpy scalars and arrays; refuses any other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -27,7 +27,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 @cache
 def _array_names() -> dict[tuple[str, str], Any]:
-    """What stands for the names in the pickle of an array."""
+    """What stands for the names in the pickle of an array or of a number of numpy."""
     import numpy as np  # only data sets need it
 
     class Array(np.ndarray):
@@ -45,6 +45,7 @@ def _array_names() -> dict[tuple[str, str], Any]:
         ("numpy", "ndarray"): None,
         ("numpy", "dtype"): _ArrayType,
         ("numpy.core.multiarray", "_reconstruct"): lambda *_: Array(0),
+        ("numpy.core.multiarray", "scalar"): _read_scalar,
         ("numpy.core.numeric", "_frombuffer"): from_buffer,  # protocol 5
         ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes in protocol 2
     }
@@ -70,6 +71,12 @@ class _ArrayType:
         import numpy as np
 
         return np.dtype(self.name).newbyteorder(self.order)
+
+
+def _read_scalar(kind: _ArrayType, content: bytes) -> Any:
+    import numpy as np
+
+    return np.frombuffer(content, kind.dtype)[0].item()
 
 
 def unpickle_arrays(content: bytes) -> Any:
@@ -118,12 +125,6 @@ def check_pickle(content: bytes) -> None:
 def pickle_arrays(content: Any) -> bytes:
     """What `unpickle_arrays` reads."""
     return pickle.dumps(content)
-
-
-def _read_scalar(kind: _ArrayType, content: bytes) -> Any:
-    import numpy as np
-
-    return np.frombuffer(content, kind.dtype)[0].item()
 
 
 MAX_EXPANDED = 10_000_000  # objects, each counted wherever it appears

@@ -76,6 +76,8 @@ def test_read_competition_accepts_python_2_files(tmp_path, pixels):
         (7, 3, 5),
         ["7", "3", "5"],
         [b"7", b"3", b"5"],
+        list(np.array([7, 3, 5])),
+        list(np.array(["7", "3", "5"])),
         np.array([7, 3, 5]),
         np.array([7, 3, 5], dtype=np.uint16),
         np.array(["7", "3", "5"]),

@@ -28,7 +28,7 @@ DTYPE = call("numpy", "dtype", text("f8"))
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_unpickle_arrays_reads_plain_data(protocol):
-    content = {b"data": np.arange(12, dtype=np.uint8).reshape(3, 4), b"ids": [1, 2, 3]}
+    content = {b"data": np.arange(12, dtype=np.uint8).reshape(3, 4), b"ids": [1, np.int64(2), 3]}
     read = pickles.unpickle_arrays(pickle.dumps(content, protocol=protocol))
     assert read[b"ids"] == [1, 2, 3]
     assert (read[b"data"] == content[b"data"]).all()
