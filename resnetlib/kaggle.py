@@ -117,13 +117,14 @@ def _images(path: Path, data: Any) -> Tensor:
 
 def _ids(path: Path, ids: Any, images: int) -> tuple[str, ...]:
     file = display_path(path)
-    listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
-    if not isinstance(listed, list | tuple):
+    if not isinstance(ids, list | tuple | np.ndarray):
         raise DataError(f"{file}: ids is {_kind(ids)}; {EXPECTED}")
-    if len(listed) != images:
-        raise DataError(f"{file} has {images:,} images and {len(listed):,} ids")
+    if isinstance(ids, np.ndarray) and ids.ndim != 1:
+        raise DataError(f"{file}: ids has shape {ids.shape}, expected (N,)")
+    if len(ids) != images:
+        raise DataError(f"{file} has {images:,} images and {len(ids):,} ids")
     rows: dict[str, int] = {}
-    for row, value in enumerate(listed):
+    for row, value in enumerate(ids.tolist() if isinstance(ids, np.ndarray) else ids):
         text = _text(value)
         if not text:
             raise DataError(

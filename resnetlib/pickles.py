@@ -36,6 +36,8 @@ def _array_names() -> dict[tuple[str, str], Any]:
             count = len(content) if isinstance(content, list) else None  # numpy does not compare
             if min(shape, default=0) < 0 or (kind.name[0] == "O" and count != math.prod(shape)):
                 raise pickle.UnpicklingError("an array has another size than its content")
+            if count and not all(isinstance(part, int | float | str | bytes) for part in content):
+                raise pickle.UnpicklingError("an array holds more than numbers and strings")
             super().__setstate__((version, shape, kind.dtype, order, content))
 
     def from_buffer(content: bytes, kind: _ArrayType, shape: tuple, order: str) -> np.ndarray:
@@ -88,13 +90,13 @@ _TEXT = "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BI
 _BYTES = "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"
 _NUMBERS = "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT NONE NEWTRUE NEWFALSE"
 _TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
-_CONTAINERS = _TUPLES | {"EMPTY_LIST", "LIST", "EMPTY_DICT", "DICT"}
-_MEMO = "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"
-_OTHER = "PROTO FRAME STOP MARK EMPTY_TUPLE APPEND APPENDS SETITEM SETITEMS"
-_OBJECTS = "GLOBAL STACK_GLOBAL REDUCE BUILD"
-_ALLOWED = _CONTAINERS.union(
-    *(names.split() for names in (_TEXT, _BYTES, _NUMBERS, _MEMO, _OTHER, _OBJECTS))
-)
+_OBJECTS = "GLOBAL STACK_GLOBAL REDUCE"  # names, and what is made of them: types, arrays, bytes
+_SHAREABLE = {*f"{_TEXT} {_BYTES} {_NUMBERS} {_OBJECTS}".split()}
+_PUT = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_GET = {"GET", "BINGET", "LONG_BINGET"}
+_CONTAINERS = "EMPTY_TUPLE EMPTY_LIST LIST EMPTY_DICT DICT"
+_OTHER = "PROTO FRAME STOP MARK APPEND APPENDS SETITEM SETITEMS BUILD"
+_ALLOWED = {*f"{_CONTAINERS} {_OTHER}".split()} | _SHAREABLE | _TUPLES | _PUT | _GET
 MAX_OPCODES = 3_000_000  # a second for a hundred thousand; an id takes one to three
 MAX_TUPLES = 1000  # inside each other; Python crashes at some ten thousand
 
@@ -105,21 +107,21 @@ def check_pickle(content: bytes) -> None:
     No container may appear twice: with that a small file makes one that would take for ever to
     hash or to print. Raises `pickle.UnpicklingError`.
     """
-    containers: set[int] = set()  # their numbers in the memo
-    memoized = tuples = 0
-    before = ""
+    may_be_shared: dict[int, bool] = {}  # by number in the memo
+    tuples = 0
+    maker = ""  # of the topmost object
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         name = opcode.name
         tuples += name in _TUPLES
         if name not in _ALLOWED or count > MAX_OPCODES or tuples > MAX_TUPLES:
             raise pickle.UnpicklingError("it holds more than plain data and arrays")
-        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            number = memoized if name == "MEMOIZE" else int(argument)
-            (containers.add if before in _CONTAINERS else containers.discard)(number)
-            memoized += 1
-        elif name in ("GET", "BINGET", "LONG_BINGET") and int(argument) in containers:
+        if name in _PUT:
+            number = len(may_be_shared) if name == "MEMOIZE" else int(argument)
+            may_be_shared[number] = maker in _SHAREABLE
+        elif name in _GET and not may_be_shared.get(int(argument), True):
             raise pickle.UnpicklingError("it holds a list, mapping or tuple twice")
-        before = name
+        elif name != "FRAME":
+            maker = name
 
 
 def pickle_arrays(content: Any) -> bytes:

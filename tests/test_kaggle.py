@@ -126,7 +126,8 @@ def test_read_competition_refuses_code_without_running_it(
         ({"ids": ["", "3", "5"]}, r"ids\[0\] is ''"),
         ({"ids": [7, b"\xff", 5]}, r"ids\[1\] is b'\\xff'"),
         ({"ids": [7, b"a\xff", 5]}, r"ids\[1\] is b'a\\xff'"),
-        ({"ids": np.zeros((3, 1))}, r"ids\[0\] is \[0.0\]"),
+        ({"ids": np.zeros((3, 1))}, r"ids has shape \(3, 1\), expected \(N,\)"),
+        ({"ids": np.empty((10**9, 0))}, r"ids has shape \(1000000000, 0\), expected \(N,\)"),
         ({"ids": 7}, "ids is of type int"),
     ],
 )
@@ -429,10 +430,30 @@ def _shared(levels, *, container):
     return content
 
 
+def _shared_tuples(levels, noted):
+    """A key of tuples, each of which holds the last one twice, with these operations to note it."""
+    ops = b"".join(b"h%ch%c\x86" % (n, n) + noted(n + 1) + b"0" for n in range(levels))
+    return b"\x80\x04}K\x01\x85" + noted(0) + ops + b"h%cK\x01s." % levels
+
+
+def _shared_arrays(levels):
+    """An array of objects that holds the last one twice, and so on."""
+    content = np.array([1], dtype=object)
+    for _ in range(levels):
+        inner, content = content, np.empty(2, dtype=object)
+        content[:] = [inner, inner]
+    return content
+
+
 BOMBS = {
     "persistent id": b"\x80\x04\x8c\x01aQ.",
     "a key of nested tuples": _nested_tuples(1_000_000),
     "a key of shared tuples": pickle.dumps(({_shared(3, container=tuple): 1}, 0)),
+    "shared tuples noted twice": _shared_tuples(60, lambda n: b"q%cq%c" % (n, n)),
+    "shared tuples noted after a frame": _shared_tuples(
+        60, lambda n: b"\x95" + bytes(8) + b"q%c" % n
+    ),
+    "shared arrays": _shared_arrays(40),
     "shared lists": pickle.dumps({"data": 1, "ids": [_shared(30, container=list)]}),
     "nested lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
     "a number of 5,000 digits as key": pickle.dumps({10**5000: 1}),

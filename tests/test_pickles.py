@@ -77,6 +77,15 @@ def test_unpickle_leaves_numpy_as_it_is():
     assert np.dtype("f8").isnative
 
 
+@pytest.mark.parametrize("noted", [b"q\x00", b"q\x00q\x01q\x00", b"\x94", b"(K\x01eq\x00"])
+@pytest.mark.parametrize("made", [b"]", b"(l", b"}]\x85"])
+def test_check_pickle_refuses_shared_containers(made, noted):
+    once = b"\x80\x04" + made + noted
+    pickles.check_pickle(once + b"K\x01\x86.")
+    with pytest.raises(pickle.UnpicklingError, match="twice"):
+        pickles.check_pickle(once + b"h\x00\x86.")
+
+
 class Exploit:
     def __reduce__(self):
         return os.mkdir, ("exploited",)
