@@ -39,7 +39,6 @@ from .size import check_size
 LONGEST_NAME = 200  # characters of a path in a message
 LONGEST_MISTAKE = 500  # characters of what click says of an argument
 LARGEST_MEMORY = 10_000  # GB, of one run of a sweep
-MOST_GPUS = 100  # of one run of a sweep
 MOST_TRIALS = 10_000  # of a search, like the runs of a grid
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -256,7 +255,7 @@ def _values(parameters: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
 @click.option(
     "--gpus",
     type=click.FloatRange(0),
-    help="GPUs of each run, or the share of one; 1 by default where there are GPUs, else 0. "
+    help="The share of a GPU of each run; 1 by default where there are GPUs, else 0. "
     "Runs that share a GPU share its memory too.",
 )
 @click.option(
@@ -328,8 +327,8 @@ def sweep_command(
 
     if not memory < LARGEST_MEMORY:  # not a number included
         raise ConfigError(f"--memory {memory:g}: give less than {LARGEST_MEMORY:,} GB")
-    if gpus is not None and not gpus <= MOST_GPUS:
-        raise ConfigError(f"--gpus {gpus:g}: give at most {MOST_GPUS}")
+    if gpus is not None and not gpus <= 1:
+        raise ConfigError(f"--gpus {gpus:g}: give at most 1; a run uses one GPU")
     if ranges and (slurm or dry_run):
         raise ConfigError("--search excludes --slurm and --dry-run")
     if slurm and (dry_run or address):

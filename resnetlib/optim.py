@@ -231,9 +231,9 @@ def sharpness_aware(
 class Average(AveragedModel):
     """A copy of the model that `update_parameters(model)` moves towards it after every step.
 
-    Weights and BatchNorm's statistics move alike. The decay is min(decay, (1 + n) / (10 + n))
-    after n updates, so that the average forgets the random initialisation (as TensorFlow's
-    `ExponentialMovingAverage` with `num_updates`).
+    Weights and BatchNorm's statistics move alike. The first update copies them; after n updates
+    the decay is min(decay, (1 + n) / (10 + n)), so that the average forgets the random
+    initialisation (as TensorFlow's `ExponentialMovingAverage` with `num_updates`).
     """
 
     def __init__(self, model: nn.Module, decay: float):

@@ -1263,6 +1263,10 @@ def test_a_damaged_record_is_named(tiny):
     (run.path / "run.json").write_text("{")
     with pytest.raises(RunError, match="damaged"):
         train(tiny())
+    (run.path / "run.json").write_text('{"status": "running", "variant": "lite"}')
+    with pytest.raises(RunError, match=r"run.json is damaged: it lacks dataset, seed, experiment"):
+        train(tiny())
+    assert train(tiny(fresh=True)).status == "done"
 
 
 # Failing machines --------------------------------------------------------------------------------

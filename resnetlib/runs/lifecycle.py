@@ -48,6 +48,11 @@ from .record import (
 from .run import ARTIFACTS, PAGES, Run, load_run
 from .upkeep import drop_checkpoints, remove_leftovers
 
+# What `run.json` has from the start of a run.
+OF_A_RUN = (
+    "variant", "dataset", "seed", "experiment", "fingerprint", "started", "inexact_resumes"
+)  # fmt: skip
+
 
 def check_experiment(experiment: Experiment) -> DeviceSettings:
     """What the experiment would compute with here.
@@ -117,6 +122,7 @@ def train(
                 _resume(training, experiment, state, before, record)
                 record["checkpoints"] = _kept_checkpoints(folder, before)
                 write_record(folder, record)
+                del state  # the trainer has copied it
             else:
                 start_over(folder, record)
             _run_to_end(training, experiment, dataset, folder, record, callbacks)
@@ -201,9 +207,14 @@ def _previous_record(folder: Path, experiment: Experiment) -> dict[str, Any] | N
 
 
 def _check_same(record: dict[str, Any], experiment: Experiment, folder: Path) -> None:
-    """Raise `ConfigError` unless the record in the folder is one of this experiment."""
+    """Raise `ConfigError` unless the record is one of this experiment, `RunError` if damaged."""
     if record["status"] == "imported":
         raise ConfigError(f"{display_path(folder)} holds imported weights; name another folder")
+    if missing := [name for name in OF_A_RUN if name not in record]:
+        raise RunError(
+            f"{display_path(folder / 'run.json')} is damaged: it lacks {', '.join(missing)}; "
+            "`fresh: true` starts over"
+        )
     if record["experiment"] != experiment.digest:
         raise ConfigError(
             f"{display_path(folder)} holds another experiment ({record['variant']}, "

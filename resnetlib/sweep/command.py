@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -112,7 +113,8 @@ def write_slurm(
     tasks = expand_grid(variants, parameters)
     needs = place.needs(tasks[0].experiment.execution, bool(visible_gpus()))
     write_slurm_script(tasks, needs, file, place.at_once)
-    return f"{display_path(file)}: {len(tasks)} tasks; submit them with: sbatch {file}"
+    submit = f"sbatch {shlex.quote(str(file))}"
+    return f"{display_path(file)}: {len(tasks)} tasks; submit them with: {submit}"
 
 
 def _seconds(execution: Execution) -> float:

@@ -55,7 +55,10 @@ class Display:
         for task in running:
             history, epochs = task.history(), task.experiment.recipe.epochs
             done = task.work * len(history) // epochs
-            worked += done - self.first_work.setdefault(task, done)
+            if task not in self.first_work:
+                self.first_work[task] = done
+                self.work -= done
+            worked += done - self.first_work[task]
             if task not in self.bars and len(self.bars) < rows:
                 used = {-bar.pos for bar in self.bars.values()} | {0}
                 self.bars[task] = tqdm(
@@ -77,12 +80,17 @@ class Display:
         """A run is done, with its accuracy, or has ended otherwise."""
         if bar := self.bars.pop(task, None):
             bar.close()
-        if accuracy is None:
-            return
-        self.done += 1
-        self.worked += task.work - self.first_work.pop(task, 0)
+        done = task.work * len(task.history()) // task.experiment.recipe.epochs
+        self.worked += done - self.first_work.pop(task, 0)
+        self.work -= task.work - done  # the rest of one that failed is not waited for
+        if accuracy is not None:
+            self.done += 1
+            self.compare(accuracy, task.score, task.name)
+
+    def compare(self, accuracy: float, score: str, name: str) -> None:
+        """Take note of the accuracy of a run that is done."""
         if self.best is None or accuracy > self.best[0]:
-            self.best = accuracy, f"best {task.score.replace('_', ' ')} {accuracy:.2%}: {task.name}"
+            self.best = accuracy, f"best {score.replace('_', ' ')} {accuracy:.2%}: {name}"
 
     def state(self) -> str:
         return f"{self.done} of {self.runs} runs are done"

@@ -71,6 +71,8 @@ class RunProcess:
         if code is None:
             return None
         self.process.stdin.close()
+        if code < 0:  # what it printed last is no error
+            return Exit(code, f"killed by signal {-code} ({signal.strsignal(-code)})")
         return Exit(code, self._message() if code else "")
 
     def ask_to_stop(self) -> None:

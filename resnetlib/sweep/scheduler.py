@@ -131,7 +131,7 @@ class Scheduler:
         self.waiting.append(task)
 
     def _start_task(self, task: Task) -> None:
-        left = self.until - time.monotonic()
+        left = max(self.until - time.monotonic(), 0)
         settings = {} if left == math.inf else {"stop_after": f"{left:.0f}s"}
         self.engine.start(task, **settings)
         self.running[task] = time.monotonic()
@@ -165,9 +165,8 @@ class Scheduler:
             what = task.score.replace("_accuracy", "")
             self.display.line(f"finished  {task.name}: {what} {accuracy:.2%}, {taken}")
         elif outcome.status == "failed":
-            self.display.line(
-                f"FAILED    {task.name}: {outcome.message} (full output in {task.log})"
-            )
+            output = f" (full output in {task.log})" if task.log.exists() else ""  # or on its node
+            self.display.line(f"FAILED    {task.name}: {outcome.message}{output}")
         elif outcome.status == "stopped":
             self.display.line(f"stopped   {task.name}: its time is over")
         self.display.ended(task, accuracy)
@@ -180,8 +179,10 @@ def carry_out(
     outcomes = {task: Outcome("done") for task in tasks if task.is_complete}
     waiting = [task for task in tasks if task not in outcomes]
     print(f"{len(outcomes)} of {len(tasks)} runs are done; {engine.slots} at once", flush=True)
-    work = sum(task.work for task in waiting)
-    with Scheduler(engine, Display(work, len(tasks), len(outcomes)), seconds) as scheduler:
+    display = Display(sum(task.work for task in waiting), len(tasks), len(outcomes))
+    for task in outcomes:
+        display.compare(float(task.history()[-1][task.score]), task.score, task.name)
+    with Scheduler(engine, display, seconds) as scheduler:
         for task in waiting:
             scheduler.add(task)
         while not scheduler.is_idle:

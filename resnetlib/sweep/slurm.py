@@ -31,7 +31,7 @@ SCRIPT = """\
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output={log}
+#SBATCH --output="{log}"
 
 cd {directory} || exit 1
 PATH={programs}:"$PATH"{environment}
@@ -76,7 +76,7 @@ def slurm_script(
         # A share of a GPU is rounded up: how to share one differs between clusters.
         gpus=f"\n#SBATCH --gpus={math.ceil(needs.gpus)}" if needs.gpus else "",
         time=format_time(seconds),
-        log=f"{file.stem}-%a.log",
+        log=f"{file.stem.replace('%', '%%')}-%a.log",
         directory=shlex.quote(str(Path.cwd())),
         programs=shlex.quote(str(Path(sys.executable).parent)),
         environment="".join(

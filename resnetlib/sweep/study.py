@@ -19,7 +19,7 @@ from ..yaml_core import read_yaml, write_yaml
 from .display import Display
 from .grid import each_note_once, split_outside_brackets
 from .scheduler import Engine, Outcome, Scheduler
-from .task import Task
+from .task import Task, describe
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -188,10 +188,16 @@ class Search:
             trials: of the whole study, earlier calls included.
             seconds: after this time the trials stop; the same call resumes them.
         """
+        from optuna.trial import TrialState
+
         outcomes = []
-        display = Display(trials * Task(self.variant, self.overrides).work, trials, 0)
-        display.done = display.total.n = min(trials, _begun(study))
-        display.line(f"{display.done} of {trials} trials are done; {engine.slots} at once")
+        done = min(trials, _begun(study))
+        work = (trials - done) * Task(self.variant, self.overrides).work
+        display = Display(work, trials, done)
+        for trial in study.get_trials(states=[TrialState.COMPLETE]):
+            name = describe(self.variant, self.overrides | self._values(trial))
+            display.compare(trial.value, METRIC, name)
+        display.line(f"{done} of {trials} trials are done; {engine.slots} at once")
         active: dict[Task, list[Trial]] = {}
         with Scheduler(engine, display, seconds) as scheduler:
             while True:
@@ -200,6 +206,7 @@ class Search:
                     outcomes.append(outcome)
                     for trial in active.pop(task):
                         self._tell(study, trial, task, outcome)
+                display.done = min(trials, _begun(study) - sum(map(len, active.values())))
                 for task in scheduler.running.keys() - scheduler.cancelled:
                     if self._is_pruned(task, active[task]):
                         display.line(f"pruned    {task.name}")

@@ -29,8 +29,8 @@ def invoke(*words):
         (["lite", "--trials", "3"], "--trials and --save belong to a search"),
         (["lite", "--search", "lr=log(0.01,0.3)"], "a search needs --trials N"),
         (["lite", "--memory", "nan"], "--memory nan: give less than 10,000 GB"),
-        (["lite", "--gpus", "nan"], "--gpus nan: give at most 100"),
-        (["lite", "--gpus", "inf"], "--gpus inf: give at most 100"),
+        (["lite", "--gpus", "nan"], "--gpus nan: give at most 1; a run uses one GPU"),
+        (["lite", "--gpus", "2"], "--gpus 2: give at most 1; a run uses one GPU"),
         (["lite", "--search", "lr", "--trials", "3"], "write NAME=log(0.01,0.3)"),
         (["lite", "se", "--search", "lr=log(0.1,1)", "--trials", "3"], "varies one variant"),
         (

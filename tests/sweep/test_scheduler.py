@@ -84,8 +84,9 @@ def test_killed_run_is_started_again_and_resumes(quick, capsys):
     assert "started again" in capsys.readouterr().out
 
 
-def test_run_that_is_always_killed_fails(quick, monkeypatch):
-    monkeypatch.setattr(process, "PROGRAM", ("-c", "import os; os.kill(os.getpid(), 9)"))
+def test_run_that_is_always_killed_fails(quick, monkeypatch, capsys):
+    program = "import os; print('epoch 1/2', flush=True); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(process, "PROGRAM", ("-c", program))
     task = quick()
     started = []
     pool = local()
@@ -94,6 +95,7 @@ def test_run_that_is_always_killed_fails(quick, monkeypatch):
     )
     outcomes = carry_out([task], pool)
     assert statuses(outcomes) == ["failed"] and len(started) == ATTEMPTS
+    assert f"FAILED    {task.name}: killed by signal 9 (" in capsys.readouterr().out
 
 
 def test_locked_run_is_left_to_its_process(quick, capsys):

@@ -6,6 +6,7 @@ import pytest
 
 from resnetlib import load_experiment
 from resnetlib.errors import ConfigError
+from resnetlib.sweep.display import Display
 from resnetlib.sweep.pool import LocalPool, Needs
 from resnetlib.sweep.study import Search, read_range
 from resnetlib.sweep.task import Task
@@ -139,18 +140,26 @@ def test_search_finds_the_best_and_saves_it(search, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_search_stops_bad_trials_early(search, capsys):
+def test_search_stops_bad_trials_early(search, capsys, monkeypatch):
     """Nine epochs: after 1 and 3 only the best third of the trials continues."""
     made = search("lr=choice(0.1,0.4,0.45,0.6)", epochs=9)
     with made.opened() as study:
         for lr in ("0.1", "0.4", "0.45", "0.6"):
             study.enqueue_trial({"lr": lr})
+    displays = []
+    monkeypatch.setattr(
+        "resnetlib.sweep.study.Display", lambda *a: displays.append(Display(*a)) or displays[-1]
+    )
     study, _ = carry_out(made, 4)
     by_rate = {trial.params["lr"]: trial for trial in study.get_trials()}
     assert by_rate["0.1"].state.name == "COMPLETE"
     pruned = [trial for trial in by_rate.values() if trial.state.name == "PRUNED"]
     assert pruned and all(len(trial.intermediate_values) < 9 for trial in pruned)
     assert "pruned " in capsys.readouterr().out
+    carry_out(made, 4)
+    for display in displays:  # of this call and of one that finds nothing to do
+        assert display.state() == "4 of 4 runs are done"
+        assert display.best[1].endswith("lr 0.1")
 
 
 def is_pruned(search, trial, *accuracies):
