@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import bleach
 import nbformat
+import nh3
 from matplotlib.colors import to_hex
 from nbconvert import HTMLExporter, preprocessors
 from nbformat import NotebookNode, v4
@@ -142,6 +142,8 @@ def _bound_size(notebook: NotebookNode) -> None:
         for output in cell.get("outputs", []):
             if "text" in output:
                 output.text = _bounded(output.text, left, "output")
+            if "traceback" in output:
+                output.traceback = [_bounded(line, left, "output") for line in output.traceback]
             data = output.get("data", {})
             for kind, content in data.items():
                 image = kind.startswith("image/") and kind != "image/svg+xml"
@@ -328,46 +330,38 @@ _BLOCKS = ["blockquote", "dd", "div", "dl", "dt", "hr", "li", "ol", "p", "pre", 
 _TABLES = ["caption", "table", "tbody", "td", "tfoot", "th", "thead", "tr"]
 _HEADINGS = [f"h{level}" for level in range(1, 7)]
 _EMBEDDED = "embedded-image/"  # stands for data:image/, an address that the sanitizer refuses
-_SANITIZER = bleach.Cleaner(
-    tags={*_INLINE, *_BLOCKS, *_TABLES, *_HEADINGS},
-    attributes={
-        "*": ["class"],
-        "a": ["href"],
-        "img": lambda tag, name, value: (
-            name == "alt" or (name == "src" and value.startswith(_EMBEDDED))
-        ),
-        "span": ["id"],  # the target of papermill's link to the cell that failed
-        **{heading: ["id"] for heading in _HEADINGS},
-        **{cell: ["colspan", "rowspan"] for cell in ("td", "th")},
-    },
-    strip=True,
-)
+_ATTRIBUTES = {
+    "*": {"class"},
+    "a": {"href"},
+    "img": {"alt", "src"},
+    "span": {"id"},  # the target of papermill's link to the cell that failed
+    **{heading: {"id"} for heading in _HEADINGS},
+    **{cell: {"colspan", "rowspan"} for cell in ("td", "th")},
+}
 
 
-DEEPEST = 100  # elements inside each other; the sanitizer needs the square of the depth
-_UNCLOSED = {"br", "dd", "dt", "hr", "img", "input", "li", "link", "meta", "p", "td", "th", "tr"}
-
-
-def _depth(html: str) -> int:
-    """How many elements are inside each other, at most."""
-    depth = deepest = 0
-    for closes, name in re.findall(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)", html):
-        if name.lower() not in _UNCLOSED:
-            depth += -1 if closes else 1
-            deepest = max(deepest, depth)
-    return deepest
+def _keep(tag: str, attribute: str, value: str) -> str | None:
+    """The attribute's value; None for the address of an image that is not in the page."""
+    is_remote = (tag, attribute) == ("img", "src") and not value.startswith(_EMBEDDED)
+    return None if is_remote else value
 
 
 def clean_html(html: str) -> str:
     """HTML without scripts, styles and remote addresses; tables and text stay."""
-    if _depth(str(html)) > DEEPEST:
-        return f"<p>HTML with more than {DEEPEST} elements inside each other is left out.</p>"
-    html = re.sub(r"<(script|style)\b.*?</\1\s*>", "", str(html), flags=re.DOTALL | re.IGNORECASE)
-    html = html.replace('src="data:image/', f'src="{_EMBEDDED}')
-    html = _SANITIZER.clean(html)
+    html = str(html).encode(errors="replace").decode()  # without halves of surrogate pairs
+    html = nh3.clean(
+        html.replace('src="data:image/', f'src="{_EMBEDDED}'),
+        tags={*_INLINE, *_BLOCKS, *_TABLES, *_HEADINGS},
+        clean_content_tags={"script", "style"},
+        attributes=_ATTRIBUTES,
+        attribute_filter=_keep,
+        url_schemes={"http", "https", "mailto"},
+        link_rel=None,
+    )
     return html.replace(f'src="{_EMBEDDED}', 'src="data:image/')
 
 
 def sections(html: str) -> list[tuple[str, str]]:
-    """Anchor and text (HTML) of every heading of the second level."""
-    return re.findall(r'<h2 id="(.*?)">(.*?)<a class="anchor-link"', html, re.DOTALL)
+    """Anchor and text (HTML) of every heading of the second level that a text cell has."""
+    heading = r'<h2 id="([^"]*)">((?:(?!</h2>).)*?)<a class="anchor-link"'
+    return re.findall(heading, html, re.DOTALL)

@@ -258,6 +258,27 @@ def test_bare_notebook_makes_a_report(recorded, open_page):
     assert image.evaluate("image => image.naturalWidth") == 1
 
 
+def test_contents_have_the_headings_of_text_cells(recorded, open_page):
+    cells = [
+        cell_with_output("text/html", '<h2 id="in-output">Output</h2><p>printed</p>'),
+        new_markdown_cell("## First part"),
+    ]
+    page = open_page(write_report(recorded, notebook_of(recorded.path / "a.ipynb", *cells)))
+    assert page.locator("nav a[href^='#']").all_inner_texts()[-1] == "First part"
+    assert "printed" not in page.locator("nav").first.inner_text()
+
+
+def test_report_keeps_tables_and_many_elements(recorded, open_page):
+    """Elements that are never closed, or close themselves, do not count as nested."""
+    table = "<table>" + "<col>" * 150 + "<tr><th colspan=2>head<td>cell</table>"
+    drawing = "<svg>" + '<path d="M0"/>' * 150 + "</svg><p>below</p>"
+    cells = [cell_with_output("text/html", table), cell_with_output("text/html", drawing)]
+    page = open_page(write_report(recorded, notebook_of(recorded.path / "a.ipynb", *cells)))
+    assert page.get_by_role("cell", name="cell").is_visible()
+    assert page.locator("th[colspan='2']").count() == 1
+    assert page.get_by_text("below").is_visible()
+
+
 # Hostile content ---------------------------------------------------------------------------------
 
 HOSTILE = """
@@ -318,6 +339,12 @@ LARGE = {
     ),
     "html": lambda: cell_with_output("text/html", "<b>" * 7_000_000),
     "nested html": lambda: cell_with_output("text/html", "<div>" * 100_000),
+    "closing tags": lambda: cell_with_output("text/html", "<div></x>" * 10_000),
+    "unclosed scripts": lambda: cell_with_output("text/html", "<script " * 12_000),
+    "headings": lambda: cell_with_output("text/html", '<h2 id="a">x</h2>' * 5000),
+    "traceback": lambda: new_code_cell(
+        "x", outputs=[new_output("error", traceback=["\x1b[31mx" * 2_000_000])]
+    ),
     "markdown": lambda: new_markdown_cell("*a*" * 2_000_000),
     "quotes": lambda: new_markdown_cell(">" * 100_000 + "a"),
     "code": lambda: new_code_cell("x = 1\n" * 3_000_000),
