@@ -94,7 +94,8 @@ def _unpickle(path: Path) -> Any:
     file = display_path(path)
     try:
         pickles.check_pickle(content)
-        return pickles.unpickle_arrays(content)
+        with pickles.bounded_memory(2**30 + 3 * len(content)):
+            return pickles.unpickle_arrays(content)
     except Exception as error:  # a damaged pickle may raise anything
         reason = shorten_line(str(error)) or type(error).__name__
         if isinstance(error, ValueError):  # of pickletools or numpy, in terms of the format
@@ -123,13 +124,17 @@ def _ids(path: Path, ids: Any, images: int) -> tuple[str, ...]:
         raise DataError(f"{file}: ids has shape {ids.shape}, expected (N,)")
     if len(ids) != images:
         raise DataError(f"{file} has {images:,} images and {len(ids):,} ids")
+    try:
+        listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
+    except (SystemError, ValueError):
+        raise DataError(f"{file}: ids has text that is not Unicode") from None
     rows: dict[str, int] = {}
-    for row, value in enumerate(ids.tolist() if isinstance(ids, np.ndarray) else ids):
+    for row, value in enumerate(listed):
         text = _text(value)
         if not text:
             raise DataError(
-                f"{file}: ids[{row}] is {shorten(value)}, expected an integer or a string "
-                f"of at most {ID_CHARACTERS} printable characters"
+                f"{file}: ids[{row}] is {shorten_line(shorten(value))}, expected an integer or a "
+                f"string of at most {ID_CHARACTERS} printable characters"
             )
         if FORMULA.match(text):
             raise DataError(

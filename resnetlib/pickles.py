@@ -36,12 +36,19 @@ def _array_names() -> dict[tuple[str, str], Any]:
             count = len(content) if isinstance(content, list) else None  # numpy does not compare
             if min(shape, default=0) < 0 or (kind.name[0] == "O" and count != math.prod(shape)):
                 raise pickle.UnpicklingError("an array has another size than its content")
-            if count and not all(isinstance(part, int | float | str | bytes) for part in content):
+            if count and not all(
+                isinstance(part, int | float | str | bytes | None) for part in content
+            ):
                 raise pickle.UnpicklingError("an array holds more than numbers and strings")
             super().__setstate__((version, shape, kind.dtype, order, content))
 
-    def from_buffer(content: bytes, kind: _ArrayType, shape: tuple, order: str) -> np.ndarray:
-        return np.frombuffer(content, kind.dtype).reshape(shape, order=order)
+    def from_buffer(
+        content: bytes, kind: _ArrayType, shape: tuple, order: str, axes: tuple | None = None
+    ) -> np.ndarray:
+        array = np.frombuffer(content, kind.dtype)
+        if axes is None:
+            return array.reshape(shape, order=order)
+        return array.reshape(shape).transpose(axes)  # numpy 2.4, of a transposed array
 
     return {
         ("numpy", "ndarray"): None,
@@ -113,10 +120,13 @@ def check_pickle(content: bytes) -> None:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         name = opcode.name
         tuples += name in _TUPLES
+        tuples -= name == "REDUCE" and maker in _TUPLES  # arguments, as of a number of numpy
         if name not in _ALLOWED or count > MAX_OPCODES or tuples > MAX_TUPLES:
             raise pickle.UnpicklingError("it holds more than plain data and arrays")
         if name in _PUT:
             number = len(may_be_shared) if name == "MEMOIZE" else int(argument)
+            if number > MAX_OPCODES:  # the memo is as long as its largest number
+                raise pickle.UnpicklingError("it numbers more objects than it has")
             may_be_shared[number] = maker in _SHAREABLE
         elif name in _GET and not may_be_shared.get(int(argument), True):
             raise pickle.UnpicklingError("it holds a list, mapping or tuple twice")
@@ -179,8 +189,12 @@ def _check_archive(content: bytes) -> None:
 
 
 @contextmanager
-def _bounded_memory(allowance: int) -> Iterator[None]:
-    """Where allocating more bytes than these raises an error; only Linux has such a bound."""
+def bounded_memory(allowance: int) -> Iterator[None]:
+    """Where allocating more bytes than these raises an error; only Linux has such a bound.
+
+    It holds for the whole process: not for several threads at once, of which one would restore the
+    bound of another.
+    """
     statm = Path("/proc/self/statm")
     if not statm.exists():
         yield
@@ -213,6 +227,6 @@ def unpickle_tensors(content: bytes) -> Any:
     with (
         warnings.catch_warnings(action="ignore"),  # on formats that torch then refuses
         torch.serialization.safe_globals(known),
-        _bounded_memory(2**30 + 3 * len(content)),
+        bounded_memory(2**30 + 3 * len(content)),
     ):
         return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")

@@ -129,6 +129,8 @@ def test_read_competition_refuses_code_without_running_it(
         ({"ids": np.zeros((3, 1))}, r"ids has shape \(3, 1\), expected \(N,\)"),
         ({"ids": np.empty((10**9, 0))}, r"ids has shape \(1000000000, 0\), expected \(N,\)"),
         ({"ids": 7}, "ids is of type int"),
+        ({"ids": [np.zeros((100, 100), "u1"), 1, 2]}, r"ids\[0\] is "),
+        ({"ids": np.frombuffer(b"\xff" * 12, "<U1")}, "ids has text that is not Unicode"),
     ],
 )
 def test_read_competition_names_wrong_content_in_one_line(write, pixels, change, message):

@@ -38,7 +38,8 @@ def test_unpickle_arrays_reads_plain_data(protocol):
 @pytest.mark.parametrize("kind", ["u1", "<i8", ">i4", "f4", "b1", "S3", "<U3", ">U3", "O"])
 def test_unpickle_arrays_reads_every_plain_kind(kind, protocol):
     array = np.array([[1, 0], [2, 3], [4, 5]]).astype(kind)
-    for given in (array, array.T, array[1:]):
+    cube = np.zeros((2, 3, 4)).astype(kind).transpose(0, 2, 1)  # protocol 5 names its axes
+    for given in (array, array.T, array[1:], cube):
         read = pickles.unpickle_arrays(pickle.dumps(given, protocol=protocol))
         assert read.dtype.newbyteorder("=") == given.dtype.newbyteorder("=")
         assert (read.shape, read.tolist()) == (given.shape, given.tolist())
@@ -75,6 +76,20 @@ def test_unpickle_leaves_numpy_as_it_is():
     pickles.unpickle_arrays(b"\x80\x02" + swapped + b".")
     pickles.unpickle_tensors(archive(ops=swapped))
     assert np.dtype("f8").isnative
+
+
+@pytest.mark.parametrize("protocol", range(1, 6))
+def test_check_pickle_accepts_many_numbers_of_numpy(protocol):
+    content = {"ids": list(np.arange(3000)), "labels": np.array([None, "a"], dtype=object)}
+    pickled = pickle.dumps(content, protocol=protocol)
+    pickles.check_pickle(pickled)
+    read = pickles.unpickle_arrays(pickled)
+    assert read["ids"] == list(range(3000)) and read["labels"].tolist() == [None, "a"]
+
+
+def test_check_pickle_refuses_a_long_memo():
+    with pytest.raises(pickle.UnpicklingError, match="numbers more objects"):
+        pickles.check_pickle(b"\x80\x02]r" + struct.pack("<I", 30_000_000) + b".")
 
 
 @pytest.mark.parametrize("noted", [b"q\x00", b"q\x00q\x01q\x00", b"\x94", b"(K\x01eq\x00"])

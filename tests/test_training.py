@@ -1260,11 +1260,15 @@ def test_train_removes_temporary_files_of_a_killed_run(tiny):
 @pytest.mark.slow
 def test_a_damaged_record_is_named(tiny):
     run = train(tiny())
+    record = run.record
     (run.path / "run.json").write_text("{")
     with pytest.raises(RunError, match="damaged"):
         train(tiny())
     (run.path / "run.json").write_text('{"status": "running", "variant": "lite"}')
     with pytest.raises(RunError, match=r"run.json is damaged: it lacks dataset, seed, experiment"):
+        train(tiny())
+    (run.path / "run.json").write_text(json.dumps(record | {"fingerprint": None}))
+    with pytest.raises(RunError, match=r"run.json is damaged: it lacks fingerprint;"):
         train(tiny())
     assert train(tiny(fresh=True)).status == "done"
 

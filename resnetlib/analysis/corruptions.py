@@ -2,7 +2,8 @@
 
 Seven corruptions at five severities. Where CIFAR-10-C has the corruption, the severities are its
 own for 32×32 images (Hendrycks & Dietterich 2019, `make_cifar_c.py`), for brightness at mid-grey
-alone; the operations are torchvision's, so accuracies lie near those on CIFAR-10-C but are not the same.
+alone; the operations are torchvision's, so accuracies lie near those on CIFAR-10-C but are not the
+same.
 """
 
 import io

@@ -142,8 +142,10 @@ def _bound_size(notebook: NotebookNode) -> None:
         for output in cell.get("outputs", []):
             if "text" in output:
                 output.text = _bounded(output.text, left, "output")
-            if "traceback" in output:
-                output.traceback = [_bounded(line, left, "output") for line in output.traceback]
+            if output.output_type == "error":
+                if isinstance(output.traceback, str):
+                    raise ValueError("its lines are not in a list")
+                output.traceback = [_bounded("\n".join(output.traceback), left, "output")]
             data = output.get("data", {})
             for kind, content in data.items():
                 image = kind.startswith("image/") and kind != "image/svg+xml"
@@ -326,7 +328,20 @@ def _describe_images(notebook: NotebookNode, variant: str) -> None:
 
 # nbconvert's own filter would remove headings, paragraphs and table headers.
 _INLINE = ["a", "abbr", "b", "br", "code", "del", "em", "i", "img", "span", "strong", "sub", "sup"]
-_BLOCKS = ["blockquote", "dd", "div", "dl", "dt", "hr", "li", "ol", "p", "pre", "ul"]
+_BLOCKS = [
+    "blockquote",
+    "dd",
+    "details",
+    "div",
+    "dl",
+    "dt",
+    "figcaption",
+    "figure",
+    "hr",
+    "li",
+    "ol",
+]
+_BLOCKS += ["p", "pre", "section", "summary", "ul"]
 _TABLES = ["caption", "table", "tbody", "td", "tfoot", "th", "thead", "tr"]
 _HEADINGS = [f"h{level}" for level in range(1, 7)]
 _EMBEDDED = "embedded-image/"  # stands for data:image/, an address that the sanitizer refuses
@@ -346,9 +361,31 @@ def _keep(tag: str, attribute: str, value: str) -> str | None:
     return None if is_remote else value
 
 
+# Elements that HTML opens again in every block until they are closed.
+_REOPENED = "a|b|big|code|em|font|i|nobr|s|small|strike|strong|tt|u"
+_ATTRIBUTE = r"""\s+[\w:-]+(?:=(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=`]+))?"""
+_WHOLE = re.compile(  # one with text alone, and what is never open
+    rf"<({_REOPENED}|span)(?:{_ATTRIBUTE})*\s*>[^<]*</\1\s*>|<(?:br|img)(?:{_ATTRIBUTE})*\s*/?>",
+    re.IGNORECASE,
+)
+MOST_REOPENED = 20  # a page may have each of them in every block
+DEEPEST = 100  # inside each other
+
+
+def _count_reopened(html: str) -> int:
+    """How many elements that are opened again may be open, at most."""
+    for _ in range(DEEPEST):
+        html, found = _WHOLE.subn("x", html)
+        if not found:
+            break
+    return len(re.findall(rf"<(?:{_REOPENED})\b", html, re.IGNORECASE))
+
+
 def clean_html(html: str) -> str:
-    """HTML without scripts, styles and remote addresses; tables and text stay."""
+    """HTML without scripts, styles, drawings and remote addresses; tables and text stay."""
     html = str(html).encode(errors="replace").decode()  # without halves of surrogate pairs
+    if _count_reopened(html) > MOST_REOPENED:
+        return f"<p>HTML with more than {MOST_REOPENED} unclosed elements is left out.</p>"
     html = nh3.clean(
         html.replace('src="data:image/', f'src="{_EMBEDDED}'),
         tags={*_INLINE, *_BLOCKS, *_TABLES, *_HEADINGS},
@@ -363,5 +400,9 @@ def clean_html(html: str) -> str:
 
 def sections(html: str) -> list[tuple[str, str]]:
     """Anchor and text (HTML) of every heading of the second level that a text cell has."""
-    heading = r'<h2 id="([^"]*)">((?:(?!</h2>).)*?)<a class="anchor-link"'
-    return re.findall(heading, html, re.DOTALL)
+    heading = r'<h2 id="([^"]*)">((?:(?!</?h2\b).)*?)<a class="anchor-link"'
+    marks = {"code", "em", "strong", "sub", "sup"}
+    return [
+        (anchor, nh3.clean(text, tags=marks, attributes={}))
+        for anchor, text in re.findall(heading, html, re.DOTALL)
+    ]

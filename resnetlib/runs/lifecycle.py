@@ -49,9 +49,10 @@ from .run import ARTIFACTS, PAGES, Run, load_run
 from .upkeep import drop_checkpoints, remove_leftovers
 
 # What `run.json` has from the start of a run.
-OF_A_RUN = (
-    "variant", "dataset", "seed", "experiment", "fingerprint", "started", "inexact_resumes"
-)  # fmt: skip
+OF_A_RUN = {
+    "variant": str, "dataset": str, "seed": int, "experiment": str, "started": str,
+    "fingerprint": dict, "inexact_resumes": list,
+}  # fmt: skip
 
 
 def check_experiment(experiment: Experiment) -> DeviceSettings:
@@ -210,7 +211,8 @@ def _check_same(record: dict[str, Any], experiment: Experiment, folder: Path) ->
     """Raise `ConfigError` unless the record is one of this experiment, `RunError` if damaged."""
     if record["status"] == "imported":
         raise ConfigError(f"{display_path(folder)} holds imported weights; name another folder")
-    if missing := [name for name in OF_A_RUN if name not in record]:
+    kinds = OF_A_RUN.items()
+    if missing := [name for name, kind in kinds if not isinstance(record.get(name), kind)]:
         raise RunError(
             f"{display_path(folder / 'run.json')} is damaged: it lacks {', '.join(missing)}; "
             "`fresh: true` starts over"

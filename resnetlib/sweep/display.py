@@ -81,8 +81,9 @@ class Display:
         if bar := self.bars.pop(task, None):
             bar.close()
         done = task.work * len(task.history()) // task.experiment.recipe.epochs
-        self.worked += done - self.first_work.pop(task, 0)
-        self.work -= task.work - done  # the rest of one that failed is not waited for
+        self.worked += done - self.first_work.get(task, done)
+        # What one that failed has left is not waited for, nor one that no look has seen.
+        self.work -= task.work - (done if self.first_work.pop(task, None) is not None else 0)
         if accuracy is not None:
             self.done += 1
             self.compare(accuracy, task.score, task.name)
@@ -99,7 +100,7 @@ class Display:
         parts = [self.state()]
         if self.best:
             parts.append(self.best[1])
-        if worked:
+        if worked > 0:
             left = (time.monotonic() - self.began) * (self.work - worked) / worked
             parts.append(f"about {duration(max(left, 0))} left")
         return "; ".join(parts)

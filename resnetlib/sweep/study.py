@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,9 +192,8 @@ class Search:
         from optuna.trial import TrialState
 
         outcomes = []
-        done = min(trials, _begun(study))
-        work = (trials - done) * Task(self.variant, self.overrides).work
-        display = Display(work, trials, done)
+        done = min(trials, _ended(study))
+        display = Display((trials - done) * self._usual_work, trials, done)
         for trial in study.get_trials(states=[TrialState.COMPLETE]):
             name = describe(self.variant, self.overrides | self._values(trial))
             display.compare(trial.value, METRIC, name)
@@ -206,7 +206,7 @@ class Search:
                     outcomes.append(outcome)
                     for trial in active.pop(task):
                         self._tell(study, trial, task, outcome)
-                display.done = min(trials, _begun(study) - sum(map(len, active.values())))
+                display.done = min(trials, _ended(study))
                 for task in scheduler.running.keys() - scheduler.cancelled:
                     if self._is_pruned(task, active[task]):
                         display.line(f"pruned    {task.name}")
@@ -214,6 +214,11 @@ class Search:
                 if not active and (_begun(study) >= trials or not scheduler.has_time):
                     break
         return outcomes
+
+    @cached_property
+    def _usual_work(self) -> int:
+        """That of a trial which changes neither network nor epochs."""
+        return Task(self.variant, self.overrides).work
 
     def _ask_for_trials(
         self, study: "Study", trials: int, scheduler: Scheduler, active: dict[Task, list["Trial"]]
@@ -239,12 +244,15 @@ class Search:
             except ConfigError as error:  # settings that contradict each other
                 scheduler.display.line(f"FAILED    trial {trial.number}: {error}")
                 study.tell(trial, state=TrialState.FAIL)
+                scheduler.display.work -= self._usual_work
                 continue
             same = next((other for other in active if other.folder == task.folder), None)
             if same is None:
                 active[task] = [trial]
                 scheduler.add(task)
+                scheduler.display.work += task.work - self._usual_work
             else:
+                scheduler.display.work -= self._usual_work
                 active[same].append(trial)
 
     def _is_pruned(self, task: Task, trials: Sequence["Trial"]) -> bool:
@@ -380,6 +388,13 @@ def _begun(study: "Study") -> int:
     again = _carried_out_again(study)
     trials = study.get_trials(deepcopy=False)
     return sum(t.number not in again and t.state.name != "WAITING" for t in trials)
+
+
+def _ended(study: "Study") -> int:
+    """How many different trials are complete, stopped early or failed."""
+    again = _carried_out_again(study)
+    trials = study.get_trials(deepcopy=False)
+    return sum(t.number not in again and t.state.is_finished() for t in trials)
 
 
 def _report(trial: "Trial", history: Sequence[Mapping[str, str]]) -> list[int]:

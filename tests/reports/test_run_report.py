@@ -271,12 +271,15 @@ def test_contents_have_the_headings_of_text_cells(recorded, open_page):
 def test_report_keeps_tables_and_many_elements(recorded, open_page):
     """Elements that are never closed, or close themselves, do not count as nested."""
     table = "<table>" + "<col>" * 150 + "<tr><th colspan=2>head<td>cell</table>"
+    styled = "<p><a href='#x'><code>kept</code></a> <b>a > b<br></b></p>" * 30
     drawing = "<svg>" + '<path d="M0"/>' * 150 + "</svg><p>below</p>"
     cells = [cell_with_output("text/html", table), cell_with_output("text/html", drawing)]
+    cells.append(cell_with_output("text/html", f"<details><summary>{styled}</summary></details>"))
     page = open_page(write_report(recorded, notebook_of(recorded.path / "a.ipynb", *cells)))
     assert page.get_by_role("cell", name="cell").is_visible()
     assert page.locator("th[colspan='2']").count() == 1
     assert page.get_by_text("below").is_visible()
+    assert page.get_by_text("kept").count() == 30
 
 
 # Hostile content ---------------------------------------------------------------------------------
@@ -339,6 +342,12 @@ LARGE = {
     ),
     "html": lambda: cell_with_output("text/html", "<b>" * 7_000_000),
     "nested html": lambda: cell_with_output("text/html", "<div>" * 100_000),
+    "reopened elements": lambda: cell_with_output(
+        "text/html", "".join(f"<b class={n}><p>" for n in range(6000))
+    ),
+    "quoted closing tags": lambda: cell_with_output(
+        "text/html", "".join(f'<b class={n} x"y="></b>"><p>' for n in range(3000))
+    ),
     "closing tags": lambda: cell_with_output("text/html", "<div></x>" * 10_000),
     "unclosed scripts": lambda: cell_with_output("text/html", "<script " * 12_000),
     "headings": lambda: cell_with_output("text/html", '<h2 id="a">x</h2>' * 5000),

@@ -103,6 +103,16 @@ def carry_out(search, trials, seconds=float("inf")):
         return study, [outcome.status for outcome in outcomes]
 
 
+@pytest.fixture
+def displays(monkeypatch):
+    """What each search displays on."""
+    made = []
+    monkeypatch.setattr(
+        "resnetlib.sweep.study.Display", lambda *a: made.append(Display(*a)) or made[-1]
+    )
+    return made
+
+
 def states(study):
     return [trial.state.name for trial in study.get_trials()]
 
@@ -140,16 +150,12 @@ def test_search_finds_the_best_and_saves_it(search, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_search_stops_bad_trials_early(search, capsys, monkeypatch):
+def test_search_stops_bad_trials_early(search, capsys, displays):
     """Nine epochs: after 1 and 3 only the best third of the trials continues."""
     made = search("lr=choice(0.1,0.4,0.45,0.6)", epochs=9)
     with made.opened() as study:
         for lr in ("0.1", "0.4", "0.45", "0.6"):
             study.enqueue_trial({"lr": lr})
-    displays = []
-    monkeypatch.setattr(
-        "resnetlib.sweep.study.Display", lambda *a: displays.append(Display(*a)) or displays[-1]
-    )
     study, _ = carry_out(made, 4)
     by_rate = {trial.params["lr"]: trial for trial in study.get_trials()}
     assert by_rate["0.1"].state.name == "COMPLETE"
@@ -270,15 +276,17 @@ def test_failed_and_diverged_trials_are_told_apart(search):
 
 
 @pytest.mark.slow
-def test_search_resumes_the_trials_that_were_cut_off(search, monkeypatch):
+def test_search_resumes_the_trials_that_were_cut_off(search, monkeypatch, displays):
     monkeypatch.setattr(Search, "_is_pruned", lambda *_: False)
     made = search("lr=linear(0.1,0.2)", epochs=15)
     study, outcomes = carry_out(made, 2, seconds=1)
     assert outcomes == ["stopped", "stopped"]
     assert states(study) == ["RUNNING", "RUNNING"]
+    assert displays[0].state() == "0 of 2 runs are done"
     cut_off = [trial.params for trial in study.get_trials()]
     study, outcomes = carry_out(made, 2)
     assert states(study) == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    assert displays[1].state() == "2 of 2 runs are done"
     assert [trial.params for trial in study.get_trials()[2:]] == cut_off
     assert made.describe(study).startswith("2 trials complete, 0 stopped early, 0 failed")
     (log, _) = sorted((made.folder.parents[1] / "lite").glob("*/starts.txt"))
