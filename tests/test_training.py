@@ -1244,15 +1244,14 @@ def test_train_refuses_a_link_in_the_run_folder(tiny, tmp_path, name, is_named):
 @pytest.mark.slow
 def test_train_removes_temporary_files_of_a_killed_run(tiny):
     experiment = tiny()
+    record = train(experiment).record | {"status": "running", "checkpoints": {}}
     for name in ("run.json", "metrics.json", "figures/curves.png", "report.html"):
         path = experiment.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(f".{path.name}.ab_12xyz").touch()
-    (experiment.folder / "checkpoints").mkdir()
+    (experiment.folder / "checkpoints").mkdir(exist_ok=True)
     (experiment.folder / "checkpoints" / ".epoch-00001-step-000000.pt.ab_12xyz").touch()
-    (experiment.folder / "run.json").write_text(
-        json.dumps({"experiment": experiment.digest, "status": "running", "checkpoints": {}})
-    )
+    (experiment.folder / "run.json").write_text(json.dumps(record))
     run = train(experiment)
     assert [path.name for path in run.path.rglob(".*")] == [".lock"]
 
