@@ -94,7 +94,7 @@ def _unpickle(path: Path) -> Any:
     file = display_path(path)
     try:
         pickles.check_pickle(content)
-        with pickles.bounded_memory(2**30 + 3 * len(content)):
+        with pickles.bounded_memory(len(content)):
             return pickles.unpickle_arrays(content)
     except Exception as error:  # a damaged pickle may raise anything
         reason = shorten_line(str(error)) or type(error).__name__

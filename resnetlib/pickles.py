@@ -189,8 +189,8 @@ def _check_archive(content: bytes) -> None:
 
 
 @contextmanager
-def bounded_memory(allowance: int) -> Iterator[None]:
-    """Where allocating more bytes than these raises an error; only Linux has such a bound.
+def bounded_memory(file_size: int) -> Iterator[None]:
+    """Where reading a file of so many bytes may take 1 GiB and three times its size, on Linux.
 
     It holds for the whole process: not for several threads at once, of which one would restore the
     bound of another.
@@ -202,7 +202,7 @@ def bounded_memory(allowance: int) -> Iterator[None]:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    bound = int(statm.read_text().split()[0]) * resource.getpagesize() + allowance
+    bound = int(statm.read_text().split()[0]) * resource.getpagesize() + 2**30 + 3 * file_size
     bound = min([bound, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)])
     resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
     try:
@@ -227,6 +227,6 @@ def unpickle_tensors(content: bytes) -> Any:
     with (
         warnings.catch_warnings(action="ignore"),  # on formats that torch then refuses
         torch.serialization.safe_globals(known),
-        bounded_memory(2**30 + 3 * len(content)),
+        bounded_memory(len(content)),
     ):
         return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")

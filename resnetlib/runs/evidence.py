@@ -24,6 +24,7 @@ from ..evaluation import Evaluation, evaluate
 from ..experiment import Experiment
 from ..resnet import ResNet
 from ..schema import NUM_CLASSES
+from .record import RECORD_KEYS
 from .run import (
     LARGEST_FILE,
     LARGEST_OTHER_FILE,
@@ -177,9 +178,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")
     return content
-
-
-RECORD_KEYS = {"status": str, "variant": str, "dataset": str, "seed": int, "experiment": str}
 
 
 def _read_record(path: Path) -> dict[str, Any]:

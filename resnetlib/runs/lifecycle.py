@@ -38,6 +38,7 @@ from .checkpoint import (
 from .drive import CopyToDrive, copy_run, fetch_run, is_done, local_folder, read_record
 from .interrupts import StopOnSignal, TimeLimit
 from .record import (
+    RECORD_KEYS,
     artifact_checksums,
     check_fingerprint,
     make_folder,
@@ -49,10 +50,7 @@ from .run import ARTIFACTS, PAGES, Run, load_run
 from .upkeep import drop_checkpoints, remove_leftovers
 
 # What `run.json` has from the start of a run.
-OF_A_RUN = {
-    "variant": str, "dataset": str, "seed": int, "experiment": str, "started": str,
-    "fingerprint": dict, "inexact_resumes": list,
-}  # fmt: skip
+OF_A_RUN = RECORD_KEYS | {"fingerprint": dict, "started": str, "inexact_resumes": list}
 
 
 def check_experiment(experiment: Experiment) -> DeviceSettings:

@@ -33,6 +33,8 @@ STEP_MODULES = (  # whose source decides what a training step computes
     "training",
 )
 VERSIONS_OF = ("resnetlib", "torch", "torchvision", "numpy", "scikit-learn")
+# What every `run.json` has, that of imported weights too.
+RECORD_KEYS = {"status": str, "variant": str, "dataset": str, "seed": int, "experiment": str}
 
 
 def make_folder(folder: Path) -> None:

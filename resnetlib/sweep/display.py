@@ -81,9 +81,12 @@ class Display:
         if bar := self.bars.pop(task, None):
             bar.close()
         done = task.work * len(task.history()) // task.experiment.recipe.epochs
-        self.worked += done - self.first_work.get(task, done)
-        # What one that failed has left is not waited for, nor one that no look has seen.
-        self.work -= task.work - (done if self.first_work.pop(task, None) is not None else 0)
+        first = self.first_work.pop(task, None)
+        if first is None:  # no look has seen it train
+            self.work -= task.work
+        else:
+            self.worked += done - first
+            self.work -= task.work - done  # what one that failed has left is not waited for
         if accuracy is not None:
             self.done += 1
             self.compare(accuracy, task.score, task.name)

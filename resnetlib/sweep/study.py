@@ -236,6 +236,7 @@ class Search:
         slots = scheduler.engine.slots
         while scheduler.has_time and len(active) < slots and _begun(study) < trials:
             trial = study.ask()
+            scheduler.display.work -= self._usual_work
             values = {one.name: one.suggest(trial) for one in self.ranges}
             try:
                 with each_note_once():
@@ -244,15 +245,13 @@ class Search:
             except ConfigError as error:  # settings that contradict each other
                 scheduler.display.line(f"FAILED    trial {trial.number}: {error}")
                 study.tell(trial, state=TrialState.FAIL)
-                scheduler.display.work -= self._usual_work
                 continue
             same = next((other for other in active if other.folder == task.folder), None)
             if same is None:
                 active[task] = [trial]
                 scheduler.add(task)
-                scheduler.display.work += task.work - self._usual_work
+                scheduler.display.work += task.work
             else:
-                scheduler.display.work -= self._usual_work
                 active[same].append(trial)
 
     def _is_pruned(self, task: Task, trials: Sequence["Trial"]) -> bool:
@@ -385,16 +384,18 @@ def _carried_out_again(study: "Study") -> set[int]:
 
 def _begun(study: "Study") -> int:
     """How many different trials have been started."""
-    again = _carried_out_again(study)
-    trials = study.get_trials(deepcopy=False)
-    return sum(t.number not in again and t.state.name != "WAITING" for t in trials)
+    return sum(trial.state.name != "WAITING" for trial in _different_trials(study))
 
 
 def _ended(study: "Study") -> int:
     """How many different trials are complete, stopped early or failed."""
+    return sum(trial.state.is_finished() for trial in _different_trials(study))
+
+
+def _different_trials(study: "Study") -> list["Trial"]:
+    """Those that no later one carries out again."""
     again = _carried_out_again(study)
-    trials = study.get_trials(deepcopy=False)
-    return sum(t.number not in again and t.state.is_finished() for t in trials)
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.number not in again]
 
 
 def _report(trial: "Trial", history: Sequence[Mapping[str, str]]) -> list[int]:
