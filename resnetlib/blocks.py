@@ -216,6 +216,17 @@ class Whitening(nn.Conv2d):
         filters = (directions / (variances + 5e-4).sqrt()).T.flip(0).reshape(12, 3, 2, 2)
         self.weight.copy_(torch.cat([filters, -filters]))
 
+    @torch.no_grad()
+    def may_be_fitted(self) -> bool:
+        """Whether the filters are orthogonal, in pairs of opposite sign, as `fit` leaves them."""
+        filters, negatives = nn.functional.normalize(self.weight.flatten(1)).chunk(2)
+        cosines = filters @ filters.T
+        # 1 %: kept weights may be in half precision.
+        return bool(
+            torch.allclose(filters, -negatives, atol=0.01)
+            and torch.allclose(cosines, torch.eye(12).to(cosines), atol=0.01)
+        )
+
 
 class MaxPool2x2(nn.Module):
     """`nn.MaxPool2d(2)` with a gradient that is computed faster when compiled for a CPU.

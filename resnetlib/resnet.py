@@ -266,11 +266,20 @@ def _initialise(model: ResNet) -> None:
                 module.zero_init_last()
 
 
-def has_trained_fixed_scales(model: nn.Module) -> bool:
-    """Whether a BatchNorm scale that the architecture fixes at 1, and does not count, is not 1."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    fixed = [norm.weight for norm in norms if not norm.weight.requires_grad]
-    return any(bool((weight != 1).any()) for weight in fixed)
+def trained_fixed_weights(model: nn.Module) -> str:
+    """Which weights that the architecture fixes, and does not count, were trained; "" if none.
+
+    BatchNorm scales that are fixed at 1 and are not 1, and whitening filters that `fit` cannot
+    have set.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            weight = module.weight
+            if not weight.requires_grad and bool((weight != 1).any()):
+                return "BatchNorm scales"
+        elif isinstance(module, Whitening) and not module.may_be_fitted():
+            return "whitening filters"
+    return ""
 
 
 def build_model(architecture: Architecture, *, seed: int = 0) -> ResNet:

@@ -12,7 +12,7 @@ from torch import nn
 from resnetlib import build_model, count_parameters, list_variants, load_experiment, model_summary
 from resnetlib.blocks import MaxPool2x2, StochasticDepth, Whitening
 from resnetlib.errors import ConfigError
-from resnetlib.resnet import BLOCKS
+from resnetlib.resnet import BLOCKS, trained_fixed_weights
 from resnetlib.schema import PREACTIVATED
 from resnetlib.size import check_size, measure_size
 
@@ -200,6 +200,21 @@ def test_whitening_decorrelates_patches():
     assert (variances > 0.95).all() and (variances < 1.001).all()  # 1 but for what damps noise
     assert (moments - variances.diag()).abs().max() < 1e-3
     assert not whitening.weight.requires_grad
+    assert whitening.half().may_be_fitted()  # as some weights are kept
+
+
+def test_trained_weights_that_are_not_counted_are_named():
+    model = build_model(load_experiment("laptop", batch_norm_scale=False).architecture)
+    whitening = model.stem[0]
+    whitening.fit(torch.randn(100, 3, 8, 8))
+    assert trained_fixed_weights(model) == ""
+    fitted = whitening.weight.clone()
+    for other in (torch.randn_like(fitted), fitted.abs(), fitted + 0.1 * fitted.std()):
+        whitening.weight.copy_(other)
+        assert trained_fixed_weights(model) == "whitening filters"
+    whitening.weight.copy_(fitted)
+    model.stages[0][0].bn1.weight[0] = 2
+    assert trained_fixed_weights(model) == "BatchNorm scales"
 
 
 @pytest.mark.parametrize("sides", [(8, 8), (7, 6), (31, 31)])

@@ -27,7 +27,7 @@ from ..data import Dataset, Split
 from ..errors import RunError, shorten_line
 from ..experiment import DEFAULT_BUDGET
 from ..paths import PACKAGE, params_folder
-from ..resnet import has_trained_fixed_scales
+from ..resnet import trained_fixed_weights
 from ..runs.evidence import (
     Damaged,
     Evidence,
@@ -172,8 +172,8 @@ def _check_weights(submission: Submission) -> Result:
     tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         return Result(FAIL, f"{WEIGHTS} holds a value that is not finite")
-    if has_trained_fixed_scales(model):
-        return Result(FAIL, f"{WEIGHTS} holds trained BatchNorm scales, which are not counted")
+    if trained := trained_fixed_weights(model):
+        return Result(FAIL, f"{WEIGHTS} holds trained {trained}, which are not counted")
     return Result(PASS, "they fit the experiment")
 
 

@@ -20,7 +20,7 @@ from ..errors import ConfigError, DataError, printable
 from ..evaluation import Evaluation, evaluate
 from ..experiment import Experiment
 from ..paths import display_path, expand_home, output_folder
-from ..resnet import build_model, has_trained_fixed_scales
+from ..resnet import build_model, trained_fixed_weights
 from ..size import check_size, measure_size, model_summary
 from .artifacts import imported_metrics, write_evaluation, write_figures
 from .lifecycle import check_folder, start_over
@@ -127,8 +127,8 @@ def _load(model: nn.Module, path: Path, variant: str) -> str:
     except DataError as error:
         raise DataError(f"{display_path(path)} does not fit {variant}: {error}") from None
     model.load_state_dict(matched | counters)
-    if has_trained_fixed_scales(model):
-        reason = "it has trained BatchNorm scales, which the variant fixes and does not count"
+    if trained := trained_fixed_weights(model):
+        reason = f"it has trained {trained}, which the variant fixes and does not count"
         raise DataError(f"{display_path(path)} does not fit {variant}: {reason}")
     return method
 

@@ -31,6 +31,7 @@ from resnetlib.runs.verify import (
     PASS,
     Result,
     format_results,
+    overall,
     verify_runs,
 )
 from resnetlib.training import Callback
@@ -290,7 +291,7 @@ DOCTORED = {
     "report": (write("report.html", b"<title>lite: 99.99 %</title>"), {"report"}),
     "status": (edit_json("run.json", status="interrupted"), {"record"}),
     "status_unknown": (edit_json("run.json", status="great"), {"record"}),
-    "status_imported": (edit_json("run.json", status="imported"), {"record"}),
+    "status_imported": (edit_json("run.json", status="imported"), {"record", "metrics"}),
     "record_seed": (edit_json("run.json", seed=3), {"experiment"}),
     "record_variant": (edit_json("run.json", variant="laptop"), {"experiment"}),
     "record_overrides": (edit_json("run.json", overrides={}), {"experiment"}),
@@ -330,6 +331,7 @@ def test_verify_run_as_trained(trained):
     results = verified(trained.path)
     assert list(results) == list(CLAIMS)
     assert {name: result for name, result in results.items() if result.status != PASS} == {}
+    assert overall(results) == PASS
 
 
 @pytest.mark.slow
@@ -526,6 +528,7 @@ def test_verify_without_weights_and_report(folder):
         "report": "notebook or report is not kept",
     }
     assert "2 not kept" in verified(folder)["checksums"].detail
+    assert overall(verified(folder)) == NOT_CHECKED  # what all others serve
 
 
 @pytest.mark.slow
@@ -539,6 +542,14 @@ def test_verify_recorded_runs_without_data(monkeypatch):
         assert set(statuses.values()) == {PASS}, folder
     lite = not_checked(recorded_lite().path)
     assert lite["accuracy"] == "CIFAR-10 is not on this machine"
+
+
+def test_verify_names_other_data_where_cifar10_is_not_at_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "find_cifar10", lambda root: None)
+    folder = copy_recorded(recorded_lite().path, tmp_path / "run")
+    assert failing(folder) == set()
+    other_data(folder)
+    assert failing(folder) == {"record"}
 
 
 def test_verify_unfinished_run(folder):
@@ -564,9 +575,14 @@ def test_verify_imported_run(trained, tmp_path):
     reason = "an imported run has no history of its own"
     assert not_checked(folder)["history"] == not_checked(folder)["learning rates"] == reason
     source = files.read_json(folder / "run.json")["source"]
+    metrics = files.read_json(folder / "metrics.json")
     edit_json("run.json", source=source | {"sha256": "unknown"})(folder)
     assert failing(folder) == {"record"}
     edit_json("run.json", source=source)(folder)
+    edit_json("metrics.json", best_test_accuracy=0.99)(folder)
+    renew_checksums(folder)
+    assert "nothing gives best_test_accuracy" in verified(folder)["metrics"].detail
+    files.write_json(folder / "metrics.json", metrics)
     edit_weights(other_weights)(folder)
     renew_checksums(folder)
     assert failing(folder) == MEASURED
