@@ -297,7 +297,8 @@ def is_recorded(run: Run) -> bool:
 def find_runs(root: Path) -> list[Run]:
     """Every run folder at any depth under `root`, by path; of copies of one run only one.
 
-    Copies have the same experiment, start and history; the one with a report is preferred.
+    Copies have the same experiment, start and history; one that can be read is preferred, then
+    one with a report.
     """
     folders = folders_with("run.json", root)
     folders.sort(key=lambda folder: not (folder / "report.html").is_file())
@@ -306,11 +307,14 @@ def find_runs(root: Path) -> list[Run]:
 
 
 def _without_copies(runs: Iterable[Run]) -> list[Run]:
-    """The first of the copies of each run."""
-    found: dict[str, Run] = {}
+    """The first of the copies of each run that can be read; where none can, the first."""
+    found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(_identity(run), run)
-    return list(found.values())
+        found.setdefault(_identity(run), []).append(run)
+    return [
+        next((run for run in copies if len(copies) > 1 and _fault(run) is None), copies[0])
+        for copies in found.values()
+    ]
 
 
 def _identity(run: Run) -> str:

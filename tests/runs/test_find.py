@@ -302,6 +302,15 @@ def test_finished_runs_counts_copies_once(outputs, tmp_path):
     assert recorded_lite().path not in paths
 
 
+def test_damaged_copy_does_not_hide_the_run(outputs):
+    run = outputs("mine")
+    damaged = shutil.copytree(run, outputs.root / "a damaged copy")
+    (damaged / "metrics.json").write_text("{}")
+    (damaged / "report.html").write_text("preferred, if it could be read")
+    assert [found.path for found in find_runs(outputs.root)] == [run]
+    assert find_run("lite", outputs.root).path == run
+
+
 LISTINGS = [find_runs, describe_runs, write_index]
 
 
