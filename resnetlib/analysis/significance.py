@@ -357,20 +357,23 @@ def compare_recipes(
     spread over seeds to be the same for all, so recipes of other networks do not belong here. A
     recipe with a single seed is left out, and all are where there is no spread.
     """
-    from scipy.stats import dunnett  # slow to import
+    from scipy.stats import dunnett, ttest_ind  # slow to import
 
     groups = {name: values for name, values in others.items() if len(values) > 1}
     if not groups or len(baseline) < 2 or not any(map(np.ptp, (baseline, *groups.values()))):
         return pd.DataFrame(columns=COLUMNS)
-    # The p values come from an integral by random points: the same ones every time.
-    result = dunnett(*groups.values(), control=baseline, random_state=0)
+    if len(groups) == 1:  # Student's test, which needs no integral
+        (values,) = groups.values()
+        p_values = [ttest_ind(values, baseline).pvalue]
+    else:  # an integral by random points: the same ones every time
+        p_values = dunnett(*groups.values(), control=baseline, random_state=0).pvalue
     difference = np.array([np.mean(values) - np.mean(baseline) for values in groups.values()])
     sizes = np.array([len(values) for values in groups.values()])
     variance = np.var(baseline) * len(baseline) + sum(np.var(v) * len(v) for v in groups.values())
     freedom = len(baseline) + sizes.sum() - len(sizes) - 1
     error = np.sqrt(variance / freedom * (1 / sizes + 1 / len(baseline)))
     half = _dunnett_limit(sizes, len(baseline), freedom) * error
-    columns = (difference, difference - half, difference + half, result.pvalue)
+    columns = (difference, difference - half, difference + half, p_values)
     table = pd.DataFrame(dict(zip(COLUMNS, columns, strict=False)), index=list(groups))
     return table.assign(significant=table["p"] < ALPHA)
 
@@ -382,8 +385,10 @@ def _dunnett_limit(sizes: np.ndarray, baseline_size: int, freedom: int) -> float
     random points for every limit a root can be found.
     """
     from scipy.optimize import brentq
-    from scipy.stats import multivariate_t
+    from scipy.stats import multivariate_t, t
 
+    if len(sizes) == 1:
+        return t.ppf(1 - ALPHA / 2, freedom)
     shares = np.sqrt(sizes / (sizes + baseline_size))
     correlations = np.outer(shares, shares)
     np.fill_diagonal(correlations, 1)

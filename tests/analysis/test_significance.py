@@ -315,9 +315,9 @@ def test_compare_recipes_of_one_recipe_is_students_test():
     first, second = [0.80, 0.82, 0.84], [0.84, 0.85, 0.87, 0.86]
     table = compare_recipes(first, {"other": second})
     expected = stats.ttest_ind(second, first)
-    assert table.loc["other", "p"] == pytest.approx(expected.pvalue, abs=1e-3)
+    assert table.loc["other", "p"] == pytest.approx(expected.pvalue, rel=1e-9)
     interval = tuple(expected.confidence_interval())
-    assert tuple(table.loc["other", ["low", "high"]]) == pytest.approx(interval, abs=5e-4)
+    assert tuple(table.loc["other", ["low", "high"]]) == pytest.approx(interval, rel=1e-9)
 
 
 @pytest.mark.slow
