@@ -89,7 +89,8 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
 
     A part (`optimizer="adam"`, `optimizer={"name": "adam", "lr": 0.001}`, `ema={"decay": 0.99}`) is
     replaced before single keys are set, in whatever order they are given. On the digits, what is
-    counted in epochs or images is scaled in proportion unless it is given, and printed on stderr.
+    counted in epochs or images (but for a plateau's patience and cooldown) is scaled in proportion
+    unless it is given, and printed on stderr.
     """
     content = experiment.model_dump()
     values, notes = _merge(content, overrides)
@@ -122,7 +123,13 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
         _report_kind(part, _value_at(after, part), defaults, dropped)
     if scaled:
         _report_scaled(experiment, result, scaled)
-    recorded = {path: _value_at(after, path) for path in (*experiment.overrides, *changed)}
+    # An earlier override's key is gone where its part has been replaced since.
+    present = dotted_paths(after).keys()
+    recorded = {
+        path: _value_at(after, path)
+        for path in (*experiment.overrides, *changed)
+        if path in present
+    }
     return result.model_copy(update={"overrides": recorded})
 
 
@@ -271,7 +278,8 @@ def _scaled_to_digits(
     """The settings that a trial on the digits changes, by path; those that are given stay.
 
     Fewer epochs scale what the schedule counts in epochs, fewer images the validation split. A
-    batch that would be larger than the data set becomes the data set. Rates stay.
+    batch that would be larger than the data set becomes the data set. Rates stay, and so do the
+    patience and cooldown of a plateau.
     """
     if after.dataset != "digits":
         return {}

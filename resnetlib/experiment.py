@@ -166,7 +166,7 @@ class Experiment(Variant):
 
     dataset: Literal["cifar10", "digits"] = "cifar10"  # digits: scikit-learn's, for a quick trial
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of weights, order of images, augmentation
-    overrides: dict[str, Any] = Field(default={})  # keys that differ from the variant's file
+    overrides: dict[str, Any] = Field(default={})  # keys that were given other values
     execution: Execution = Execution()  # where and how it is carried out
 
     @property

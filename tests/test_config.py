@@ -377,6 +377,15 @@ def test_recorded_override_by_name_reloads_in_silence(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_override_of_a_part_that_was_replaced_is_no_longer_recorded(tmp_path):
+    """A recorded run continued with another optimizer: `verify` compares every recorded key."""
+    momentum = load_experiment("lite", **{"optimizer.momentum": 0.8, "epochs": 3})
+    (tmp_path / "experiment.yaml").write_text(momentum.to_yaml())
+    adam = load_experiment(tmp_path, optimizer="adam")
+    assert list(adam.overrides) == ["recipe.epochs", "recipe.optimizer"]
+    assert load_experiment("lite", **adam.overrides).digest == adam.digest
+
+
 def test_every_optimizer_has_a_default_rate():
     assert schema.DEFAULT_LR.keys() == schema.tagged_models(schema.Optimizer).keys()
 
