@@ -316,7 +316,10 @@ def _found(variable: str, usual: str) -> bool:
 
 
 def _narrowest_layer(architecture: Architecture) -> int:
-    """The fewest channels that go into a layer, but for the image unless a strided 1×1 takes it."""
+    """The fewest channels that leave the stem or a stage, or that a 1×1 convolution takes.
+
+    Of the image only if a strided 1×1 takes it; narrow layers within a stage are not looked at.
+    """
     channels = [channels for channels, _ in architecture.outputs]
     if architecture.stem == "conv1x1" and architecture.stem_stride == 2:
         channels.append(IMAGE_SHAPE[0])
@@ -428,15 +431,17 @@ def retain_freed_memory() -> Iterator[None]:
 
 @contextmanager
 def no_tf32() -> Iterator[None]:
-    """As `deterministic_cudnn`, without cuDNN's rounding of float32 convolutions to tf32."""
-    convolutions = torch.backends.cudnn.conv
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
+    """As `deterministic_cudnn`, without rounding float32 convolutions and products to tf32."""
+    rounded = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [operation.fp32_precision for operation in rounded]
     try:
+        for operation in rounded:
+            operation.fp32_precision = "ieee"
         with deterministic_cudnn():
             yield
     finally:
-        convolutions.fp32_precision = before
+        for operation, precision in zip(rounded, before, strict=True):
+            operation.fp32_precision = precision
 
 
 def processor(device: torch.device) -> str:

@@ -1,8 +1,8 @@
 """Every random draw of a run as a pure function of (seed, stream, epoch, step).
 
-A stream is what the draw is for, such as "init", "split", "order", "augment" or "flip". Two streams
-never share numbers, and no draw depends on how many were made before it. Only t-SNE and the split
-of the digits take a seed of scikit-learn's own.
+A stream is what the draw is for, such as "init", "split", "order", "augment" or "flip". No draw
+depends on how many were made before it. torch's generator on the CPU uses 32 bits of a seed, so two
+of a long run's 100,000 draws may coincide. scikit-learn (splits, t-SNE, PCA) draws with a seed too.
 """
 
 import hashlib

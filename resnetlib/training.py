@@ -186,7 +186,7 @@ class Trainer:
         self.best = BestWeights()
         self.progress = EpochPosition()
         self.evaluation_seconds = 0.0  # within the epochs
-        self.final_evaluations: dict[str, Evaluation] = {}  # after the last epoch, in float32
+        self.test_evaluation: Evaluation | None = None  # after the last epoch, in float32
         self.running_totals = torch.zeros(2, device=device)  # loss, correct of the current epoch
         self.gradient_norms = torch.zeros((), device=device)  # their sum: finite if each one is
 
@@ -390,8 +390,8 @@ class Trainer:
             for name, (images, labels) in self.eval_splits.items():
                 evaluation = self.evaluate(images, labels)
                 columns |= _columns(name, evaluation)
-                if precise:
-                    self.final_evaluations[name] = evaluation
+                if precise and name == "test":
+                    self.test_evaluation = evaluation
         self.evaluation_seconds += time.perf_counter() - began
         return columns
 
@@ -411,10 +411,10 @@ class Trainer:
         if self.best.weights:
             epoch = self.best.epoch
             self.evaluated_model.load_state_dict(self.best.weights)
-            self.final_evaluations.clear()
-        if "test" not in self.final_evaluations:
-            self.final_evaluations["test"] = self.evaluate(*self.eval_splits["test"])
-        return epoch, self.final_evaluations["test"]
+            self.test_evaluation = None
+        if self.test_evaluation is None:
+            self.test_evaluation = self.evaluate(*self.eval_splits["test"])
+        return epoch, self.test_evaluation
 
 
 def _tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -330,8 +330,12 @@ def test_cudnn_settings_do_not_depend_on_the_users(kind):
         flags = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
         with device_module.deterministic_cudnn():
             assert cudnn.deterministic and not cudnn.benchmark
+        products = torch.backends.cuda.matmul
+        before_products = products.fp32_precision
         with device_module.no_tf32():
-            assert cudnn.deterministic and cudnn.conv.fp32_precision == "ieee"
+            assert cudnn.deterministic
+            assert cudnn.conv.fp32_precision == products.fp32_precision == "ieee"
+        assert products.fp32_precision == before_products
         assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic) == flags
         assert cudnn.conv.fp32_precision == "tf32"
     finally:
