@@ -1,4 +1,4 @@
-# Each target is one line that a person could type; the README shows them.
+# README.md, docs/install.md and CONTRIBUTING.md say what the targets are for.
 UV := $(or $(shell command -v uv),python3 -m uv)
 
 # Kernels write no warning about debugging.

@@ -115,6 +115,6 @@ def epoch_line(row: Mapping[str, float], epochs: int, seconds_left: float | None
         f"  test loss {row['test_loss']:.4f} acc {row['test_accuracy']:7.2%}"
         f"  lr {row['lr']:.2e}  {row['seconds']:.1f} s"
     )
-    if seconds_left:
-        line += f"  ({seconds_left / 60:.0f} min left)" if seconds_left >= 90 else ""
+    if seconds_left and seconds_left >= 90:
+        line += f"  ({seconds_left / 60:.0f} min left)"
     return line

@@ -6,6 +6,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "designs": ["claims", "published", "rank_by_size", "search", "to_yaml"],
-        "widget": ["ArchitectureExplorer", "budget_bar"],
+        "widget": ["ArchitectureExplorer"],
     },
 )

@@ -58,7 +58,7 @@ def claims() -> pd.DataFrame:
 
 
 def rank_by_size(architecture: Architecture, name: str = "this design") -> pd.DataFrame:
-    """The published variants and this design, sorted by parameters."""
+    """The variants of `params/` and this design, sorted by parameters."""
     row = _identity(architecture) | asdict(measure_size(architecture))
     frame = pd.concat([published(), pd.DataFrame([row], index=[name])])
     return frame.sort_values("parameters", kind="stable")

@@ -239,7 +239,7 @@ def _details(budget: int) -> dict[str, Callable[[Architecture], str]]:
     """The pages below the drawing: titles, and functions that return HTML."""
     return {
         "Stage by stage": lambda a: _table(format_table(stages(a))),
-        "Beside the published networks": lambda a: _comparison(a, budget),
+        "Beside the variants of params/": lambda a: _comparison(a, budget),
         "All designs of this family within the budget": lambda a: _designs(a, budget),
         "Summary table": _summary,
         "For params/<name>.yaml": lambda a: f"<pre>{html.escape(to_yaml(a))}</pre>",
@@ -249,7 +249,7 @@ def _details(budget: int) -> dict[str, Callable[[Architecture], str]]:
 def _comparison(architecture: Architecture, budget: int) -> str:
     table = rank_by_size(architecture)
     axes = sizes(published(), budget, table.loc["this design"])
-    text = "Parameters against multiply-accumulates of the published networks and of this design"
+    text = "Parameters against multiply-accumulates of the variants and of this design"
     return _image(axes, text) + _table(format_table(table, precision=4))
 
 

@@ -16,8 +16,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-# One colour per variant, everywhere: distinct with red-green blindness too, dark enough for a line
-# on white. Seaborn's colour-blind safe palette without its pale pink, its yellow and its grey.
+# One colour per variant of the first teams and of this project, everywhere: distinct with red-green
+# blindness too, dark enough for a line on white. Seaborn's colour-blind safe palette without its
+# pale pink, its yellow and its grey.
 # A new variant needs no entry: see `variant_color`.
 VARIANT_COLORS = {
     "lite": "#0173b2",  # blue
@@ -32,7 +33,7 @@ VARIANT_COLORS = {
     "laptop94": "#006633",  # dark green
     "champion": "#56b4e9",  # sky blue
 }
-# For all other variants: of Paul Tol's colour-blind safe palette "muted" what is not used above.
+# All other variants share what is not used above of Paul Tol's colour-blind safe palette "muted".
 OTHER_COLORS = ("#44aa99", "#999933", "#cc6677", "#aa4499")  # teal, olive, rose, purple
 TRAIN_COLOR = "0.55"  # grey: training is the background that a test curve is read against
 PER_CENT, STEPS = StrMethodFormatter("{x:g} %"), (1, 2, 2.5, 5, 10)

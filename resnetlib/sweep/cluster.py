@@ -36,7 +36,7 @@ def connect(address: str) -> ModuleType:
     try:
         import ray
     except ImportError:
-        raise ConfigError("--address needs Ray: in the project, pip install '.[sweep]'") from None
+        raise ConfigError("--address needs Ray: in the project pip install -e '.[sweep]'") from None
     try:
         _check_listening(address)
         # `log_to_driver`: the output of runs goes to their own files.

@@ -155,7 +155,7 @@ class Search:
             from optuna.storages import JournalStorage, journal
         except ImportError:
             raise ConfigError(
-                "--search needs Optuna: in the project, pip install '.[sweep]'"
+                "--search needs Optuna: in the project pip install -e '.[sweep]'"
             ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with files.lock(self.folder / ".lock"):

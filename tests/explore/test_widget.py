@@ -42,7 +42,7 @@ def test_explorer_reads_a_start_again_that_was_put_right(half_pasted):
 
 def test_explorer_page_names_a_broken_file(half_pasted):
     explorer = ArchitectureExplorer("lite")
-    page = explorer._folds.titles.index("Beside the published networks")
+    page = explorer._folds.titles.index("Beside the variants of params/")
     explorer._folds.selected_index = page
     explorer.controls["widths"].value = "16,32,65"
     assert "mine.yaml: architecture: depths has 2 stages" in explorer._pages[page].value

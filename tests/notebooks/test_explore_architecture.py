@@ -200,7 +200,7 @@ def test_explorer_pages_follow_the_network(explorer):
     assert yaml.safe_load(content[1])["architecture"]["widths"] == [16, 32, 64]
     assert yaml.safe_load(explorer.yaml) == yaml.safe_load(content[1])
 
-    folds.selected_index = titles.index("Beside the published networks")
+    folds.selected_index = titles.index("Beside the variants of params/")
     html = folds.children[folds.selected_index].value
     assert "this design" in html and all(variant in html for variant in list_variants())
     assert not plt.get_fignums()
