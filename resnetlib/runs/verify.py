@@ -209,7 +209,7 @@ def _unrecorded_changes(
     problems = [
         f"override {key} is recorded as {value!r} and is {own.get(key)!r}"
         for key, value in leaves(overrides).items()
-        if own.get(key) != value  # None: older versions kept a key whose part was replaced later
+        if own.get(key, ...) != value
     ]
     # Another kind of optimizer or schedule brings keys of its own.
     recorded = [name.removesuffix(".name") for name in overrides]
