@@ -1,10 +1,11 @@
 """Search for parameters by Optuna, judged on held-out training images alone."""
 
+import io
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +56,13 @@ class Range:
             rounded = round(value, 2 - math.floor(math.log10(high - low)))
         return min(max(rounded, low), high)
 
+    def examples(self) -> list[Any]:
+        """Its choices or its bounds, and of `log` and `linear` also a number that is not whole."""
+        values = [parse_value(value) for value in self.values]
+        if self.kind in ("log", "linear"):
+            values.append(values[0] + (values[1] - values[0]) / math.pi)
+        return values
+
     def __str__(self) -> str:
         return f"{self.name}={self.kind}({','.join(self.values)})"
 
@@ -92,7 +100,8 @@ class Search:
 
     The objective is the accuracy after the last epoch on images held out of the training images.
     Test images are not used. Trials that are worse than others after about a ninth or a third of
-    the epochs are stopped (asynchronous successive halving, Li et al. 2020).
+    the epochs are stopped (asynchronous successive halving, Li et al. 2020), unless the epochs are
+    searched: at the same epoch, schedules of other lengths are not as far.
 
     Args:
         variant: the variant that is varied.
@@ -134,12 +143,10 @@ class Search:
 
     def _corners(self) -> Iterator[dict[str, Any]]:
         """Lowest and highest values, each choice: mistakes are found before any work."""
-        yield {one.name: parse_value(one.values[0]) for one in self.ranges}
+        first = {one.name: parse_value(one.values[0]) for one in self.ranges}
         yield {one.name: parse_value(one.values[-1]) for one in self.ranges}
         for one in self.ranges:
-            for value in one.values:
-                others = {two.name: parse_value(two.values[0]) for two in self.ranges}
-                yield others | {one.name: parse_value(value)}
+            yield from (first | {one.name: value} for value in one.examples())
 
     def _digest(self) -> str:
         """Of what trials of one study have in common."""
@@ -201,8 +208,10 @@ class Search:
         active: dict[Task, list[Trial]] = {}
         with Scheduler(engine, display, seconds) as scheduler:
             while True:
-                self._ask_for_trials(study, trials, scheduler, active)
+                outcomes += self._ask_for_trials(study, trials, scheduler, active)
                 for task, outcome in scheduler.poll():
+                    if outcome.status == "failed" and task.has_diverged:
+                        outcome = Outcome("cancelled")  # as a bad trial: a search meets some
                     outcomes.append(outcome)
                     for trial in active.pop(task):
                         self._tell(study, trial, task, outcome)
@@ -218,12 +227,13 @@ class Search:
     @cached_property
     def _usual_work(self) -> int:
         """That of a trial which changes neither network nor epochs."""
-        return Task(self.variant, self.overrides).work
+        with redirect_stderr(io.StringIO()):  # `Search` has printed what it notes
+            return Task(self.variant, self.overrides).work
 
     def _ask_for_trials(
         self, study: "Study", trials: int, scheduler: Scheduler, active: dict[Task, list["Trial"]]
-    ) -> None:
-        """Start trials while there is room.
+    ) -> list[Outcome]:
+        """Start trials while there is room; what became of those that cannot be started.
 
         Args:
             study: which proposes them.
@@ -233,18 +243,20 @@ class Search:
         """
         from optuna.trial import TrialState
 
+        refused = []
         slots = scheduler.engine.slots
         while scheduler.has_time and len(active) < slots and _begun(study) < trials:
             trial = study.ask()
             scheduler.display.work -= self._usual_work
             values = {one.name: one.suggest(trial) for one in self.ranges}
             try:
-                with each_note_once():
+                with redirect_stderr(io.StringIO()):
                     task = Task(self.variant, self.overrides | values)
                     check_size(task.experiment)
             except ConfigError as error:  # settings that contradict each other
                 scheduler.display.line(f"FAILED    trial {trial.number}: {error}")
                 study.tell(trial, state=TrialState.FAIL)
+                refused.append(Outcome("failed", str(error)))
                 continue
             same = next((other for other in active if other.folder == task.folder), None)
             if same is None:
@@ -253,11 +265,14 @@ class Search:
                 scheduler.display.work += task.work
             else:
                 active[same].append(trial)
+        return refused
 
     def _is_pruned(self, task: Task, trials: Sequence["Trial"]) -> bool:
         """Report the epochs saved so far; whether the trial is worse than others at a new rung."""
         epochs = task.experiment.recipe.epochs
         reported = _report(trials[0], task.history()[: epochs - 1])
+        if any(one.name.rpartition(".")[2] == "epochs" for one in self.ranges):
+            return False
         rungs = [rung for rung in _rungs(epochs) if rung in reported]
         return len(trials) == 1 and any(_is_worse(trials[0], rung) for rung in rungs)
 
@@ -270,7 +285,7 @@ class Search:
             history = task.history()
             _report(trial, history)
             study.tell(trial, float(history[-1][METRIC]))
-        elif outcome.status == "cancelled" or (outcome.status == "failed" and task.has_diverged):
+        elif outcome.status == "cancelled":
             study.tell(trial, state=TrialState.PRUNED)
         elif outcome.status == "failed":
             study.tell(trial, state=TrialState.FAIL)
@@ -342,13 +357,12 @@ class Search:
         content["assumed"] = [
             name
             for name in content.get("assumed", [])
-            if not any(f".{name}".endswith(f".{one}") for one in chosen)
+            if not any(f".recipe.{name}".endswith(f".{one}") for one in chosen)
         ]
         content["variant"] = self.save
         content["title"] = f"{original.title}, {', '.join(chosen)} from a search"
-        count = len(study.trials) - len(_carried_out_again(study))
         content["source"] = (
-            f"resnetlib sweep from variant {original.variant}: best of {count} trials over "
+            f"resnetlib sweep from variant {original.variant}: best of {_ended(study)} trials over "
             f"{', '.join(map(str, self.ranges))} by accuracy on {self.base.recipe.holdout} "
             f"held-out training images of {self.base.dataset} ({best.value:.2%}, one seed)"
         )

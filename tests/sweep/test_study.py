@@ -62,6 +62,8 @@ def test_range_suggests_values(text, raw, value):
         ({}, ["momentun=linear(0,0.9)"], "did you mean 'momentum'"),
         ({}, ["momentum=linear(0,2)"], "momentum = 2"),
         ({}, ["block=choice(basic,plain)"], "block = 'plain'"),
+        ({}, ["batch_size=log(32,512)"], "batch_size = .* whole number"),
+        ({}, ["lr=log(0.01,0.3)", "epochs=linear(5,20)"], "epochs = .* whole number"),
         ({}, ["widths=choice([16,32,64],[512,1024,2048])"], "exceed the budget"),
     ],
 )
@@ -160,7 +162,8 @@ def test_search_stops_bad_trials_early(search, capsys, displays):
     by_rate = {trial.params["lr"]: trial for trial in study.get_trials()}
     assert by_rate["0.1"].state.name == "COMPLETE"
     pruned = [trial for trial in by_rate.values() if trial.state.name == "PRUNED"]
-    assert pruned and all(len(trial.intermediate_values) < 9 for trial in pruned)
+    runs = [Task("lite", made.overrides | {"lr": float(t.params["lr"])}) for t in pruned]
+    assert pruned and all(len(run.history()) < 9 for run in runs)
     assert "pruned " in capsys.readouterr().out
     carry_out(made, 4)
     for display in displays:  # of this call and of one that finds nothing to do
@@ -168,11 +171,20 @@ def test_search_stops_bad_trials_early(search, capsys, displays):
         assert display.best[1].endswith("lr 0.1")
 
 
-def is_pruned(search, trial, *accuracies):
+def is_pruned(search, trial, *accuracies, **values):
     """Whether a trial is stopped that has these accuracies, one after each epoch."""
     rows = [{"epoch": i, "holdout_accuracy": x} for i, x in enumerate(accuracies, start=1)]
-    task = SimpleNamespace(history=lambda: rows, experiment=search.base)
+    task = SimpleNamespace(history=lambda: rows, experiment=search._experiment(values))
     return search._is_pruned(task, [trial])
+
+
+def test_trial_of_more_epochs_is_not_stopped_where_a_shorter_one_is_ahead(tmp_path):
+    """At the same epoch the rate of the shorter one has come down further."""
+    settings = {"dataset": "digits", "output_root": str(tmp_path)}
+    made = Search("lite", settings, [read_range("epochs=int(5,40)")])
+    with made.opened() as study:
+        assert not is_pruned(made, study.ask(), *[0.6] * 4, epochs=5)
+        assert not is_pruned(made, study.ask(), *[0.4] * 4, epochs=40)
 
 
 def test_resumed_trial_is_compared_epoch_by_epoch(search):
@@ -237,6 +249,21 @@ def test_saved_variant_is_what_the_best_trial_trained(search):
     assert trained.optimizer.lr == 0.02 and trained.holdout == 100
 
 
+def test_saved_variant_counts_ended_trials_and_assumes_nothing_that_was_searched(search):
+    made = search("recipe.optimizer.lr=linear(0.1,0.2)", save="tuned")
+    with made.opened() as study:
+        study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
+        trial = study.ask()
+        trial.suggest_float("recipe.optimizer.lr", 0.1, 0.2)
+        study.tell(trial, 0.5)
+        study.ask()  # and was cut off
+        study.enqueue_trial({"recipe.optimizer.lr": 0.1})
+        made.write_variant(study)
+    saved = load_experiment(made._save_path)
+    assert "best of 2 trials" in saved.source
+    assert "optimizer.lr" not in saved.assumed and "batch_size" in saved.assumed
+
+
 def test_saved_variant_replaces_no_other_file(search):
     """Also one that was made while the search went on; its own file it does replace."""
     made = search("lr=linear(0.1,0.2)", save="tuned")
@@ -268,11 +295,34 @@ def test_failed_and_diverged_trials_are_told_apart(search):
         for lr in ("0.8", "0.9"):
             study.enqueue_trial({"lr": lr})
     study, outcomes = carry_out(made, 2)
-    assert outcomes == ["failed", "failed"]
+    assert sorted(outcomes) == ["cancelled", "failed"]  # the exit code is that of the second
     assert {t.params["lr"]: t.state.name for t in study.get_trials()} == {
         "0.8": "PRUNED",
         "0.9": "FAIL",
     }
+
+
+def test_refused_trial_counts_as_failed(search, capsys):
+    """A combination over the budget: each choice alone is below it."""
+    depths, widths = "[30,30,30]", "[128,128,128]"
+    made = search(
+        f"depths=choice([1,1,1],{depths},[1,1,2])", f"widths=choice([4,4,4],{widths},[4,4,5])"
+    )
+    with made.opened() as study:
+        study.enqueue_trial({"depths": depths, "widths": widths})
+    study, outcomes = carry_out(made, 1)
+    assert outcomes == ["failed"] and states(study) == ["FAIL"]
+    assert "exceed the budget" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_note_on_the_settings_is_printed_once(search, capsys):
+    """Not again for each trial, where it would break the display."""
+    made = search("optimizer=choice(sgd,adam)")
+    with made.opened() as study:
+        study.enqueue_trial({"optimizer": "adam"})
+    assert set(carry_out(made, 2)[1]) == {"done"}
+    assert capsys.readouterr().err.count("optimizer adam: ") == 1
 
 
 @pytest.mark.slow
