@@ -36,6 +36,8 @@ class Place:
                 "may use by CUDA_VISIBLE_DEVICES, such as 1 or 0,2"
             )
         gpus = self.gpus
+        if gpus is not None and execution.device not in ("auto", "cuda" if gpus else "cpu"):
+            raise ConfigError(f"--gpus {gpus:g} contradicts device = {execution.device!r}")
         if gpus is None:
             gpus = 1.0 if has_gpus and re.match("auto|cuda", execution.device) else 0.0
         threads = execution.threads
@@ -114,7 +116,9 @@ def write_slurm(
     needs = place.needs(tasks[0].experiment.execution, bool(visible_gpus()))
     write_slurm_script(tasks, needs, file, place.at_once)
     submit = f"sbatch {shlex.quote(str(file))}"
-    return f"{display_path(file)}: {len(tasks)} tasks; submit them with: {submit}"
+    gpus = counted(math.ceil(needs.gpus), "GPU")
+    each = f"{counted(needs.cpus, 'core')}, {needs.memory:g} GB and {gpus}"
+    return f"{display_path(file)}: {len(tasks)} tasks with {each} each; submit them with: {submit}"
 
 
 def _seconds(execution: Execution) -> float:

@@ -76,9 +76,9 @@ def test_slurm_writes_the_script_and_trains_nothing(tmp_path):
     for other in (["--dry-run"], ["--address", "auto"]):
         refused = invoke("lite", "--slurm", tmp_path / "lite.sh", *other)
         assert (refused.exit_code, "excludes" in refused.stderr) == (2, True)
-    done = invoke("lite", "-p", "seed", "0..2", "--slurm", tmp_path / "lite.sh")
+    done = invoke("lite", "-p", "seed", "0..2", "--gpus", 0, "--slurm", tmp_path / "lite.sh")
     assert done.exit_code == 0
-    assert "3 tasks; submit them with: sbatch" in done.output
+    assert "3 tasks with 1 core, 2 GB and 0 GPUs each; submit them with: sbatch" in done.output
     assert [path.name for path in tmp_path.iterdir()] == ["lite.sh"]
 
 
@@ -138,6 +138,12 @@ def test_runs_share_the_gpus_that_are_seen(monkeypatch):
 def test_sweep_refuses_one_card_for_all_runs():
     with pytest.raises(ConfigError, match="name those that it may use by CUDA_VISIBLE_DEVICES"):
         command.Place().needs(Execution(device="cuda:1"), has_gpus=True)
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cuda"), (0.5, "cpu"), (0, "mps")])
+def test_sweep_refuses_gpus_that_contradict_the_device(gpus, device):
+    with pytest.raises(ConfigError, match=f"--gpus {gpus} contradicts device = '{device}'"):
+        command.Place(gpus=gpus).needs(Execution(device=device), has_gpus=True)
 
 
 @pytest.mark.slow
