@@ -70,7 +70,9 @@ def run_experiment(experiment: Experiment, arguments: Mapping[str, Any]) -> Run:
 
 
 def _status(folder: Path) -> str | None:
-    return load_run(folder).status if (folder / "run.json").is_file() else None
+    with suppress(RunError):  # there is none, or a damaged one: `train` explains or replaces it
+        return load_run(folder).status
+    return None
 
 
 def _report_unfinished(folder: Path) -> None:

@@ -869,7 +869,7 @@ def test_resume_takes_the_recorded_number_of_threads(stopped, monkeypatch):
         {"lr": 1e30, "clip": {"by": "norm", "limit": 1}},
         {"lr": 1e30, "lookahead": {"k": 5}},
         {"optimizer": {"name": "adam"}, "lr": 1e30},
-        {"sam": {"rho": 1e30}},
+        {"lr": 1e30, "sam": {"rho": 0.05}},
     ],
     ids=str,
 )
@@ -1511,6 +1511,16 @@ def test_a_run_that_cannot_be_written_gets_no_notebook(tiny, monkeypatch):
     monkeypatch.setattr(files, "is_read_only", lambda folder: True)
     monkeypatch.setattr(execute, "execute_notebook", pytest.fail)
     assert execute.run_experiment(tiny(), {}).status == "done"
+
+
+@pytest.mark.slow
+def test_a_fresh_run_replaces_a_damaged_record(tiny, monkeypatch):
+    run = train(tiny())
+    (run.path / "run.json").write_text("")
+    monkeypatch.setattr(execute, "execute_notebook", lambda *_: None)
+    with pytest.raises(RunError, match=r"run.json is damaged"):
+        execute.run_experiment(tiny(), {})
+    assert execute.run_experiment(tiny(fresh=True), {}).status == "done"
 
 
 # A time limit ------------------------------------------------------------------------------------

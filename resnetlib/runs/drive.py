@@ -43,13 +43,17 @@ def local_folder(folder: Path) -> Path | None:
     return cache / "drive" / folder.relative_to(DRIVE)
 
 
-def is_done(drive: Path) -> bool:
-    """Whether Drive has a finished run with everything that its record names."""
-    record = read_record(drive)
-    return record.get("status") == "done" and all(
-        (drive / name).is_file() and files.sha256(drive / name) == checksum
-        for name, checksum in record["artifacts"].items()
-    )
+def lost_files(drive: Path) -> list[str]:
+    """Files of a finished run that Drive does not have as they were written.
+
+    Report and notebook are not among them: they may be edited, and are made from the run.
+    """
+    return [
+        name
+        for name, checksum in read_record(drive)["artifacts"].items()
+        if name not in PAGES
+        and not ((drive / name).is_file() and files.sha256(drive / name) == checksum)
+    ]
 
 
 SAME_RUN = ("experiment", "started")  # of records: others are of a run that was started over

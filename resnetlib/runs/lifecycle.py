@@ -35,7 +35,15 @@ from .checkpoint import (
     last_position,
     load_checkpoint,
 )
-from .drive import CopyToDrive, copy_run, fetch_run, is_done, local_folder, read_record
+from .drive import (
+    CopyToDrive,
+    copy_run,
+    fetch_run,
+    local_folder,
+    lost_files,
+    read_record,
+    saved_progress,
+)
 from .interrupts import StopOnSignal, TimeLimit
 from .record import (
     RECORD_KEYS,
@@ -145,8 +153,15 @@ def _train_beside_drive(
     if not experiment.execution.fresh:
         if record:
             _check_same(record, experiment, drive)
-        if is_done(drive):
-            return load_run(drive)
+        if record.get("status") == "done":
+            if not (lost := lost_files(drive)):
+                return load_run(drive)
+            is_kept, _ = saved_progress(local)
+            if not is_kept:
+                raise RunError(
+                    f"the run in {drive} is finished, but {', '.join(lost)} is lost, damaged or "
+                    "not uploaded yet; `fresh: true` trains it again"
+                )
         fetch_run(drive, local)
     print_line(f"the run is made in {display_path(local)} and copied to {drive}")
     try:

@@ -7,8 +7,9 @@ from unittest.mock import Mock
 import pytest
 
 from resnetlib import files, load_run, train
-from resnetlib.errors import ConfigError, DataError
+from resnetlib.errors import ConfigError, DataError, RunError
 from resnetlib.runs import checkpoint, drive, lifecycle
+from resnetlib.runs.record import record_checksums
 from resnetlib.training import Callback
 
 
@@ -129,10 +130,20 @@ def test_finished_run_on_drive_is_loaded_and_mended(machine, tiny, capsys):
     assert train(experiment).path == run.path
     assert weights.read_bytes() == content
 
+    files.write_text(run.path / "notebook.ipynb", "made from the run")
+    record_checksums(run.path, ["notebook.ipynb"])
+    (run.path / "notebook.ipynb").write_text("edited")
+    assert train(experiment).path == run.path
+    assert (run.path / "notebook.ipynb").read_text() == "edited"
+
     shutil.rmtree(machine.disk)
     capsys.readouterr()
     assert train(experiment).record["started"] == run.record["started"]
     assert capsys.readouterr().out == "" and not machine.disk.exists()
+
+    weights.unlink()
+    with pytest.raises(RunError, match=r"but model\.safetensors is lost, .* trains it again"):
+        train(experiment)
 
     (run.path / "report.html").touch()
     (run.path / "notes.txt").touch()
@@ -149,7 +160,7 @@ def test_run_on_drive_survives_a_fresh_one_that_cannot_start(machine, tiny, monk
     monkeypatch.setattr(lifecycle, "load_dataset", Mock(side_effect=DataError("no network")))
     with pytest.raises(DataError):
         train(on_drive(tiny, machine, fresh=True))
-    assert drive.is_done(folder)
+    assert drive.read_record(folder)["status"] == "done" and not drive.lost_files(folder)
 
 
 @pytest.mark.slow
