@@ -319,7 +319,7 @@ def _scaled_to_digits(
 def _new_part(
     part: str, old: Mapping[str, Any] | None, value: Mapping[str, Any] | str
 ) -> tuple[dict[str, Any], list[str], list[str]]:
-    """A part that is replaced: all its keys, the rates that are defaults, the keys it has lost.
+    """A part that is replaced: all its keys, those that take defaults, the keys it has lost.
 
     A mapping replaces the whole part. A name keeps what the new kind has too, with the same
     default, except learning rate and weight decay. A required key that is not given is
@@ -336,15 +336,17 @@ def _new_part(
         new["lr"] = DEFAULT_LR.get(kind, PydanticUndefined)
     if not is_name:
         return new | dict(value), [key for key in new if key == "lr" and key not in value], []
-    rates = [key for key in new if key in ("lr", "weight_decay")]
     (old_fields,) = (m.model_fields for m in _parts()[part] if old["name"] in _tags(m))
     kept = {
         key: old[key]
         for key in old
-        if key in fields and key not in rates and fields[key].default == old_fields[key].default
+        if key in fields
+        and key not in ("name", "lr", "weight_decay")
+        and fields[key].default == old_fields[key].default
     }
+    defaults = [key for key in new if key in old and key not in kept and key != "name"]
     dropped = [key for key in old if key not in fields]
-    return new | kept | {"name": kind}, rates, dropped
+    return new | kept | {"name": kind}, defaults, dropped
 
 
 def _report_kind(

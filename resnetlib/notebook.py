@@ -168,7 +168,7 @@ def _with_last_injection(cells: list[str]) -> list[str]:
 
 
 def _is_injected(cell: str) -> bool:
-    return cell.lstrip().startswith(INJECTED)
+    return cell.lstrip().partition("\n")[0].rstrip() == INJECTED
 
 
 def _injected_values(cell: str) -> dict[str, Any]:

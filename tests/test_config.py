@@ -354,6 +354,7 @@ def test_schedule_by_name_keeps_common_keys(name, capsys):
 def test_kind_by_name_keeps_no_key_of_another_meaning(capsys):
     """By default eps is 1e-8 in adam and 1e-6 in adadelta; exponential has no default gamma."""
     assert load_experiment("improved_adam", optimizer="adadelta").recipe.optimizer.eps == 1e-6
+    assert "lr = 1, weight_decay = 0, eps = 1e-06 by default" in capsys.readouterr().err
     assert load_experiment("improved_adam", optimizer="radam").recipe.optimizer.eps == 1e-8
     step = load_experiment("lite", schedule={"name": "step", "milestones": [20]})
     with pytest.raises(ConfigError, match=r"'recipe\.schedule\.gamma' is missing"):

@@ -77,6 +77,12 @@ def test_defaults_are_the_variants_own_values():
     assert experiment.overrides == {}
 
 
+def test_cell_of_the_user_with_a_similar_first_line_is_not_taken_for_papermills():
+    injected = {"epochs": 3, "overrides": {"lr": 0.1}}
+    experiment = from_cells(injected, extra=["# Parameters of each stage\nprint(1)"])
+    assert (experiment.recipe.epochs, experiment.recipe.optimizer.lr) == (3, 0.1)
+
+
 @pytest.fixture
 def setup_cells():
     """The script that writes the set-up cells and badges, as a module."""
