@@ -5,6 +5,7 @@ Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 3 a verificat
 """
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -40,6 +41,8 @@ LONGEST_NAME = 200  # characters of a path in a message
 LONGEST_MISTAKE = 500  # characters of what click says of an argument
 LARGEST_MEMORY = 10_000  # GB, of one run of a sweep
 MOST_TRIALS = 10_000  # of a search, like the runs of a grid
+# Of an error that names no file: the file that the output goes to cannot take more.
+OUTPUT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -78,7 +81,9 @@ def _explained() -> Iterator[None]:
     except BrokenPipeError:  # the output's reader has left, such as `head`: click ends quietly
         raise
     except OSError as error:
-        if error.filename is None:  # the output's fault: it is full
+        if error.filename is None and error.errno not in OUTPUT_FAULTS:
+            raise Failure(str(error), 1) from None
+        if error.filename is None:
             _discard_output()
             raise Failure(f"the output cannot be written: {error.strerror}", 1) from None
         name = display_path(Path(error.filename))
@@ -272,8 +277,8 @@ def _values(parameters: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
     "ranges",
     multiple=True,
     metavar="NAME=RANGE",
-    help="Search a parameter: 'lr=log(0.01,0.3)', 'dropout=linear(0,0.5)', 'epochs=int(5,9)' or "
-    "'optimizer=choice(sgd,adam)'; may be repeated.",
+    help="Search a parameter: 'lr=log(0.01,0.3)', 'dropout=linear(0,0.5)', "
+    "'batch_size=int(64,256)' or 'optimizer=choice(sgd,adam)'; may be repeated.",
 )
 @click.option(
     "--trials",
@@ -533,7 +538,7 @@ def predict_command(run: str, images: tuple[Path, ...], data_root: Path | None) 
 
 @main.command("submit", short_help="Write a competition's CSV from a run's weights.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option(
     "-o",
     "--output",
@@ -557,8 +562,12 @@ def submit_command(
     `data`, uint8 (N, 32, 32, 3), and `ids`, N integers or strings.
     """
     from .kaggle import submit
+    from .runs.find import find_run
 
-    click.echo(display_path(submit(run, file, output, tta=tta, data_root=data_root)))
+    found = find_run(run, dataset="cifar10")
+    if (dataset := found.experiment.dataset) != "cifar10":
+        raise ConfigError(f"{display_path(found.path)} was trained on {dataset}, not on CIFAR-10")
+    click.echo(display_path(submit(found, file, output, tta=tta, data_root=data_root)))
 
 
 @main.command(

@@ -279,7 +279,8 @@ def submission_path(
 ) -> Path:
     """Where to write the submission: `output`, or a name made of file, run and views.
 
-    An earlier submission may be replaced. Raises `ConfigError` when it would replace anything else.
+    An earlier submission may be replaced. Raises `ConfigError` when it would replace anything else,
+    or cannot be written.
 
     Args:
         run: whose weights predict.
@@ -300,6 +301,11 @@ def submission_path(
     if path.exists() and begin.rstrip(b"\r\n") != header:
         raise ConfigError(
             f"output = {display_path(path)} exists and is not a submission; name another file"
+        )
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or files.is_read_only(folder):
+        raise ConfigError(
+            f"output = {display_path(path)} cannot be written to {display_path(folder)}"
         )
     return path
 

@@ -1,6 +1,7 @@
 """The command line as its users see it: messages, files and exit statuses."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -184,7 +185,9 @@ def test_report_command_writes_the_index(finished):
         (["run", "lite", "-p", "epochs = batch_size", "3"], "unknown parameter 'epochs = batch"),
         (["run", "resnet18", "-p", "budget", "5000000"], "exceed the budget"),
         (["rnu"], "No such command 'rnu'"),
-        (["submit", "nowhere", "nothing.pkl"], "nowhere"),
+        (["submit", "lite", "nothing.pkl"], "nothing.pkl"),
+        (["submit", "nowhere", __file__], "nowhere"),
+        (["verify", "outputs/nowhere"], "outputs/nowhere is not a run folder"),
     ],
 )
 def test_mistake_exits_with_2_and_one_line(tmp_path, command, message):
@@ -432,6 +435,15 @@ def test_full_and_closed_output_are_one_line():
             assert (done.returncode, done.stderr) == expected
 
 
+@pytest.mark.parametrize(
+    "error", [OSError("no room for a process"), BlockingIOError(errno.EAGAIN, "no room")]
+)
+def test_error_without_a_file_is_not_blamed_on_the_output(error, monkeypatch):
+    monkeypatch.setattr(execute, "run_experiment", Mock(side_effect=error))
+    done = invoke("run", "lite", "-p", "dataset", "digits")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (1, f"Error: {error}")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="takes a POSIX shell")
 def test_reader_that_leaves_ends_a_command_quietly():
     command = f"({PYTHON} -m resnetlib list; echo exit $? >&2) | true"
@@ -535,10 +547,7 @@ def test_list_has_every_variant_and_help_every_command():
     assert all(variant in table for variant in list_variants())
     assert "4,903,242" in table and "89.68" in table
     commands = call("--help").stdout
-    assert all(
-        f"\n  {name} " in commands
-        for name in ("run", "sweep", "data", "list", "report", "submit", "lab")
-    )
+    assert all(f"\n  {name} " in commands for name in main.commands)
 
 
 def test_console_without_unicode_loses_signs_only():

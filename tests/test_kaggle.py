@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from conftest import PROJECT, TINY, recorded_lite
 
 from resnetlib import kaggle, load_experiment, plots, train
+from resnetlib.cli import main
 from resnetlib.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
@@ -360,6 +362,13 @@ def test_submit_replaces_only_a_submission(run, digits, write, tmp_path):
     assert mirrored.name == f"{name}-flip.csv"
 
 
+def test_submit_command_refuses_a_network_of_other_images(run, write, pixels):
+    file = write({b"data": pixels, b"ids": [7, 3, 5]})
+    done = CliRunner().invoke(main, ["submit", str(run.path), str(file)])
+    assert done.exit_code == 2
+    assert "was trained on digits, not on CIFAR-10" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -371,8 +380,9 @@ def test_submit_replaces_only_a_submission(run, digits, write, tmp_path):
     ],
 )
 def test_submit_refuses_to_replace_files_and_unknown_tta(
-    run, write, pixels, tmp_path, settings, message
+    run, write, pixels, tmp_path, settings, message, monkeypatch
 ):
+    monkeypatch.setattr(kaggle, "predict", pytest.fail)  # before any work
     notes = tmp_path / "notes.txt"
     notes.write_text("to keep")
     if "output" in settings:
@@ -380,6 +390,13 @@ def test_submit_refuses_to_replace_files_and_unknown_tta(
     with pytest.raises(ConfigError, match=message):
         kaggle.submit(run, write({b"data": pixels, b"ids": [7, 3, 5]}), **settings)
     assert notes.read_text() == "to keep"
+
+
+def test_submission_path_refuses_a_folder_that_cannot_be_written(run, tmp_path, monkeypatch):
+    # As root, who runs the tests of some machines, everything can be written.
+    monkeypatch.setattr("resnetlib.files.is_read_only", lambda folder: folder == tmp_path)
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        kaggle.submission_path(run, "test.pkl", output=tmp_path / "new" / "s.csv")
 
 
 @pytest.mark.parametrize("kind", ["named pipe", "device", "large file"])

@@ -183,7 +183,7 @@ def _nothing_found(
         known = [f"{run.record['variant']}/{run.path.name}" for run in runs]
         known += [display_path(run.path) for run in runs]
         nearest = closest_match(name, known) or "."
-        return RunError(f"{name} is not a run folder: it has no run.json{nearest} {existing}")
+        return ConfigError(f"{name} is not a run folder: it has no run.json{nearest} {existing}")
     _, damaged = split_unreadable(_known_runs(output_root))
     faults = [
         f"{display_path(path)} ({why})"
