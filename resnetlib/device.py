@@ -312,7 +312,7 @@ def _compiles_deterministically() -> bool:
 
 def _found(variable: str, usual: str) -> bool:
     """Whether the compiler exists: the one named in the environment, else the usual one."""
-    return shutil.which(os.environ.get(variable, usual).split()[0]) is not None
+    return shutil.which(os.environ.get(variable, usual).partition(" ")[0]) is not None
 
 
 def _narrowest_layer(architecture: Architecture) -> int:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import DataError
@@ -63,7 +64,12 @@ def _system(facts: Facts) -> Iterator[str]:
     facts["console"] = f"encoding {getattr(sys.stdout, 'encoding', None) or 'unknown'}"
     facts |= {name: _version(name) for name in PACKAGES}
     if _version("resnetlib") == MISSING:
-        yield f"resnetlib is {MISSING}: `pip install -e .`"
+        yield f"resnetlib is {MISSING}: `{_pip()} install -e .`"
+
+
+def _pip() -> str:
+    """The program that installs packages here: uv makes environments without pip."""
+    return "pip" if find_spec("pip") else "uv pip"
 
 
 def _version(name: str) -> str:
@@ -85,7 +91,7 @@ def _requirements(facts: Facts) -> Iterator[str]:
         found = _version(requirement.name)
         if found == MISSING or not requirement.specifier.contains(found, prereleases=True):
             needed = f"{requirement.name}{requirement.specifier}"
-            yield f"{requirement.name} is {found}: `pip install '{needed}'`"
+            yield f"{requirement.name} is {found}: `{_pip()} install '{needed}'`"
 
 
 def _device(facts: Facts) -> Iterator[str]:

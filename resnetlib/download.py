@@ -84,11 +84,14 @@ def obtain_cifar10(
 ) -> Path:
     """Unpack the archive if one of the data folders has it, else download it; the unpacked folder.
 
-    It goes into the folder that the user named, else into the user's cache folder. One process
-    does it; others that need it meanwhile wait, and then find it. Raises `DataError`.
+    It goes into the folder that the user named, else, or where that has the archive but cannot be
+    written, into the user's cache folder. One process does it; others that need it meanwhile wait,
+    and then find it. Raises `DataError`.
     """
     named = root or os.environ.get("RESNETLIB_DATA")
     place = expand_home(named) if named else data_roots()[-1]
+    if files.is_read_only(place) and find_archive(root):
+        place = data_roots()[-1]
     try:
         with files.lock(place / ".cifar10.lock", wait=True):
             found = find_cifar10(root)

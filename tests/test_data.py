@@ -244,6 +244,20 @@ def test_cifar10_is_found_under_kaggle_input(small, tmp_path, monkeypatch, place
     assert sorted(path.name for path in cache.iterdir()) == sorted(download.CIFAR10_MD5)
 
 
+def test_archive_in_a_folder_that_cannot_be_written_is_unpacked_elsewhere(
+    small, tmp_path, monkeypatch
+):
+    place = tmp_path / "shared"
+    place.mkdir()
+    shutil.copy(small, place)
+    # As root, who runs the tests of some machines, everything can be written.
+    monkeypatch.setattr(files, "is_read_only", lambda folder: folder == place)
+    cache = tmp_path / "cache" / download.CIFAR10_FOLDER
+    assert download.obtain_cifar10(place, addresses=[]) == cache
+    assert [path.name for path in place.iterdir()] == [small.name]
+    assert download.find_cifar10(place) == cache
+
+
 def test_data_command_fetches_and_checks(small, tmp_path, monkeypatch):
     place = tmp_path / "place"
     place.mkdir()

@@ -298,6 +298,11 @@ def test_compile_of_any_number_of_networks(monkeypatch):
         assert compiled(torch.ones(width)) == 2 * width
 
 
+def test_empty_name_of_a_compiler_is_none(monkeypatch):
+    monkeypatch.setenv("CXX", "")
+    assert not device.has_compiler(torch.device("cpu"))
+
+
 @pytest.mark.slow
 def test_compile_is_refused_without_a_compiler(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: None)

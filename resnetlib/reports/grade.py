@@ -277,6 +277,8 @@ def find_submissions(folders: Sequence[Path]) -> list[Path]:
     inside = _subfolders(folders[0])
     if len(folders) == 1 and inside and not _has_files(folders[0]):
         folders = inside
+    if len(folders) > 1:
+        folders = [folder for folder in folders if not folder.name.startswith(HIDDEN)]
     return [_only_subfolder(folder) for folder in folders]
 
 
@@ -284,10 +286,12 @@ def _has_files(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in SUBMITTED)
 
 
+HIDDEN = (".", "__MACOSX")  # what archives bring along
+
+
 def _subfolders(folder: Path) -> list[Path]:
-    hidden = (".", "__MACOSX")  # what archives bring along
     _, names, _ = next(os.walk(folder), ("", [], []))  # none where the folder cannot be read
-    return [folder / name for name in sorted(names) if not name.startswith(hidden)]
+    return [folder / name for name in sorted(names) if not name.startswith(HIDDEN)]
 
 
 def _only_subfolder(folder: Path) -> Path:
@@ -341,7 +345,7 @@ def near_identical(grades: Sequence[Grade]) -> list[Similarity]:
 
 def format_grades(grades: Sequence[Grade], similar: Sequence[Similarity]) -> str:
     """A line for each submission, the best first, then the pairs that are near-identical."""
-    width = max(len(grade.name) for grade in grades)
+    width = max(len(name) for name in ("submission", *(grade.name for grade in grades)))
     lines = [f"{'submission':{width}}  accuracy  parameters"]
     for grade in sorted(grades, key=lambda grade: (-grade.score, grade.name)):
         parameters = "–" if grade.parameters is None else f"{grade.parameters:,}"

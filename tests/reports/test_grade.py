@@ -401,7 +401,8 @@ def test_find_submissions(trained, tmp_path):
     (tmp_path / "all" / "__MACOSX").mkdir()
     (tmp_path / "all" / "submission_metadata.yml").write_text("")
     assert find_submissions([tmp_path / "all"]) == [one, nested, empty]
-    assert find_submissions([one, nested.parent, empty]) == [one, nested, empty]
+    everything = sorted(path for path in (tmp_path / "all").iterdir() if path.is_dir())
+    assert find_submissions(everything) == [one, nested, empty]  # `all/*`
     assert find_submissions([one]) == [one]
     assert find_submissions([nested.parent]) == [nested]
     assert find_submissions([empty]) == [empty]
