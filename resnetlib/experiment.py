@@ -148,7 +148,8 @@ class Variant(Model):
     # Whether a choice in the recipe was made knowing a test accuracy; its results are then
     # optimistically biased, which is stated beside them
     recipe_selected_on_test: bool = False
-    # Recipes that the file had before: the hash in the name of a CIFAR-10 run folder with seed 0.
+    # Recipes that the file had before: in quotes the hash in the name of a CIFAR-10 run folder with
+    # seed 0.
     # Their runs remain runs of the variant, and are listed with what differs from today's file
     earlier_recipes: tuple[Annotated[str, Field(pattern="^[0-9a-f]{8}$")], ...] = ()
 

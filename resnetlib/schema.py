@@ -31,8 +31,7 @@ PositiveUnit = Annotated[float, Field(gt=0, le=1)]
 OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 AtLeastOne = Annotated[float, Field(ge=1, le=10**12)]
 Shear = Annotated[float, Field(ge=0, lt=90)]  # degrees
-# Where nothing else limits a number: neither it nor a product of two overflows or vanishes in
-# float32, but for a rate that diverges.
+# Where nothing else limits a number: it neither overflows nor vanishes in float32.
 Positive = Annotated[float, Field(ge=1e-30, le=1e30)]
 NonNegative = Annotated[float, Field(ge=0, le=1e30)]
 Level = Annotated[float, Field(ge=-(10**6), le=10**6)]
@@ -715,7 +714,7 @@ class Ema(Model):
 class Sam(Model):
     """Sharpness-aware minimisation: gradients at the worst point nearby (Foret et al. 2020)."""
 
-    rho: Positive = 0.05  # L2 distance of that point; the paper's
+    rho: Annotated[float, Field(ge=1e-30, le=1000)] = 0.05  # L2 distance of that point; the paper's
 
 
 # Augmentations -------------------------------------------------------------------------------

@@ -93,3 +93,5 @@ def test_extreme_number_is_refused_or_trains(path, key, count, tiny, few_digits)
         images, labels = (part[:16] for part in trainer.train_split)
         trainer.history.append({"epoch": 0, "train_loss": 1.0})
         trainer.train_step(images, labels, labels > 4, 1, 0)
+        if key not in ("lr", "weight_decay"):  # with which a training may diverge
+            assert all(part.isfinite().all() for part in trainer.model.parameters()), number
