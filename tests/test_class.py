@@ -114,6 +114,8 @@ def test_claimed_accuracy_draws_every_claim_and_names_the_front():
         front = claims[plots.pareto_front(claims[size], claims["claimed"])]
         bold = {text.get_text() for text in axes.texts if text.get_fontweight() == "bold"}
         assert bold == set(front.index.str.removeprefix("class/"))
+        labelled = any("budget" in text.get_text() for text in axes.texts)
+        assert labelled is (size == "parameters")
     plt.close(axes.figure)
 
 

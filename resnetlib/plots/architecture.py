@@ -415,7 +415,7 @@ def _draw_stage(
             dots.set_bbox({"fc": "0.965", "ec": "none", "pad": 1})
             continue
         center, width = left + box.pitch / 2, 0.44 * box.pitch
-        _draw_bar(axes, center, width, part)
+        _draw_bar(axes, center, width, part._replace(channels=block.out_channels))
         dashed = bool(_layers(architecture, block).shortcut)
         _draw_shortcut(axes, left, left + box.pitch, part, dashed)
         if block.attention:

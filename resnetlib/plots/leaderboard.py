@@ -121,8 +121,8 @@ def accuracy_against(table: pd.DataFrame, size: Literal["parameters", "macs"]) -
     """Test accuracy against a size on a log axis, with the Pareto fronts.
 
     Variants on the front are named, others where there is room.
-    A grey line joins what was published for a variant with what was reproduced. The front of the
-    reproduced accuracies is solid, that of the published ones dashed.
+    A pale line of the variant's colour joins what was published with what was reproduced. The front
+    of the reproduced accuracies is solid, that of the published ones dashed.
     """
     table = _numbers(table, size).dropna(subset=["published", "reproduced"], how="all")
     kind_in_bold = "reproduced" if table["reproduced"].count() > 1 else "published"
@@ -143,15 +143,7 @@ def accuracy_against(table: pd.DataFrame, size: Literal["parameters", "macs"]) -
             _reproduced(axes, at, row.reproduced, color, yerr=row.spread)
         axes.margins(x=0.22, y=0.12)  # room for names
         if size == "parameters":
-            axes.axvline(DEFAULT_BUDGET, color="0.35", lw=1, ls=":", zorder=0)
-            axes.text(
-                DEFAULT_BUDGET,
-                0.02,
-                f" budget\n {DEFAULT_BUDGET:,}",
-                transform=axes.get_xaxis_transform(),
-                fontsize=8.5,
-                color="0.35",
-            )
+            _draw_budget(axes)
         axes.set(xlabel=f"{SIZES[size]}, log scale", ylabel="test accuracy (CIFAR-10)")
         axes.set_title(f"{TITLES[size]} ({kind_in_bold})")
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
@@ -164,6 +156,19 @@ def accuracy_against(table: pd.DataFrame, size: Literal["parameters", "macs"]) -
         budget = DEFAULT_BUDGET if size == "parameters" else None
         _label_points(axes, points, marks=np.concatenate(kinds), budget=budget)
     return axes
+
+
+def _draw_budget(axes: Axes) -> None:
+    """A line at the default budget, labelled, where parameters are on the x axis."""
+    axes.axvline(DEFAULT_BUDGET, color="0.35", lw=1, ls=":", zorder=0)
+    axes.text(
+        DEFAULT_BUDGET,
+        0.02,
+        f" budget\n {DEFAULT_BUDGET:,}",
+        transform=axes.get_xaxis_transform(),
+        fontsize=8.5,
+        color="0.35",
+    )
 
 
 CLAIM_MARKERS = {"test": "o", "best on test": "^", "validation": "s", "competition": "D"}
@@ -191,7 +196,7 @@ def claimed_accuracy(claims: pd.DataFrame) -> list[Axes]:
             axes.margins(x=0.18, y=0.08)  # room for names
             axes.set_xlabel(f"{SIZES[size]}, log scale")
             axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-        both[0].axvline(DEFAULT_BUDGET, color="0.35", lw=1, ls=":", zorder=0)
+        _draw_budget(both[0])
         both[0].set(ylabel="claimed accuracy (CIFAR-10)")
         label_per_cent(both[0].yaxis)
         figure.suptitle("Claimed accuracy for its size and for its work", fontweight="bold")

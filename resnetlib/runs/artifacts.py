@@ -17,7 +17,7 @@ from ..evaluation import Evaluation, wilson_interval
 from ..experiment import Experiment
 from ..size import measure_size
 from .record import record_checksums
-from .run import WEIGHTS, Run
+from .run import ARTIFACTS, WEIGHTS, Run
 
 
 def write_history(folder: Path, history: "pd.DataFrame") -> None:
@@ -186,7 +186,8 @@ def redraw_figures(run: Run, images: Tensor) -> list[str]:
     Nothing is computed again and no other file changes, except `run.json`, which gets the new
     checksums. `images` are those of the test set, uint8 (N, 3, H, W).
     """
-    kept = sorted(path.name for path in (run.path / "figures").glob("*.png"))
+    figures = [name for name in ARTIFACTS if name.startswith("figures/")]
+    kept = [Path(name).name for name in figures if (run.path / name).is_file()]
     if not kept:
         return []
     with tempfile.TemporaryDirectory() as temporary:

@@ -122,6 +122,13 @@ def test_draw_scales_bars_by_resolution_and_channels():
     assert brightness == sorted(set(brightness), reverse=True)
 
 
+def test_draw_shades_each_block_by_its_own_channels():
+    network = plots.draw(architecture_of(depths=[3], widths=[256], block_widths=[[32, 96, 256]]))[0]
+    _, _, *blocks, _ = sorted(bars_of(network), key=lambda bar: bar.get_x())
+    brightness = [sum(bar.get_facecolor()[:3]) for bar in blocks]
+    assert len(blocks) == 3 and brightness == sorted(set(brightness), reverse=True)
+
+
 def test_draw_preact_blocks_begin_with_bn():
     network, changing, keeping = plots.draw(architecture_of(block="preact", depths=[2, 1, 1]))
     assert "BN, ReLU, mean, linear" in texts_of(network)

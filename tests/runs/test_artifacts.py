@@ -12,10 +12,14 @@ from resnetlib.runs.artifacts import redraw_figures
 
 @pytest.fixture
 def run(tmp_path):
-    """A copy of a recorded run, its figures of other times: one is outdated, one was removed."""
+    """A copy of a recorded run, its figures of other times: one is outdated, one was removed.
+
+    One is the user's own.
+    """
     copy_recorded(recorded_lite().path, tmp_path / "run")
     (tmp_path / "run" / "figures" / "curves.png").write_bytes(b"outdated")
     (tmp_path / "run" / "figures" / "reliability.png").unlink()
+    (tmp_path / "run" / "figures" / "mine.png").touch()
     return load_run(tmp_path / "run")
 
 
