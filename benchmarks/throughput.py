@@ -80,9 +80,18 @@ IN_TORCHVISION = {  # torchvision's transforms module and our settings to its tr
 
 
 def comparable() -> list[str]:
-    """The variants whose every augmentation torchvision applies to single images."""
-    used = {name: load_experiment(name).recipe.augment for name in list_variants()}
-    return [name for name, steps in used.items() if {a.name for a in steps} <= set(IN_TORCHVISION)]
+    """The variants that the baselines can train.
+
+    Torchvision applies all their augmentations to single images; a step is one update, without an
+    average of the weights, and clips by value if at all.
+    """
+    recipes = {name: load_experiment(name).recipe for name in list_variants()}
+    return [
+        name
+        for name, recipe in recipes.items()
+        if {a.name for a in recipe.augment} <= set(IN_TORCHVISION)
+        and not (recipe.sam or recipe.ema or (recipe.clip and recipe.clip.by == "norm"))
+    ]
 
 
 def torchvision_transforms(experiment: Experiment, mean, std, *, batches: bool = False):

@@ -26,7 +26,7 @@ from ..resnet import ResNet
 from ..size import measure_size
 
 # Multiply-accumulates for the corrupted images unless their number is given: a minute of one core,
-# on which `lite` computes 4e10 per second.
+# on which `lite` computes 4e10 per second. The fewest images of a large network take longer.
 MACS = 2.5e12
 FEWEST_IMAGES = 1000  # an accuracy of 80 % is then known to ±2.5 points
 

@@ -3,7 +3,7 @@
 import pytest
 from conftest import benchmark
 
-from resnetlib import list_variants
+from resnetlib import list_variants, load_experiment
 
 pytestmark = pytest.mark.slow
 
@@ -25,3 +25,10 @@ def test_loop_trains(throughput, loop, tiny, few_digits):
 
 def test_comparable_variants_have_torchvision_augmentations(throughput):
     assert {"lite", "se", "wide66"} <= set(throughput.comparable()) < set(list_variants())
+
+
+@pytest.mark.parametrize("key", [{"sam": {}}, {"ema": {}}, {"clip": {"by": "norm", "limit": 1}}])
+def test_recipe_that_the_baselines_do_not_follow_is_not_comparable(throughput, key, monkeypatch):
+    experiment = load_experiment("lite", **key)
+    monkeypatch.setattr(throughput, "load_experiment", lambda name: experiment)
+    assert throughput.comparable() == []
