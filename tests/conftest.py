@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,11 +19,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Compiled modules are imported in half the time, and the tests start many processes and kernels.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
-from resnetlib import count_parameters, files, load_dataset, load_experiment
+from resnetlib import count_parameters, download, files, load_dataset, load_experiment
 from resnetlib.download import find_cifar10
 from resnetlib.resnet import ResNet
 from resnetlib.runs import artifacts
@@ -125,6 +127,19 @@ def recorded_lite(seed=0):
     return next(run for run in runs if run.record["seed"] == seed)
 
 
+def weights_of(run):
+    return run.record["artifacts"]["model.safetensors"]
+
+
+def history_of(run):
+    return run.history.drop(columns="seconds")
+
+
+def outcome(run):
+    """All that must be equal: weights, history without its times, selection."""
+    return weights_of(run), history_of(run).to_csv(), run.metrics["selected_epoch"]
+
+
 def pytest_collection_modifyitems(items):
     """A test that asks for the browser is marked so."""
     for item in items:
@@ -179,6 +194,28 @@ def cifar10_folder():
 @pytest.fixture(scope="session")
 def cifar10(cifar10_folder):
     return load_dataset("cifar10", cifar10_folder)
+
+
+@pytest.fixture
+def small_archive(tmp_path, monkeypatch):
+    """The archive of a small stand-in for CIFAR-10, beside its seven files; no other root."""
+    source = tmp_path / "source" / download.CIFAR10_FOLDER
+    source.mkdir(parents=True)
+    sums = {}
+    for name in download.CIFAR10_MD5:
+        (source / name).write_bytes(np.random.default_rng(0).bytes(50_000))
+        sums[name] = files.md5(source / name)
+    archive = tmp_path / "source" / download.CIFAR10_ARCHIVE
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(source, download.CIFAR10_FOLDER)
+    monkeypatch.setattr(download, "CIFAR10_MD5", sums)
+    monkeypatch.setattr(download, "CIFAR10_ARCHIVE_MD5", files.md5(archive))
+    monkeypatch.setattr(download, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(download, "TIMEOUT_SECONDS", (2, 0.5))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")  # where a proxy is set, it is for other servers
+    monkeypatch.setattr(download.platformdirs, "user_cache_dir", lambda *a, **k: tmp_path / "cache")
+    monkeypatch.delenv("RESNETLIB_DATA", raising=False)
+    return archive
 
 
 @pytest.fixture(scope="module")

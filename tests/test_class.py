@@ -3,12 +3,11 @@
 import json
 
 import jsonschema
-import matplotlib.pyplot as plt
 import pytest
 from click.testing import CliRunner
 from conftest import size_by_torch
 
-from resnetlib import explore, list_variants, load_experiment, plots, train
+from resnetlib import explore, list_variants, load_experiment, train
 from resnetlib.cli import main
 from resnetlib.config import known_variants, list_class_variants
 from resnetlib.errors import ConfigError
@@ -97,26 +96,6 @@ def test_claims_are_labelled_by_kind():
     assert list(claims.loc["lite", ["claimed", "kind", "group"]]) == [0.7987, "test", "variants"]
     assert claims["parameters"].is_monotonic_increasing
     assert "class/matzefit" not in claims.index  # states no accuracy
-
-
-@pytest.mark.slow
-def test_claimed_accuracy_draws_every_claim_and_names_the_front():
-    claims = explore.claims()
-    for axes, size in zip(plots.claimed_accuracy(claims), ("parameters", "macs"), strict=True):
-        drawn = sorted(
-            (x, round(y, 2))
-            for line in axes.lines
-            if line.get_linestyle() == "None"
-            for x, y in line.get_xydata()
-        )
-        expected = zip(claims[size], (100 * claims["claimed"]).round(2), strict=True)
-        assert drawn == sorted(expected)
-        front = claims[plots.pareto_front(claims[size], claims["claimed"])]
-        bold = {text.get_text() for text in axes.texts if text.get_fontweight() == "bold"}
-        assert bold == set(front.index.str.removeprefix("class/"))
-        labelled = any("budget" in text.get_text() for text in axes.texts)
-        assert labelled is (size == "parameters")
-    plt.close(axes.figure)
 
 
 @pytest.mark.slow

@@ -9,15 +9,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from resnetlib import schema
+from resnetlib import build_model, load_experiment, schema
 from resnetlib.analysis import corruptions
 from resnetlib.analysis.corruptions import (
     CORRUPTIONS,
     accuracy_drops,
     corrupt,
+    corruption_sample_size,
     describe_robustness,
     robustness,
 )
+from resnetlib.errors import ConfigError
 
 NAMES = list(CORRUPTIONS)
 
@@ -208,3 +210,18 @@ def test_corruptions_name_existing_augmentations():
     assert named <= augmentations
     assert {"mixup", "cutout", "cutmix"} <= augmentations  # named in analyze_errors.ipynb
     assert corruptions.caption("jpeg", 5) == "quality 40"
+
+
+@pytest.mark.parametrize("wanted", [0, 451, True, 2.5])
+def test_corruption_sample_size_refuses_bad_numbers(wanted):
+    with pytest.raises(ConfigError, match=r"images = .*: give a whole number from 1 to 450"):
+        corruption_sample_size(wanted, nn.Identity(), 450)
+
+
+def test_corruption_sample_size_falls_with_model_size():
+    counts = [
+        corruption_sample_size(None, build_model(load_experiment(name).architecture), 10_000)
+        for name in ("lite", "improved_sgd", "resnet18")
+    ]
+    assert counts == [5_700, 1_000, 1_000]
+    assert corruption_sample_size(7, nn.Identity(), 450) == 7

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from resnetlib import build_model, explore, list_variants, load_experiment, plots, size
+from resnetlib import build_model, list_variants, load_experiment, plots, size
 from resnetlib.plots.architecture import MAX_BLOCKS
 from resnetlib.schema import Architecture
 
@@ -261,26 +261,3 @@ def test_describe_drawing_is_one_line():
     squeeze = {"placement": "block", "blocks": [2, 2]}
     text = plots.describe_drawing(architecture_of(squeeze_excitation=squeeze))
     assert text.endswith("squeeze-and-excitation in 1 block")
-
-
-def test_sizes_shows_all_that_is_close_to_the_budget():
-    """No published network is close to this budget, and they differ a hundredfold in MACs."""
-    design = architecture_of()
-    table, found = explore.rank_by_size(design), explore.search(design, budget=100_000)
-    _, right = plots.sizes(explore.published(), 100_000, table.loc["this design"], found)
-    highest = found["macs"][found["parameters"] >= 90_000].max()
-    assert right.get_ylim() == (0, 1.2 * highest)
-    _, right = plots.sizes(explore.published(), 78_042, table.loc["this design"])
-    assert right.get_ylim() == (0, 1.2 * table.loc["this design", "macs"])
-
-
-def test_sizes_names_variants_design_and_budget():
-    table = explore.rank_by_size(architecture_of(widths=[24, 48, 96]), "mine")
-    both = plots.sizes(explore.published(), 5_000_000, table.loc["mine"], table)
-    named = "\n".join(text for axes in both for text in texts_of(axes)).split("\n")
-    assert {*list_variants(), "mine", "budget of 5,000,000"} <= set(named)
-    for axes in both:
-        assert axes.get_xlabel() == "parameters"
-        assert axes.get_ylabel() == "multiply-accumulates of one image"
-    (star,) = [line for line in both[0].lines if line.get_label() == "mine"]
-    assert star.get_xdata() == [table.loc["mine", "parameters"]]

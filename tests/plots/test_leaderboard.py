@@ -5,7 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import same_color
+from matplotlib.text import Text
 
+from resnetlib import explore, list_variants, load_experiment, plots
 from resnetlib.plots.leaderboard import (
     accuracy_against,
     overlaid_curves,
@@ -13,12 +15,6 @@ from resnetlib.plots.leaderboard import (
     published_against_reproduced,
 )
 from resnetlib.plots.style import variant_color
-
-
-@pytest.fixture(autouse=True)
-def no_figure_stays_open():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture
@@ -202,3 +198,45 @@ def test_rows_of_published_and_reproduced_are_apart(table, count):
     lowest, *others = [label.get_window_extent() for label in axes.get_yticklabels()]
     assert all(above.y0 > below.y1 for below, above in zip([lowest, *others], others, strict=False))
     assert axes.figure.get_figheight() < 20 and (count > 1 or axes.figure.get_figheight() < 3)
+
+
+def test_sizes_shows_all_that_is_close_to_the_budget():
+    """No published network is close to this budget, and they differ a hundredfold in MACs."""
+    design = load_experiment("lite").architecture
+    table, found = explore.rank_by_size(design), explore.search(design, budget=100_000)
+    _, right = plots.sizes(explore.published(), 100_000, table.loc["this design"], found)
+    highest = found["macs"][found["parameters"] >= 90_000].max()
+    assert right.get_ylim() == (0, 1.2 * highest)
+    _, right = plots.sizes(explore.published(), 78_042, table.loc["this design"])
+    assert right.get_ylim() == (0, 1.2 * table.loc["this design", "macs"])
+
+
+def test_sizes_names_variants_design_and_budget():
+    table = explore.rank_by_size(load_experiment("lite", widths=[24, 48, 96]).architecture, "mine")
+    both = plots.sizes(explore.published(), 5_000_000, table.loc["mine"], table)
+    named = "\n".join(text.get_text() for axes in both for text in axes.findobj(Text)).split("\n")
+    assert {*list_variants(), "mine", "budget of 5,000,000"} <= set(named)
+    for axes in both:
+        assert axes.get_xlabel() == "parameters"
+        assert axes.get_ylabel() == "multiply-accumulates of one image"
+    (star,) = [line for line in both[0].lines if line.get_label() == "mine"]
+    assert star.get_xdata() == [table.loc["mine", "parameters"]]
+
+
+@pytest.mark.slow
+def test_claimed_accuracy_draws_every_claim_and_names_the_front():
+    claims = explore.claims()
+    for axes, size in zip(plots.claimed_accuracy(claims), ("parameters", "macs"), strict=True):
+        drawn = sorted(
+            (x, round(y, 2))
+            for line in axes.lines
+            if line.get_linestyle() == "None"
+            for x, y in line.get_xydata()
+        )
+        expected = zip(claims[size], (100 * claims["claimed"]).round(2), strict=True)
+        assert drawn == sorted(expected)
+        front = claims[plots.pareto_front(claims[size], claims["claimed"])]
+        bold = {text.get_text() for text in axes.texts if text.get_fontweight() == "bold"}
+        assert bold == set(front.index.str.removeprefix("class/"))
+        labelled = any("budget" in text.get_text() for text in axes.texts)
+        assert labelled is (size == "parameters")

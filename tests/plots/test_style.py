@@ -6,9 +6,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
 
 from resnetlib import plots
+from resnetlib.plots import architecture, style
 from resnetlib.plots.style import LINE_CHARACTERS, TEXT_LINES, drawable, variant_color
 
 NAMES = (
@@ -78,3 +80,37 @@ def test_of_a_long_name_both_ends_are_drawn():
 
 def test_variant_color_of_half_a_surrogate_pair():
     assert len(variant_color("a\ud800")) == 3
+
+
+def test_variant_color_is_distinct_for_recorded_variants():
+    colors = [plots.variant_color(variant) for variant in style.VARIANT_COLORS]
+    assert len(set(colors)) == len(colors)
+
+
+def test_variant_color_of_a_new_name():
+    """From the name alone, in every process, and of no other variant that has a fixed colour."""
+    colors = [to_hex(plots.variant_color(name)) for name in ("mine", "yours", "ninth", "tenth")]
+    assert set(colors) <= set(style.OTHER_COLORS)
+    assert len(set(colors)) > 1
+    assert colors[0] == "#aa4499"
+    assert not set(style.OTHER_COLORS) & set(style.VARIANT_COLORS.values())
+
+
+def contrast(one, other):
+    """As the Web Content Accessibility Guidelines compute it; yellow on white has 1.1."""
+    values = np.array([to_rgb(one), to_rgb(other)])
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    dark, light = sorted(linear @ [0.2126, 0.7152, 0.0722])
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("color", [*style.VARIANT_COLORS.values(), *style.OTHER_COLORS])
+def test_colors_are_visible_on_white(color):
+    assert contrast(color, "white") > 2.3
+
+
+@pytest.mark.parametrize("name", architecture.FILLS)
+def test_layers_of_a_block_are_readable(name):
+    _, axes = plt.subplots()
+    architecture._draw_chip(axes, 0, 0, name)
+    assert contrast(axes.texts[0].get_color(), axes.patches[0].get_facecolor()[:3]) >= 4.5
