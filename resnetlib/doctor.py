@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import DataError
@@ -69,7 +68,8 @@ def _system(facts: Facts) -> Iterator[str]:
 
 def _pip() -> str:
     """The program that installs packages here: uv makes environments without pip."""
-    return "pip" if find_spec("pip") else "uv pip"
+    # Not by `find_spec`, for which setuptools gives up its own distutils, and torch cannot compile.
+    return "uv pip" if _version("pip") == MISSING else "pip"
 
 
 def _version(name: str) -> str:

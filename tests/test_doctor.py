@@ -6,7 +6,6 @@ import stat
 import subprocess
 import sys
 from importlib import metadata
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -50,11 +49,17 @@ def test_examine_names_unsatisfied_requirements(no_data, monkeypatch):
     wanted = ["numpy>=99", "nothing-of-this-name>=1", "click", "pytest>=99; extra == 'dev'"]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: wanted)
     facts, problems = examine()
-    pip = "pip" if find_spec("pip") else "uv pip"
+    pip = doctor._pip()
     missing = f"nothing-of-this-name is not installed: `{pip} install 'nothing-of-this-name>=1'`"
     assert f"PROBLEM: {missing}\n" in format_examination(facts, [*problems, "x"])
     assert any("pip install 'numpy>=99'`" in one for one in problems)
     assert not [one for one in problems if one.startswith(("click", "pytest"))]
+
+
+def test_look_for_pip_leaves_distutils_to_setuptools():
+    """It must be setuptools' own where torch compiles."""
+    program = "from resnetlib import doctor; doctor._pip(); import setuptools"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_examine_reports_a_clone_that_is_not_installed(no_data, monkeypatch):
