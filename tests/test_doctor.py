@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -56,6 +57,7 @@ def test_examine_names_unsatisfied_requirements(no_data, monkeypatch):
     assert not [one for one in problems if one.startswith(("click", "pytest"))]
 
 
+@pytest.mark.skipif(find_spec("setuptools") is None, reason="takes setuptools")
 def test_look_for_pip_leaves_distutils_to_setuptools():
     """It must be setuptools' own where torch compiles."""
     program = "from resnetlib import doctor; doctor._pip(); import setuptools"
