@@ -33,7 +33,7 @@ from .errors import (
     shorten_line,
 )
 from .experiment import DEFAULT_BUDGET
-from .paths import display_path, notebooks_folder, output_folder
+from .paths import display_path, expand_home, notebooks_folder, output_folder
 from .signals import STOP_SIGNALS, stop_now
 from .size import check_size
 
@@ -41,8 +41,11 @@ LONGEST_NAME = 200  # characters of a path in a message
 LONGEST_MISTAKE = 500  # characters of what click says of an argument
 LARGEST_MEMORY = 10_000  # GB, of one run of a sweep
 MOST_TRIALS = 10_000  # of a search, like the runs of a grid
-# Of an error that names no file: the file that the output goes to cannot take more.
-OUTPUT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+# Of an error that names no file: what the output goes to is full or gone (EINVAL on Windows).
+OUTPUT_FAULTS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EIO, errno.ESTALE, errno.EINVAL),
+)
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -538,7 +541,7 @@ def predict_command(run: str, images: tuple[Path, ...], data_root: Path | None) 
 
 @main.command("submit", short_help="Write a competition's CSV from a run's weights.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "-o",
     "--output",
@@ -564,6 +567,8 @@ def submit_command(
     from .kaggle import submit
     from .runs.find import find_run
 
+    if not expand_home(file).is_file():
+        raise ConfigError(f"{display_path(file)} is not a file")
     found = find_run(run, dataset="cifar10")
     if (dataset := found.experiment.dataset) != "cifar10":
         raise ConfigError(f"{display_path(found.path)} was trained on {dataset}, not on CIFAR-10")

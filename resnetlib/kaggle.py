@@ -302,11 +302,9 @@ def submission_path(
         raise ConfigError(
             f"output = {display_path(path)} exists and is not a submission; name another file"
         )
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or files.is_read_only(folder):
-        raise ConfigError(
-            f"output = {display_path(path)} cannot be written to {display_path(folder)}"
-        )
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), None)
+    if not folder or not folder.is_dir() or files.is_read_only(folder):
+        raise ConfigError(f"output = {display_path(path)} cannot be written")
     return path
 
 

@@ -395,7 +395,7 @@ def test_submit_refuses_to_replace_files_and_unknown_tta(
 def test_submission_path_refuses_a_folder_that_cannot_be_written(run, tmp_path, monkeypatch):
     # As root, who runs the tests of some machines, everything can be written.
     monkeypatch.setattr("resnetlib.files.is_read_only", lambda folder: folder == tmp_path)
-    with pytest.raises(ConfigError, match="cannot be written to"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         kaggle.submission_path(run, "test.pkl", output=tmp_path / "new" / "s.csv")
 
 

@@ -278,7 +278,7 @@ def find_submissions(folders: Sequence[Path]) -> list[Path]:
     if len(folders) == 1 and inside and not _has_files(folders[0]):
         folders = inside
     if len(folders) > 1:
-        folders = [folder for folder in folders if not folder.name.startswith(HIDDEN)]
+        folders = [folder for folder in folders if folder.name != MACOS]
     return [_only_subfolder(folder) for folder in folders]
 
 
@@ -286,12 +286,12 @@ def _has_files(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in SUBMITTED)
 
 
-HIDDEN = (".", "__MACOSX")  # what archives bring along
+MACOS = "__MACOSX"  # which archives made on a Mac bring along
 
 
 def _subfolders(folder: Path) -> list[Path]:
     _, names, _ = next(os.walk(folder), ("", [], []))  # none where the folder cannot be read
-    return [folder / name for name in sorted(names) if not name.startswith(HIDDEN)]
+    return [folder / name for name in sorted(names) if not name.startswith((".", MACOS))]
 
 
 def _only_subfolder(folder: Path) -> Path:

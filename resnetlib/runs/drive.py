@@ -102,6 +102,7 @@ def copy_run(local: Path, drive: Path) -> None:
     """
     if not (local / "run.json").is_file():
         return
+    made_earlier = ARTIFACTS if _is_same_run(local, drive) else (*ARTIFACTS, *PAGES)
     paths = [path for path in local.rglob("[!.]*") if path.is_file()]
     for path in sorted(paths, key=lambda path: path.name == "run.json"):
         target = drive / path.relative_to(local)
@@ -115,9 +116,16 @@ def copy_run(local: Path, drive: Path) -> None:
     for path in drive.glob(f"{CHECKPOINTS}*"):
         if path.name.removesuffix(RECORD) not in kept:
             path.unlink()
-    for name in (*ARTIFACTS, *PAGES):  # of an earlier run
+    for name in made_earlier:  # by an earlier run, if there is none now
         if not (local / name).is_file():
             (drive / name).unlink(missing_ok=True)
+
+
+def _is_same_run(local: Path, drive: Path) -> bool:
+    with suppress(OSError, ValueError):
+        one, other = (files.read_json(folder / "run.json") for folder in (local, drive))
+        return all(one.get(key) == other.get(key) for key in SAME_RUN)
+    return False
 
 
 class CopyToDrive(Callback):

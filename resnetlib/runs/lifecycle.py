@@ -147,19 +147,23 @@ def _train_beside_drive(
         local: where the run is made.
         callbacks: the user's.
     """
-    record = read_record(drive)
+    record: dict[str, Any] = {}
+    with suppress(*[RunError] if experiment.execution.fresh else []):  # a damaged one is replaced
+        record = read_record(drive)
     if not record:
         _run_folder(experiment, drive)
     if not experiment.execution.fresh:
         if record:
             _check_same(record, experiment, drive)
         if record.get("status") == "done":
-            if not (lost := lost_files(drive)):
-                return load_run(drive)
+            lost = lost_files(drive)
+            needed = [name for name in lost if not name.startswith(("figures/", "summary"))]
             is_kept, _ = saved_progress(local)
+            if not lost or not (is_kept or needed):
+                return load_run(drive)
             if not is_kept:
                 raise RunError(
-                    f"the run in {drive} is finished, but {', '.join(lost)} is lost, damaged or "
+                    f"the run in {drive} is finished, but {', '.join(needed)} is lost, damaged or "
                     "not uploaded yet; `fresh: true` trains it again"
                 )
         fetch_run(drive, local)

@@ -88,7 +88,7 @@ def sweep_search(
         trials: of the whole study.
         save: the variant file to write for the best trial.
     """
-    from .study import Search, read_range
+    from .study import Search, has_complete, read_range
 
     if len(variants) != 1:
         raise ConfigError("a search varies one variant")
@@ -105,7 +105,9 @@ def sweep_search(
         print(search.describe(study))
         if save and (path := search.write_variant(study)):
             print(f"best trial: {display_path(path)}")
-    return exit_code(outcomes)
+        elif save:
+            print(f"no trial is complete: {save} is not written")
+        return exit_code(outcomes) or int(not has_complete(study))
 
 
 def write_slurm(

@@ -48,8 +48,11 @@ class Range:
         low, high = (parse_value(value) for value in self.values)
         if self.kind == "int":
             return trial.suggest_int(self.name, low, high)
-        value = trial.suggest_float(self.name, low, high, log=self.kind == "log")
-        # Readable in names and files: three digits, or as many as a narrow range needs.
+        return self._round(trial.suggest_float(self.name, low, high, log=self.kind == "log"))
+
+    def _round(self, value: float) -> float:
+        """Readable in names and files: three digits, or as many as a narrow range needs."""
+        low, high = (parse_value(bound) for bound in self.values)
         rounded = float(f"{value:.3g}")
         step = 10 ** (math.floor(math.log10(high)) - 2) if high > 0 else 0
         if step > (high - low) / 50:
@@ -60,7 +63,9 @@ class Range:
         """Its choices or its bounds, and of `log` and `linear` also a number that is not whole."""
         values = [parse_value(value) for value in self.values]
         if self.kind in ("log", "linear"):
-            values.append(values[0] + (values[1] - values[0]) / math.pi)
+            low, high = values
+            inner = [self._round(low + (high - low) * step / 97) for step in range(1, 97)]
+            values += [value for value in inner if value % 1][:1]
         return values
 
     def __str__(self) -> str:
@@ -330,7 +335,7 @@ class Search:
         checksum = files.sha256_of(content)
         if checksum == study.user_attrs.get(SAVED):
             return
-        if _has_complete(study) and content == self.variant_yaml(study).encode():
+        if has_complete(study) and content == self.variant_yaml(study).encode():
             study.set_user_attr(SAVED, checksum)  # killed just after it wrote the file
         else:
             raise ConfigError(
@@ -370,7 +375,7 @@ class Search:
 
     def write_variant(self, study: "Study") -> Path | None:
         """Write the best trial as a variant file; None where no trial is complete."""
-        if not _has_complete(study):
+        if not has_complete(study):
             return None
         self._check_save(study)  # again: the trials may have taken days
         text = self.variant_yaml(study)
@@ -386,7 +391,8 @@ def _drop_unfinished_line(journal: Path) -> None:
         os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
-def _has_complete(study: "Study") -> bool:
+def has_complete(study: "Study") -> bool:
+    """Whether a trial has come to its last epoch."""
     return any(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
 
 

@@ -403,6 +403,8 @@ def test_find_submissions(trained, tmp_path):
     assert find_submissions([tmp_path / "all"]) == [one, nested, empty]
     everything = sorted(path for path in (tmp_path / "all").iterdir() if path.is_dir())
     assert find_submissions(everything) == [one, nested, empty]  # `all/*`
+    hidden = submitted(trained[0], tmp_path / ".alice")
+    assert find_submissions([hidden, one]) == [hidden, one]  # they are named
     assert find_submissions([one]) == [one]
     assert find_submissions([nested.parent]) == [nested]
     assert find_submissions([empty]) == [empty]

@@ -134,6 +134,8 @@ def test_finished_run_on_drive_is_loaded_and_mended(machine, tiny, capsys):
     record_checksums(run.path, ["notebook.ipynb"])
     (run.path / "notebook.ipynb").write_text("edited")
     assert train(experiment).path == run.path
+    weights.unlink()  # and is mended
+    assert train(experiment).path == run.path
     assert (run.path / "notebook.ipynb").read_text() == "edited"
 
     shutil.rmtree(machine.disk)
@@ -141,6 +143,8 @@ def test_finished_run_on_drive_is_loaded_and_mended(machine, tiny, capsys):
     assert train(experiment).record["started"] == run.record["started"]
     assert capsys.readouterr().out == "" and not machine.disk.exists()
 
+    (run.path / "figures" / "curves.png").unlink()
+    assert train(experiment).path == run.path
     weights.unlink()
     with pytest.raises(RunError, match=r"but model\.safetensors is lost, .* trains it again"):
         train(experiment)
@@ -151,6 +155,11 @@ def test_finished_run_on_drive_is_loaded_and_mended(machine, tiny, capsys):
     assert not (run.path / "report.html").exists()
     assert (run.path / "notes.txt").exists()
     assert load_run(run.path).status == "done"
+
+    (run.path / "run.json").write_text("")
+    with pytest.raises(RunError, match="is damaged"):
+        train(experiment)
+    assert train(on_drive(tiny, machine, fresh=True)).status == "done"
 
 
 @pytest.mark.slow

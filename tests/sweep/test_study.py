@@ -6,6 +6,7 @@ import pytest
 
 from resnetlib import load_experiment
 from resnetlib.errors import ConfigError
+from resnetlib.sweep import command
 from resnetlib.sweep.display import Display
 from resnetlib.sweep.pool import LocalPool, Needs
 from resnetlib.sweep.study import Search, read_range
@@ -63,6 +64,7 @@ def test_range_suggests_values(text, raw, value):
         ({}, ["momentum=linear(0,2)"], "momentum = 2"),
         ({}, ["block=choice(basic,plain)"], "block = 'plain'"),
         ({}, ["batch_size=log(32,512)"], "batch_size = .* whole number"),
+        ({}, ["batch_size=linear(90,900)"], "batch_size = .* whole number"),
         ({}, ["lr=log(0.01,0.3)", "epochs=linear(5,20)"], "epochs = .* whole number"),
         ({}, ["widths=choice([16,32,64],[512,1024,2048])"], "exceed the budget"),
     ],
@@ -70,6 +72,11 @@ def test_range_suggests_values(text, raw, value):
 def test_search_that_cannot_work_is_refused(overrides, ranges, message):
     with pytest.raises(ConfigError, match=message):
         Search("lite", overrides, [read_range(text) for text in ranges])
+
+
+def test_range_whose_every_value_is_whole_is_accepted():
+    """Three digits of a number above 100."""
+    Search("lite", {}, [read_range("batch_size=log(100,900)")])
 
 
 def test_search_holds_training_images_out():
@@ -313,6 +320,20 @@ def test_refused_trial_counts_as_failed(search, capsys):
     study, outcomes = carry_out(made, 1)
     assert outcomes == ["failed"] and states(study) == ["FAIL"]
     assert "exceed the budget" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "code"), [(0.8, 1), (0.1, 0)])
+def test_search_in_which_every_trial_diverges_has_failed(
+    quick, tmp_path, monkeypatch, capsys, rate, code
+):
+    monkeypatch.setattr("resnetlib.sweep.study.params_folder", lambda: tmp_path / "params")
+    given = {name: str(value) for name, value in quick(lr=rate).overrides.items()}
+    settings = {"ranges": ["batch_size=choice(32,64)"], "trials": 1, "save": "tuned"}
+    assert command.sweep_search(["lite"], given.items(), command.Place(), **settings) == code
+    written = (tmp_path / "params" / "tuned.yaml").exists()
+    assert written is (code == 0)
+    assert ("no trial is complete: tuned is not written" in capsys.readouterr().out) is not written
 
 
 @pytest.mark.slow
