@@ -171,8 +171,9 @@ def _halve_weights(run: Run) -> None:
         path.unlink()
         return
     checksums = run.record["artifacts"] | {WEIGHTS: files.sha256_of(content)}
-    files.write_bytes(path, content)
+    # The record first: should this be cut short, the exact weights are there to be halved again.
     runs.write_record(run.path, run.record | {"artifacts": checksums})
+    files.write_bytes(path, content)
 
 
 def _list_kept_files(run: Run) -> None:

@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -36,6 +36,9 @@ from .experiment import DEFAULT_BUDGET
 from .paths import display_path, expand_home, notebooks_folder, output_folder
 from .signals import STOP_SIGNALS, stop_now
 from .size import check_size
+
+if TYPE_CHECKING:
+    from .runs.run import Run
 
 LONGEST_NAME = 200  # characters of a path in a message
 LONGEST_MISTAKE = 500  # characters of what click says of an argument
@@ -530,13 +533,22 @@ def predict_command(run: str, images: tuple[Path, ...], data_root: Path | None) 
 
     RUN is a run folder, or the name of a variant with kept weights.
     """
-    from .runs.find import find_run
     from .runs.prediction import predict_pictures
 
-    found = find_run(run, dataset="cifar10")
+    found = _find_cifar10_run(run)
     for path, classes in zip(images, predict_pictures(found, images, data_root), strict=True):
         listed = ", ".join(f"{name} {share:.1%}" for name, share in classes)
         click.echo(f"{display_path(path)}: {listed}")
+
+
+def _find_cifar10_run(wanted: str | Path) -> "Run":
+    """The run that is meant, for images of CIFAR-10's classes. Raises `ConfigError`."""
+    from .runs.find import find_run
+
+    run = find_run(wanted, dataset="cifar10")
+    if (dataset := run.experiment.dataset) != "cifar10":
+        raise ConfigError(f"{display_path(run.path)} was trained on {dataset}, not on CIFAR-10")
+    return run
 
 
 @main.command("submit", short_help="Write a competition's CSV from a run's weights.")
@@ -565,13 +577,10 @@ def submit_command(
     `data`, uint8 (N, 32, 32, 3), and `ids`, N integers or strings.
     """
     from .kaggle import submit
-    from .runs.find import find_run
 
     if not expand_home(file).is_file():
         raise ConfigError(f"{display_path(file)} is not a file")
-    found = find_run(run, dataset="cifar10")
-    if (dataset := found.experiment.dataset) != "cifar10":
-        raise ConfigError(f"{display_path(found.path)} was trained on {dataset}, not on CIFAR-10")
+    found = _find_cifar10_run(run)
     click.echo(display_path(submit(found, file, output, tta=tta, data_root=data_root)))
 
 

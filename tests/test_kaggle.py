@@ -362,9 +362,10 @@ def test_submit_replaces_only_a_submission(run, digits, write, tmp_path):
     assert mirrored.name == f"{name}-flip.csv"
 
 
-def test_submit_command_refuses_a_network_of_other_images(run, write, pixels):
+@pytest.mark.parametrize("command", ["submit", "predict"])
+def test_command_refuses_a_network_of_other_images(run, write, pixels, command):
     file = write({b"data": pixels, b"ids": [7, 3, 5]})
-    done = CliRunner().invoke(main, ["submit", str(run.path), str(file)])
+    done = CliRunner().invoke(main, [command, str(run.path), str(file)])
     assert done.exit_code == 2
     assert "was trained on digits, not on CIFAR-10" in done.stderr
 

@@ -139,6 +139,13 @@ def _bound_size(notebook: NotebookNode) -> None:
     del notebook.cells[CELLS:]
     for cell in notebook.cells:
         cell.source = _bounded(cell.source, left, "source")
+        uses = cell.source.count("attachment:")  # the page has a copy for each
+        for data in cell.get("attachments", {}).values():
+            for kind, content in data.items():
+                if uses * len(content) > left["image"]:
+                    data[kind] = ""
+                else:
+                    left["image"] -= uses * len(content)
         for output in cell.get("outputs", []):
             if "text" in output:
                 output.text = _bounded(output.text, left, "output")

@@ -49,8 +49,9 @@ def import_weights(
     Args:
         file: safetensors, or what `torch.save` wrote, see `read_weights`. Its code never runs.
         variant: a variant, or an experiment for other settings. Its network must fit as a whole.
-        normalize: a value of `recipe.normalize`, by which images are normalised. If neither this
-            nor that override is given, each of `NORMALIZATIONS` is tried on training images.
+        normalize: a value of `recipe.normalize`, by which images are normalised. If it is not
+            given, nor the experiment's another than the variant's own, each of `NORMALIZATIONS` is
+            tried on training images.
 
     Raises `ConfigError` for a bad argument, and `DataError` for a file that cannot be read or does
     not fit.

@@ -358,6 +358,9 @@ LARGE = {
     "quotes": lambda: new_markdown_cell(">" * 100_000 + "a"),
     "code": lambda: new_code_cell("x = 1\n" * 3_000_000),
     "image": lambda: cell_with_output("image/png", "A" * 30_000_000),
+    "attachment": lambda: new_markdown_cell(
+        "![a](attachment:o.png)" * 100, attachments={"o.png": {"image/png": "A" * 400_000}}
+    ),
     "half a surrogate pair": lambda: cell_with_output("text/plain", "a\ud800"),
 }
 
