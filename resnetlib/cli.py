@@ -45,10 +45,7 @@ LONGEST_MISTAKE = 500  # characters of what click says of an argument
 LARGEST_MEMORY = 10_000  # GB, of one run of a sweep
 MOST_TRIALS = 10_000  # of a search, like the runs of a grid
 # Of an error that names no file: what the output goes to is full or gone (EINVAL on Windows).
-OUTPUT_FAULTS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    *(errno.EIO, errno.ESTALE, errno.EINVAL),
-)
+OUTPUT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EINVAL)
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -87,9 +84,9 @@ def _explained() -> Iterator[None]:
     except BrokenPipeError:  # the output's reader has left, such as `head`: click ends quietly
         raise
     except OSError as error:
-        if error.filename is None and error.errno not in OUTPUT_FAULTS:
-            raise Failure(str(error), 1) from None
         if error.filename is None:
+            if error.errno not in OUTPUT_FAULTS:
+                raise Failure(str(error), 1) from None
             _discard_output()
             raise Failure(f"the output cannot be written: {error.strerror}", 1) from None
         name = display_path(Path(error.filename))

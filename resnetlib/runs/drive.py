@@ -8,6 +8,7 @@ checkpoint. A new machine fetches it and resumes from the newest checkpoint that
 import filecmp
 import shutil
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,20 +44,24 @@ def local_folder(folder: Path) -> Path | None:
     return cache / "drive" / folder.relative_to(DRIVE)
 
 
-def lost_files(drive: Path) -> list[str]:
-    """Files of a finished run that Drive does not have as they were written.
+def lost_files(drive: Path, artifacts: Mapping[str, str]) -> list[str]:
+    """Those of the recorded files of a finished run that Drive does not have as they were written.
 
     Report and notebook are not among them: they may be edited, and are made from the run.
     """
     return [
         name
-        for name, checksum in read_record(drive)["artifacts"].items()
+        for name, checksum in artifacts.items()
         if name not in PAGES
         and not ((drive / name).is_file() and files.sha256(drive / name) == checksum)
     ]
 
 
 SAME_RUN = ("experiment", "started")  # of records: others are of a run that was started over
+
+
+def _are_of_one_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in SAME_RUN)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -77,7 +82,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             continue
         with suppress(OSError, ValueError):
             kept = files.read_json(path)
-            if not record or all(kept.get(key) == record.get(key) for key in SAME_RUN):
+            if not record or _are_of_one_run(kept, record):
                 return kept
     return record or (load_run(folder).record if (folder / "run.json").exists() else {})
 
@@ -102,7 +107,10 @@ def copy_run(local: Path, drive: Path) -> None:
     """
     if not (local / "run.json").is_file():
         return
-    made_earlier = ARTIFACTS if _is_same_run(local, drive) else (*ARTIFACTS, *PAGES)
+    is_same = False
+    with suppress(OSError, ValueError):
+        is_same = _are_of_one_run(*(files.read_json(at / "run.json") for at in (local, drive)))
+    made_earlier = ARTIFACTS if is_same else (*ARTIFACTS, *PAGES)
     paths = [path for path in local.rglob("[!.]*") if path.is_file()]
     for path in sorted(paths, key=lambda path: path.name == "run.json"):
         target = drive / path.relative_to(local)
@@ -119,13 +127,6 @@ def copy_run(local: Path, drive: Path) -> None:
     for name in made_earlier:  # by an earlier run, if there is none now
         if not (local / name).is_file():
             (drive / name).unlink(missing_ok=True)
-
-
-def _is_same_run(local: Path, drive: Path) -> bool:
-    with suppress(OSError, ValueError):
-        one, other = (files.read_json(folder / "run.json") for folder in (local, drive))
-        return all(one.get(key) == other.get(key) for key in SAME_RUN)
-    return False
 
 
 class CopyToDrive(Callback):

@@ -156,7 +156,7 @@ def _train_beside_drive(
         if record:
             _check_same(record, experiment, drive)
         if record.get("status") == "done":
-            lost = lost_files(drive)
+            lost = lost_files(drive, record["artifacts"])
             needed = [name for name in lost if not name.startswith(("figures/", "summary"))]
             is_kept, _ = saved_progress(local)
             if not lost or not (is_kept or needed):
