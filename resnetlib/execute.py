@@ -9,6 +9,7 @@ from typing import Any
 import nbformat
 import papermill
 from jupyter_client.manager import KernelManager
+from papermill.translators import translate_parameters
 from traitlets.config import Config
 
 from . import files
@@ -124,15 +125,20 @@ def _resume_point(experiment: Experiment) -> tuple[int, str]:
 def notebook_arguments(variant: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What papermill passes: the notebook's own parameters by name, all else as `overrides`.
 
-    `fresh` is left out: the run is done by then. Raises `ConfigError` where the notebook has lost
-    the tag of its parameters, whose defaults would replace the values.
+    `fresh` is left out: the run is done by then. A default that somebody has changed and saved in
+    the notebook is overridden by None. Raises `ConfigError` where the notebook has lost the tag of
+    its parameters, whose defaults would replace the values.
     """
     path = notebooks_folder() / NOTEBOOK
-    named = papermill.inspect_notebook(str(path)).keys() - {"overrides"}
+    inspected = papermill.inspect_notebook(str(path))
+    named = inspected.keys() - {"overrides"}
     if not named:
         raise ConfigError(f"{display_path(path)} has no cell with the tag `parameters`")
     given = {name: value for name, value in parameters.items() if name.split(".")[-1] != "fresh"}
-    arguments = {name: value for name, value in given.items() if name in named}
+    arguments = {
+        name: None for name, facts in inspected.items() if facts["default"] not in ("None", "{}")
+    }
+    arguments |= {name: value for name, value in given.items() if name in named}
     overrides = {name: value for name, value in given.items() if name not in named}
     arguments["variant"] = variant if variant in known_variants() else str(real_path(variant))
     return arguments | ({"overrides": overrides} if overrides else {})
@@ -141,13 +147,14 @@ def notebook_arguments(variant: str, parameters: Mapping[str, Any]) -> dict[str,
 def execute_notebook(run: Run, arguments: Mapping[str, Any]) -> None:
     """Put the executed notebook into the folder of a finished run, which it loads.
 
-    Raises `RunError` where a cell fails.
+    While it is executed, the variant is the run's own `experiment.yaml`: the variant's file may
+    have changed since. Raises `RunError` where a cell fails.
     """
     try:
         notebook = papermill.execute_notebook(
             notebooks_folder() / NOTEBOOK,
             None,
-            dict(arguments),
+            {**arguments, "variant": str(real_path(run.path))},
             kernel_name="python3",
             progress_bar=False,
             coalesce_streams=True,
@@ -161,7 +168,11 @@ def execute_notebook(run: Run, arguments: Mapping[str, Any]) -> None:
             "the same command executes it again"
         ) from None
     # The folder is shared with others: papermill notes places of this machine.
-    notebook.metadata.papermill |= {"input_path": NOTEBOOK, "output_path": KEPT}
+    places = {"input_path": NOTEBOOK, "output_path": KEPT}
+    notebook.metadata.papermill |= places | {"parameters": dict(arguments)}
+    for cell in notebook.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = translate_parameters("python3", "python", dict(arguments), "Parameters")
     unlink_notebooks(notebook)
     files.write_text(run.path / KEPT, nbformat.writes(notebook) + "\n")
     record_checksums(run.path, [KEPT])

@@ -225,12 +225,6 @@ def test_notebook_without_parameters_tag_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_fresh_is_not_passed_to_the_notebook():
-    given = {"fresh": True, "execution.fresh": True, "epochs": 2, "depths": [1]}
-    arguments = execute.notebook_arguments("lite", given)
-    assert arguments == {"variant": "lite", "epochs": 2, "overrides": {"depths": [1]}}
-
-
 def test_dry_run_describes_and_writes_nothing(tmp_path):
     done = invoke(*words(tmp_path / "out"), "--dry-run")
     assert done.exit_code == 0, done.stderr

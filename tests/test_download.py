@@ -136,6 +136,7 @@ def test_load_dataset_names_damaged_genuine_file(cifar10, tmp_path, name):
 
 
 def test_download_is_checked_and_unpacked(small_archive, tmp_path):
+    (tmp_path / "wanted" / ".unpacking-killed").mkdir(parents=True)
     with served(small_archive.read_bytes()) as (address, _):
         folder = download.obtain_cifar10(tmp_path / "wanted", [address])
     assert folder == tmp_path / "wanted" / download.CIFAR10_FOLDER

@@ -72,7 +72,8 @@ def write_report(run: Run, notebook: Path | None = None) -> Path:
     page = report_html(run, notebook)
     files.write_bytes(path, page.encode(errors="replace"))  # text may hold half a surrogate pair
     # A record of an older version has no checksum of pages; one under git must not change.
-    if "notebook.ipynb" in run.record.get("artifacts", {}) and not is_recorded(run):
+    has_checksums = run.is_imported or "notebook.ipynb" in run.record.get("artifacts", {})
+    if has_checksums and not is_recorded(run):
         record_checksums(run.path, [path.name])
     return path
 

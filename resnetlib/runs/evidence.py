@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from ..download import find_cifar10
 from ..errors import UserError, is_out_of_memory, shorten_line
 from ..evaluation import Evaluation, evaluate
 from ..experiment import Experiment
+from ..paths import real_path
 from ..resnet import ResNet
 from ..schema import NUM_CLASSES
 from .record import RECORD_KEYS
@@ -75,7 +77,7 @@ class Evidence:
         is_python_or_torch = isinstance(error, MemoryError | RuntimeError)
         if name == WEIGHTS and is_python_or_torch and is_out_of_memory(error):
             return LacksMemory(f"{name} cannot be read: this machine lacks memory")
-        reason = describe_error(error).removeprefix(f"{self.folder / name}: ")
+        reason = without_folder(describe_error(error), self.folder).removeprefix(f"{name}: ")
         return Damaged(f"{name} is damaged: {reason}")
 
     def path(self, name: str) -> Path:
@@ -273,6 +275,12 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it lacks {error}"
     return str(error) or type(error).__name__
+
+
+def without_folder(detail: str, folder: Path) -> str:
+    """The text with the names of files in the folder instead of their paths."""
+    paths = "|".join(re.escape(f"{path}/") for path in {real_path(folder), folder})
+    return re.sub(rf"(?<![\w./-])(?:{paths})", "", detail)
 
 
 def clean_line(detail: str) -> str:

@@ -295,7 +295,7 @@ def _resume(
 def _kept_checkpoints(folder: Path, before: dict[str, Any]) -> dict[str, str]:
     """The SHA-256 of the run's checkpoints that exist; of all, for a record of an older version."""
     existing = checkpoint_checksums(folder)
-    recorded = before.get("checkpoints", existing)
+    recorded = before.get("checkpoints") or existing
     return {name: checksum for name, checksum in recorded.items() if name in existing}
 
 

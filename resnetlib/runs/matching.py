@@ -99,10 +99,10 @@ def _tidy_names(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tidied
 
 
-def _natural(item: tuple[str, Any]) -> list[tuple[bool, int, str]]:
-    """A sort key by which `layer2` comes before `layer10`."""
-    parts = re.split(r"(\d+)", item[0])
-    return [(part.isdigit(), len(part) if part.isdigit() else 0, part) for part in parts]
+def _natural(item: tuple[str, Any]) -> list[list[tuple[bool, int, str]]]:
+    """A sort key by which `layer2` comes before `layer10`, and `bn` before `bn2`."""
+    words = [re.split(r"(\d+)", word) for word in item[0].split(".")]
+    return [[(p.isdigit(), len(p) if p.isdigit() else 0, p) for p in word] for word in words]
 
 
 def match_weights(

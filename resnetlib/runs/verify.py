@@ -39,6 +39,7 @@ from .evidence import (
     clean_line,
     describe_error,
     genuine_data,
+    without_folder,
 )
 from .run import ARTIFACTS, FINISHED, WEIGHTS
 
@@ -457,7 +458,7 @@ def _result(claim: Callable[[Evidence], Result], run: Evidence) -> Result:
         result = Result(NOT_CHECKED, f"{error}{reason}")
     except Exception as error:  # a value in a file that no one foresaw; never a traceback
         result = Result(FAIL, f"the files cannot be compared: {describe_error(error)}")
-    return Result(result.status, clean_line(result.detail.replace(f"{run.folder}/", "")))
+    return Result(result.status, clean_line(without_folder(result.detail, run.folder)))
 
 
 def overall(results: Mapping[str, Result]) -> str:

@@ -146,6 +146,8 @@ class Scheduler:
             return Outcome("cancelled")
         if end.code == STOPPED_IN_TIME:
             return Outcome("stopped", end.message)
+        if end.code == 0 and task.is_outdated:
+            return Outcome("failed", f"{task.variant} was changed since the sweep began")
         was_killed = end.code is None or not 0 < end.code <= 128
         if was_killed and self.attempts[task] < ATTEMPTS:
             self.display.line(f"lost      {task.name}: {end.message or 'killed'}; started again")

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import files
 from ..config import load_experiment, parse_value
-from ..errors import RunError
+from ..errors import ConfigError, RunError
 from ..experiment import Execution, Experiment
 from ..paths import output_folder
 from ..runs.run import LARGEST_FILE, PAGES, Run, load_run
@@ -79,6 +79,16 @@ class Task:
     def is_locked(self) -> bool:
         """Whether a process works on the run, so far as it can be told in a folder of one's own."""
         return not files.is_read_only(self.folder) and files.is_locked(self.folder / ".lock")
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the variant's file has changed, so that its process trains something else."""
+        try:
+            with redirect_stderr(io.StringIO()):  # notes of settings, printed before
+                experiment = load_experiment(self.variant, **self.overrides)
+        except ConfigError:
+            return True
+        return experiment.digest != self.experiment.digest
 
     @property
     def has_diverged(self) -> bool:

@@ -103,6 +103,14 @@ def imported(checkpoint, experiment):
     return run
 
 
+def test_changed_report_is_noticed(imported, tmp_path):
+    shutil.copytree(imported.path, tmp_path / "run")
+    page = tmp_path / "run" / "report.html"
+    page.write_text(page.read_text().replace("Test accuracy", "Test  accuracy"))
+    ((_, results),) = verify_runs([tmp_path / "run"])
+    assert results["checksums"].status == FAIL and "report.html" in results["checksums"].detail
+
+
 def test_report_shows_no_changed_figure(imported, tmp_path):
     shutil.copytree(imported.path, tmp_path / "run")
     figure = tmp_path / "run" / "figures" / "mistakes.png"

@@ -201,6 +201,17 @@ def test_match_weights_by_name_in_other_blocks(block, settings):
     assert_same_function(model, matched, network)
 
 
+def test_match_weights_by_name_where_the_first_has_no_number(tmp_path):
+    """`bn` before `bn2`, in a format that sorts the names."""
+    network = network_by_hand()
+    weights = renamed(without_counters(network), [(r"(layer\d\.\d)\.bn1", r"\1.bn")])
+    safetensors.torch.save_file(weights, tmp_path / "weights.safetensors")
+    model, own = own_weights()
+    matched, method = match_weights(read_weights(tmp_path / "weights.safetensors"), own)
+    assert method == "by name"
+    assert_same_function(model, matched, network)
+
+
 def test_match_weights_in_order_without_known_names():
     network = network_by_hand()
     weights = {f"x{index}": v for index, v in enumerate(without_counters(network).values())}

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import zipfile
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -448,6 +449,13 @@ def test_verify_damaged_file(folder, name, content):
     for result in results.values():
         assert result.detail.isprintable()
         assert len(result.detail) <= DETAIL_CHARACTERS
+
+
+def test_verify_names_files_by_their_place_in_the_run(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    (folder / "experiment.yaml").write_text("future_key: 1")
+    detail = verified(Path("run"))["experiment"].detail
+    assert detail.startswith("experiment.yaml is damaged: unknown key 'future_key'")
 
 
 @pytest.mark.parametrize("name", [*PARSERS, "figures/curves.png"])

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import PROJECT
 
 from resnetlib import files
 from resnetlib.sweep import process
 from resnetlib.sweep.pool import LocalPool, Needs
 from resnetlib.sweep.scheduler import ATTEMPTS, carry_out, exit_code
+from resnetlib.sweep.task import Task
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +84,17 @@ def test_killed_run_is_started_again_and_resumes(quick, capsys):
     assert starts(task) == 2
     assert [row["epoch"] for row in task.history()] == ["1", "2"]
     assert "started again" in capsys.readouterr().out
+
+
+def test_run_of_a_variant_that_has_changed_fails_and_says_so(quick, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    text = (PROJECT / "params" / "lite.yaml").read_text().replace("variant: lite", "variant: mine")
+    path.write_text(text)
+    task = Task(str(path), quick().overrides)
+    path.write_text(text.replace("lr: 0.01", "lr: 0.02"))
+    assert statuses(carry_out([task], local())) == ["failed"]
+    assert f"{path} was changed since the sweep began" in capsys.readouterr().out
+    assert not task.folder.exists()
 
 
 def test_run_that_is_always_killed_fails(quick, monkeypatch, capsys):
