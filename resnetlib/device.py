@@ -89,6 +89,12 @@ class DeviceSettings:
                 precision += ", float32 convolutions in tf32"
             if torch.backends.cuda.matmul.fp32_precision == "tf32":
                 precision += ", float32 products in tf32"
+        elif self.device.type == "cpu":
+            onednn = torch.backends.mkldnn
+            lower = {onednn.conv.fp32_precision, onednn.matmul.fp32_precision} & {"bf16", "tf32"}
+            lower |= {os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE", "").lower()} - {"", "strict"}
+            if lower:
+                precision += f", float32 by way of {', '.join(sorted(lower))}"
         return {
             "device": self.device.type,
             "processor": processor(self.device),

@@ -76,7 +76,7 @@ class EpochProgress:
         self.bar = bar(
             total=self.epochs * self.steps_per_epoch,
             initial=(self.first_epoch - 1) * self.steps_per_epoch + self.steps_done,
-            desc=f"epoch {self.first_epoch}/{self.epochs}",
+            desc=f"epoch {min(self.first_epoch, self.epochs)}/{self.epochs}",
             unit="step",
             dynamic_ncols=True,
             mininterval=0.5,

@@ -364,12 +364,14 @@ class Trainer:
             group["lr"] = rate * group.get("lr_factor", 1.0)  # older checkpoints have none
 
     def evaluate_untrained(self) -> dict[str, float]:
-        """Row 0 of the history: the untrained network, on the first 2,000 images of each split."""
+        """Row 0 of the history: the untrained network, on the first 2,000 images of each split.
+
+        In float32: activations of a deep untrained network exceed the range of float16.
+        """
         began = time.perf_counter()
         row = {"epoch": 0}
-        with self.device_settings.autocast():
-            for name, split in ({"train": self.train_split} | self.eval_splits).items():
-                row |= _columns(name, self.evaluate(*(part[:UNTRAINED_IMAGES] for part in split)))
+        for name, split in ({"train": self.train_split} | self.eval_splits).items():
+            row |= _columns(name, self.evaluate(*(part[:UNTRAINED_IMAGES] for part in split)))
         return row | {"lr": 0.0, "seconds": time.perf_counter() - began}
 
     def evaluate(self, images: Tensor, labels: Tensor) -> Evaluation:

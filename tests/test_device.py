@@ -101,6 +101,21 @@ def test_convolutions_are_products_in_bfloat16_with_amx(
     assert {m.as_product for m in model.modules() if isinstance(m, Conv2d)} == {as_product}
 
 
+def test_float32_that_is_less_on_this_machine_is_recorded(tiny, monkeypatch):
+    """By a switch of torch, or by oneDNN's own."""
+    settings = resolve_device_settings(tiny(precision="float32"))
+    monkeypatch.delenv("ONEDNN_DEFAULT_FPMATH_MODE", raising=False)
+    assert settings.describe()["precision"] == "float32"
+    products = torch.backends.mkldnn.matmul
+    before, products.fp32_precision = products.fp32_precision, "bf16"
+    try:
+        assert settings.describe()["precision"] == "float32, float32 by way of bf16"
+    finally:
+        products.fp32_precision = before
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    assert settings.describe()["precision"] == "float32, float32 by way of bf16"
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_autocast_is_of_device_and_precision(precision):
     for kind in ("cpu", "cuda"):

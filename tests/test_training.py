@@ -12,6 +12,7 @@ from conftest import weights_of
 
 from resnetlib import model_summary, pickles, train
 from resnetlib import training as training_module
+from resnetlib.blocks import Whitening
 from resnetlib.config import apply_overrides, override_paths
 from resnetlib.device import DeviceSettings
 from resnetlib.errors import Diverged
@@ -19,7 +20,7 @@ from resnetlib.evaluation import normalize
 from resnetlib.rng import derive_seed, generator
 from resnetlib.runs import checkpoint
 from resnetlib.schema import DEFAULT_LR, Clip
-from resnetlib.training import Trainer, gradient_clipping, preview_batch
+from resnetlib.training import WHITENING_IMAGES, Trainer, gradient_clipping, preview_batch
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
 
@@ -228,6 +229,23 @@ def test_trainer_excludes_held_out_images(tiny, digits):
     assert not rows & held_out
     assert not rows & test
     assert torch.equal(training.eval_splits["test"][0], digits.test[0])
+
+
+def test_untrained_network_is_evaluated_in_float32(tiny, few_digits):
+    """In float16 the activations of deep ones would be infinite."""
+    rows = []
+    for precision in ("float32", "bfloat16"):
+        row = Trainer(tiny(precision=precision), few_digits).evaluate_untrained()
+        rows.append({name: value for name, value in row.items() if name != "seconds"})
+    assert rows[0] == rows[1]
+
+
+def test_whitening_stem_is_fitted_to_training_images_only(tiny, digits):
+    training = Trainer(tiny(stem="whitening", holdout=100), digits)
+    images = normalize(training.train_split[0][:WHITENING_IMAGES], training.mean, training.std)
+    stem = Whitening()
+    stem.fit(images)
+    assert torch.equal(training.model.stem[0].weight, stem.weight)
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import files
 from ..data import Dataset, load_dataset
 from ..device import DeviceSettings, cpu_threads, resolve_device_settings
@@ -122,7 +124,12 @@ def train(
         if state is not None and experiment.execution.threads == "auto":
             settings = replace(settings, threads=before["fingerprint"]["threads"])
         dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
-        with cpu_threads(settings.threads), float32_by_default():
+        with (
+            cpu_threads(settings.threads),
+            float32_by_default(),
+            torch.enable_grad(),  # like the other two whatever the caller has set
+            torch.autocast(settings.device.type, enabled=False),
+        ):
             training = Trainer(experiment, dataset, settings)
             record = new_record(experiment, dataset, settings)
             if state is not None:

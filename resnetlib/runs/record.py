@@ -30,6 +30,7 @@ STEP_MODULES = (  # whose source decides what a training step computes
     "resnet",
     "rng",
     "schedule",
+    "schema",
     "training",
 )
 VERSIONS_OF = ("resnetlib", "torch", "torchvision", "numpy", "scikit-learn")

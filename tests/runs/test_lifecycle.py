@@ -59,6 +59,16 @@ def test_train_leaves_the_complete_folder(tiny, monkeypatch):
 
 
 @pytest.mark.slow
+def test_gradients_and_autocast_of_the_caller_do_not_count(tiny, few_digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(lifecycle, "load_dataset", lambda *_: few_digits)
+    experiment = tiny(precision="float32")
+    plain = train(experiment, output=tmp_path / "plain")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = train(experiment, output=tmp_path / "inside")
+    assert outcome(inside) == outcome(plain)
+
+
+@pytest.mark.slow
 def test_row_0_evaluates_the_untrained_network(tiny, cifar10):
     experiment = tiny(dataset="cifar10", holdout=100, precision="float32")
     training = Trainer(experiment, cifar10)
