@@ -335,8 +335,8 @@ def sweep_command(
 
     if not memory < LARGEST_MEMORY:  # not a number included
         raise ConfigError(f"--memory {memory:g}: give less than {LARGEST_MEMORY:,} GB")
-    if gpus is not None and not gpus <= 1:
-        raise ConfigError(f"--gpus {gpus:g}: give at most 1; a run uses one GPU")
+    if gpus is not None and not (gpus == 0 or 0.01 <= gpus <= 1):
+        raise ConfigError(f"--gpus {gpus:g}: give 0, or 0.01 to 1; a run uses one GPU")
     if ranges and (slurm or dry_run):
         raise ConfigError("--search excludes --slurm and --dry-run")
     if slurm and (dry_run or address):

@@ -41,12 +41,12 @@ from .yaml_core import MAX_CHARACTERS, read_scalar, read_yaml
 
 def list_variants() -> list[str]:
     """The names of all variants in `params/`, sorted."""
-    return sorted(path.stem for path in params_folder().glob("*.yaml"))
+    return sorted(path.stem for path in params_folder().glob("[!.]*.yaml"))
 
 
 def list_class_variants() -> list[str]:
     """The names of the variants in `params/class/`, such as `class/yifei`, sorted."""
-    return sorted(f"class/{path.stem}" for path in params_folder().glob("class/*.yaml"))
+    return sorted(f"class/{path.stem}" for path in params_folder().glob("class/[!.]*.yaml"))
 
 
 def known_variants() -> list[str]:
@@ -147,11 +147,14 @@ def override_names(experiment: Experiment) -> set[str]:
     return own.union(*(model.model_fields for models in _parts().values() for model in models))
 
 
+FOLDERS = ("data_root", "output_root")
+
+
 def parse_parameter(name: str, text: str) -> Any:
     """The value of a parameter on the command line: as `parse_value`, but a folder stays text."""
-    value = parse_value(text)
-    is_folder = name.rpartition(".")[2] in ("data_root", "output_root")
-    return text if is_folder and not isinstance(value, str | None) else value
+    if name.rpartition(".")[2] not in FOLDERS:
+        return parse_value(text)
+    return None if text.strip() == "None" else text.strip()
 
 
 def parse_value(text: str) -> Any:

@@ -158,7 +158,7 @@ def _unpack(archive: Path, place: Path) -> Path:
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=place) as temporary:
         with tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")
+            files.unpack_tar(tar, temporary)
         for name in CIFAR10_MD5:  # each appears complete
             os.replace(Path(temporary) / CIFAR10_FOLDER / name, folder / name)
     return folder

@@ -7,7 +7,6 @@ An *experiment* is a variant with every override applied: complete and checked.
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -51,13 +50,17 @@ NOT_RECIPE = {"seed", "dataset", "budget"}
 
 
 SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+LONGEST = 10_000 * SECONDS["d"]
 
 
 def parse_duration(text: str) -> float:
     """Seconds of a time such as `90m`, `11h` or `1h30m`. Raises `ValueError`."""
     if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
         raise ValueError("give a time with its unit, such as 90m, 11h or 1h30m")
-    return sum(float(n) * SECONDS[unit] for n, unit in re.findall(r"([\d.]+)([dhms])", text))
+    total = sum(float(n) * SECONDS[unit] for n, unit in re.findall(r"([\d.]+)([dhms])", text))
+    if total > LONGEST:
+        raise ValueError("give a time of at most 10,000 days")
+    return total
 
 
 def _check_duration(value: Any) -> Any:
@@ -125,7 +128,7 @@ class Execution(Model):
         if path and "\0" in str(path):
             raise ValueError("a path has no NUL characters")
         try:
-            path is None or os.fsencode(path.expanduser())
+            path is None or str(path.expanduser()).encode()  # notebooks and scripts name it
         except UnicodeEncodeError:
             raise ValueError("a path cannot have these characters") from None
         except RuntimeError:

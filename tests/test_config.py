@@ -1,5 +1,6 @@
 """Variant files, overrides, and the messages about mistakes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,11 @@ import pytest
 import yaml
 
 from resnetlib import list_variants, load_experiment, schema
-from resnetlib.config import apply_overrides, parse_parameter
+from resnetlib.config import apply_overrides, known_variants, parse_parameter
 from resnetlib.errors import ConfigError
 from resnetlib.paths import params_folder
 from resnetlib.schedule import learning_rate
-from resnetlib.sweep.task import format_value
+from resnetlib.sweep.task import Task, format_value
 
 
 def test_list_variants_has_the_published_ones():
@@ -224,15 +225,32 @@ def test_variant_may_be_a_path():
 
 
 @pytest.mark.parametrize("name", ["output_root", "execution.data_root"])
-@pytest.mark.parametrize("text", ["2024", "1,2", "1e3", "true", "[a]"])
+@pytest.mark.parametrize("text", ["2024", "1,2", "1e3", "true", "[a]", "007", "[2024] runs", "'a"])
 def test_folder_stays_text(name, text):
     """A folder's name may look like a number or a list; papermill passes a number."""
     key = name.rpartition(".")[2]
     value = parse_parameter(name, text)
     assert getattr(load_experiment("lite", **{name: value}).execution, key) == Path(text)
-    assert parse_parameter(name, format_value(value)) == text  # as a child process gets it
+    words = Task("lite", {name: value}).words()  # as a child process gets it
+    assert parse_parameter(name, words[words.index(name) + 1]) == text
     assert getattr(load_experiment("lite", **{name: 2024}).execution, key) == Path("2024")
     assert parse_parameter(name, "None") is None
+
+
+def test_folder_that_is_not_unicode_is_refused():
+    """Notebooks and scripts name it."""
+    with pytest.raises(ConfigError, match="a path cannot have these characters"):
+        load_experiment("lite", output_root=os.fsdecode(b"/tmp/\xff"))
+
+
+def test_hidden_files_are_no_variants(tmp_path, monkeypatch):
+    """Emacs puts a link with a name of its own beside a file that is edited."""
+    (tmp_path / "class").mkdir()
+    for folder in (tmp_path, tmp_path / "class"):
+        (folder / ".#lite.yaml").symlink_to("user@host.123:456")
+        (folder / "mine.yaml").touch()
+    monkeypatch.setattr("resnetlib.config.params_folder", lambda: tmp_path)
+    assert known_variants() == ["mine", "class/mine"]
 
 
 def test_variant_file_outside_params(tmp_path):

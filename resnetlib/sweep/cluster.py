@@ -220,7 +220,7 @@ def unpack_folder(content: bytes, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".receiving-", dir=folder.parent) as temporary:
         received = Path(temporary) / folder.name
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            archive.extractall(received, filter="data")
+            files.unpack_tar(archive, received)
         if not folder.exists():
             os.replace(received, folder)
         elif not files.is_locked(folder / ".lock") and not _is_further(folder, received):

@@ -52,7 +52,13 @@ class Place:
     def engine(self, execution: Execution) -> Engine:
         if self.address is None:
             at_once = self.at_once or (1 if execution.device == "mps" else None)
-            return LocalPool(self.needs(execution, bool(visible_gpus())), at_once)
+            needs = self.needs(execution, bool(visible_gpus()))
+            if needs.gpus and not visible_gpus():
+                import torch
+
+                if not torch.cuda.is_available():
+                    raise ConfigError(f"--gpus {needs.gpus:g}: no GPU is visible on this machine")
+            return LocalPool(needs, at_once)
         from .cluster import Cluster, connect
 
         ray = connect(self.address)
@@ -95,7 +101,7 @@ def sweep_search(
     overrides = {}
     for name, values in read_alternatives(parameters):
         if len(values) != 1:
-            raise ConfigError(f"-p {name}: give one value; --search {name}=… tries several")
+            raise ConfigError(f"-p {name}: give one value; a search tries several by --search")
         overrides[name] = values[0]
     search = Search(variants[0], overrides, [read_range(text) for text in ranges], save)
     execution = search.base.execution
@@ -153,8 +159,9 @@ def results_summary(tasks: Sequence[Task]) -> str:
     if not groups:
         return "no run is done"
     what = "held-out images" if has_holdout else "test set"
-    width = max(map(len, groups))
-    lines = [f"{f'accuracy on {what}, per cent':{width}}   n    mean  s.d."]
+    head = f"accuracy on {what}, per cent"
+    width = max(map(len, [head, *groups]))
+    lines = [f"{head:{width}}   n    mean  s.d."]
     for name, values in groups.items():
         spread = f"{100 * statistics.stdev(values):5.2f}" if len(values) > 1 else "    –"
         mean = 100 * statistics.fmean(values)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from tqdm.auto import tqdm
 
+from ..errors import print_line
 from ..progress import duration, is_interactive
 from .task import Task
 
@@ -43,7 +44,7 @@ class Display:
         if self.live:
             tqdm.write(text)
         else:
-            print(text, flush=True)
+            print_line(text)
 
     def update(self, running: Iterable[Task]) -> None:
         """Draw the state of the runs that train; nothing in a log."""

@@ -115,13 +115,13 @@ def count_cores() -> int:
 
 def visible_gpus() -> list[str]:
     """The NVIDIA GPUs that a process here sees, as `CUDA_VISIBLE_DEVICES` names them."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         names = itertools.takewhile(lambda name: not name.startswith("-"), named.split(","))
         return [name for name in names if name.strip()]  # CUDA sees no card from a -1 on
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
     done = subprocess.run(  # noqa: S603  a fixed command
         [program, "-L"], capture_output=True, text=True, check=False
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
-from ..errors import STOPPED_IN_TIME, explain_interrupt
+from ..errors import STOPPED_IN_TIME, explain_interrupt, print_line
 from ..progress import duration
 from .display import Display
 from .process import Exit
@@ -180,7 +180,7 @@ def carry_out(
     """Carry out the tasks, in this order, and return what became of each."""
     outcomes = {task: Outcome("done") for task in tasks if task.is_complete}
     waiting = [task for task in tasks if task not in outcomes]
-    print(f"{len(outcomes)} of {len(tasks)} runs are done; {engine.slots} at once", flush=True)
+    print_line(f"{len(outcomes)} of {len(tasks)} runs are done; {engine.slots} at once")
     display = Display(sum(task.work for task in waiting), len(tasks), len(outcomes))
     for task in outcomes:
         display.compare(float(task.history()[-1][task.score]), task.score, task.name)

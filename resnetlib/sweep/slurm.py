@@ -72,7 +72,7 @@ def slurm_script(
         last=len(tasks) - 1,
         at_once=f"%{at_once}" if at_once else "",
         cpus=needs.cpus,
-        memory=round(needs.memory * 1000),
+        memory=math.ceil(needs.memory * 1000),
         # A share of a GPU is rounded up: how to share one differs between clusters.
         gpus=f"\n#SBATCH --gpus={math.ceil(needs.gpus)}" if needs.gpus else "",
         time=format_time(seconds),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..config import list_variants, load_experiment, parse_value
-from ..errors import ConfigError, shorten
+from ..errors import ConfigError, RunError, shorten
 from ..experiment import TRAINING_IMAGES, Execution, Experiment, Variant
 from ..paths import display_path, output_folder, params_folder
 from ..size import check_size
@@ -174,19 +174,28 @@ class Search:
             path = str(self.folder / "journal.log")
             _drop_unfinished_line(Path(path))
             backend = journal.JournalFileBackend(path, journal.JournalFileOpenLock(path))
-            study = optuna.create_study(
-                study_name=self.name,
-                storage=JournalStorage(backend),
-                direction="maximize",
-                load_if_exists=True,
-            )
+            try:
+                study = optuna.create_study(
+                    study_name=self.name,
+                    storage=JournalStorage(backend),
+                    direction="maximize",
+                    load_if_exists=True,
+                )
+            except (ValueError, LookupError, TypeError, AssertionError):
+                raise RunError(
+                    f"{display_path(Path(path))} is damaged; rename it to start the search anew"
+                ) from None
             # Not the same draws again in a study that is continued.
             study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
             again = _carried_out_again(study)
-            for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-                if trial.number not in again:
+            states = optuna.trial.TrialState
+            for trial in study.get_trials(states=[states.RUNNING, states.FAIL]):
+                # One whose run failed, perhaps for lack of a GPU, but none that was refused.
+                was_cut_off = trial.state == states.RUNNING
+                if trial.number not in again and (was_cut_off or "run" in trial.user_attrs):
                     study.enqueue_trial(trial.params, {AGAIN: trial.number})
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+                if was_cut_off:
+                    study.tell(trial.number, state=states.FAIL)
             self._check_save(study)
             yield study
 
@@ -227,6 +236,8 @@ class Search:
                         scheduler.cancel(task)
                 if not active and (_begun(study) >= trials or not scheduler.has_time):
                     break
+        if _begun(study) < trials:
+            outcomes.append(Outcome("stopped"))
         return outcomes
 
     @cached_property

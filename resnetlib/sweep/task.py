@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..config import load_experiment, parse_value
+from ..config import FOLDERS, load_experiment, parse_value
 from ..errors import ConfigError, RunError
 from ..experiment import Execution, Experiment
 from ..paths import output_folder
@@ -125,10 +125,11 @@ class Task:
             for name, value in self.overrides.items()
             if name.rpartition(".")[2] not in settings
         }
-        parameters = [
-            ("-p", name, format_value(value)) for name, value in (kept | settings).items()
-        ]
-        return [self.variant, *(word for words in parameters for word in words)]
+        words = [self.variant]
+        for name, value in (kept | settings).items():
+            is_folder = name.rpartition(".")[2] in FOLDERS
+            words += ["-p", name, str(value) if is_folder else format_value(value)]
+        return words
 
 
 def describe(variant: str, overrides: Mapping[str, Any]) -> str:
@@ -145,8 +146,6 @@ def format_value(value: Any) -> str:
     """The text that `parse_value` reads back as this value."""
     if value is None:
         return "None"
-    if isinstance(value, Path):
-        return str(value)
     if isinstance(value, str):
         return value if parse_value(value) == value else json.dumps(value, ensure_ascii=False)
     if isinstance(value, float):

@@ -29,8 +29,8 @@ def invoke(*words):
         (["lite", "--trials", "3"], "--trials and --save belong to a search"),
         (["lite", "--search", "lr=log(0.01,0.3)"], "a search needs --trials N"),
         (["lite", "--memory", "nan"], "--memory nan: give less than 10,000 GB"),
-        (["lite", "--gpus", "nan"], "--gpus nan: give at most 1; a run uses one GPU"),
-        (["lite", "--gpus", "2"], "--gpus 2: give at most 1; a run uses one GPU"),
+        (["lite", "--gpus", "nan"], "--gpus nan: give 0, or 0.01 to 1; a run uses one GPU"),
+        (["lite", "--gpus", "2"], "--gpus 2: give 0, or 0.01 to 1; a run uses one GPU"),
         (["lite", "--search", "lr", "--trials", "3"], "write NAME=log(0.01,0.3)"),
         (["lite", "se", "--search", "lr=log(0.1,1)", "--trials", "3"], "varies one variant"),
         (
@@ -126,6 +126,7 @@ def test_run_that_has_begun_keeps_its_threads_and_device(quick, tmp_path):
 
 
 def test_runs_share_the_gpus_that_are_seen(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     pool = LocalPool(Needs(None, 0.5))
     assert (pool.slots, pool.gpus) == (4, ["2", "5"])
@@ -133,6 +134,16 @@ def test_runs_share_the_gpus_that_are_seen(monkeypatch):
     assert visible_gpus() == ["1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert visible_gpus() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("shutil.which", lambda name: None)  # a machine without a driver
+    assert visible_gpus() == []
+
+
+def test_share_of_a_gpu_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(command, "visible_gpus", list)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"--gpus 0\.5: no GPU is visible on this machine"):
+        command.Place(gpus=0.5).engine(Execution())
 
 
 def test_sweep_refuses_one_card_for_all_runs():
@@ -153,6 +164,7 @@ def test_results_are_means_over_seeds_and_compared(quick):
     for task in tasks:  # one setting, but for its seed
         task.overrides["epochs"] = 1
     header, *rows = command.results_summary(tasks).splitlines()
+    assert header.index("  n ") == rows[0].index("  2 ")
     assert header.split() == ["accuracy", "on", "test", "set,", "per", "cent", "n", "mean", "s.d."]
     assert rows[0] == "lite, dataset digits, epochs 1, lr 0.1   2   51.50  0.71"
     assert rows[1].endswith("lr 0.2   2   41.50  0.71")
@@ -179,7 +191,10 @@ def test_results_are_measured_on_the_same_images(quick):
     header, *rows = command.results_summary(tasks).splitlines()
     assert "accuracy on test set" in header
     assert [row.split()[-2] for row in rows] == ["42.00", "42.00"]
-    header, row = command.results_summary(tasks[1:]).splitlines()
+    task = tasks[1]
+    task.overrides = {"seed": 1}  # a name shorter than the header
+    header, row = command.results_summary([task]).splitlines()
+    assert header.index("  n ") == row.index("  1 ")
     assert "accuracy on held-out images" in header and row.split()[-2] == "37.00"
 
 

@@ -1,5 +1,8 @@
 """What becomes of runs: done, failed, killed and started again, locked, out of time."""
 
+import contextlib
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -62,6 +65,16 @@ def test_damaged_run_does_not_stop_the_others(quick, capsys, content):
     (first.folder / "history.csv").write_bytes(content)
     assert first.history() == [] and first.run is None
     assert statuses(carry_out([first, second], local()))[1] == "done"
+
+
+def test_full_output_does_not_end_the_runs(quick):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "no space")
+
+    with contextlib.redirect_stdout(Full()):
+        outcomes = carry_out([quick()], local())
+    assert statuses(outcomes) == ["done"]
 
 
 def test_run_without_report_is_completed(quick):

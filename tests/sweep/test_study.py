@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from resnetlib import load_experiment
-from resnetlib.errors import ConfigError
-from resnetlib.sweep import command
+from resnetlib.errors import ConfigError, RunError
+from resnetlib.sweep import command, process
 from resnetlib.sweep.display import Display
 from resnetlib.sweep.pool import LocalPool, Needs
 from resnetlib.sweep.study import Search, read_range
@@ -362,6 +362,37 @@ def test_search_resumes_the_trials_that_were_cut_off(search, monkeypatch, displa
     assert made.describe(study).startswith("2 trials complete, 0 stopped early, 0 failed")
     (log, _) = sorted((made.folder.parents[1] / "lite").glob("*/starts.txt"))
     assert len(log.read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_failed_trials_are_carried_out_again(search, monkeypatch):
+    """The reason may have been outside, such as a GPU that is not there."""
+    made = search("lr=linear(0.1,0.2)", epochs=1)
+    with monkeypatch.context() as broken:
+        broken.setattr(process, "PROGRAM", ("-c", "raise SystemExit(1)"))
+        study, outcomes = carry_out(made, 2)
+    assert (states(study), outcomes) == (["FAIL", "FAIL"], ["failed", "failed"])
+    failed = [trial.params for trial in study.get_trials()]
+    study, outcomes = carry_out(made, 2)
+    assert outcomes == ["done", "done"]
+    assert [trial.params for trial in study.get_trials()[2:]] == failed
+    assert made.describe(study).startswith("2 trials complete, 0 stopped early, 0 failed")
+
+
+@pytest.mark.slow
+def test_search_out_of_time_between_trials_is_stopped(search):
+    """The exit code is 4, as where a trial was stopped."""
+    study, outcomes = carry_out(search("lr=linear(0.1,0.2)"), 2, seconds=0)
+    assert (states(study), outcomes) == ([], ["stopped"])
+
+
+@pytest.mark.parametrize("content", [b"garbage\n", b"[]\n", b'{"op_code": 99}\n', b"\xff\n"])
+def test_damaged_journal_is_named(search, content):
+    made = search("lr=linear(0.1,0.2)")
+    made.folder.mkdir(parents=True)
+    (made.folder / "journal.log").write_bytes(content)
+    with pytest.raises(RunError, match=r"journal\.log is damaged; rename it"), made.opened():
+        pass
 
 
 def test_same_search_proposes_the_same_values_and_goes_on_with_others(search, tmp_path):
