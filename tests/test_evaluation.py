@@ -58,6 +58,12 @@ def test_ece_equals_a_value_by_hand():
     assert evaluation.calibration["images"].sum() == 4
 
 
+def test_confidence_of_one_is_in_the_last_bin():
+    evaluation = Evaluation(torch.tensor([[1000.0, 0.0], [0.0, 1000.0]]), torch.tensor([0, 0]))
+    assert evaluation.calibration["images"].tolist() == [0] * 14 + [2]
+    assert evaluation.ece == pytest.approx(0.5)
+
+
 def test_wilson_interval_at_a_known_point():
     # 80 of 100: Wilson's score interval, 95 %
     z = 1.959964

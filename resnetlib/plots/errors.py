@@ -271,7 +271,7 @@ def robustness(
         ends = accuracies.iloc[:, -1].sort_values(ascending=False).index
         by_name = dict(zip(accuracies.index, right.lines, strict=True))
         handles = {name: by_name[name] for name in ends}
-        if drop is not None:
+        if drop is not None and accuracies[0].iloc[0] > 100 * drop:
             line = right.axhline(accuracies[0].iloc[0] - 100 * drop, ls="--", color="0.3", zorder=1)
             handles[f"{100 * drop:g} points lost"] = line
         right.legend(
@@ -281,8 +281,7 @@ def robustness(
             loc="center left",
             bbox_to_anchor=(1, 0.5),
         )
-        worst = accuracies.index[0]
-        figure.suptitle(
-            f"{variant}: {worst} costs most ({counted(images, 'test image')})", fontweight="bold"
-        )
+        costs = accuracies.iloc[0].mean() < accuracies[0].iloc[0]
+        what = f"{accuracies.index[0]} costs most" if costs else "no corruption costs accuracy"
+        figure.suptitle(f"{variant}: {what} ({counted(images, 'test image')})", fontweight="bold")
     return [left, right]

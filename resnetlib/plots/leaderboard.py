@@ -395,6 +395,10 @@ def _label_points(
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
             inside &= frame.y0 <= box.y0 and box.y1 <= frame.y1
             is_free = inside and not any(box.overlaps(other) for other in taken)
+            if up == 0:  # without a line it would be read as the name of the nearest point
+                end = (name.x1 if side < 0 else name.x0, (name.y0 + name.y1) / 2)
+                own = np.hypot(*(axes.transData.transform((point.x, point.y)) - end))
+                is_free &= np.nanmin(np.hypot(*(pixels - end).T)) > own - 1
             if is_free or (point.bold and (side, up) == places[-1]):
                 taken.append(box)
                 break

@@ -292,9 +292,12 @@ def class_balance(counts: np.ndarray, classes: Sequence[str], variant: str) -> A
         label_per_cent(axes.yaxis)
         axes.grid(False, axis="x")
         most, least = shares.argmax(), shares.argmin()
-        axes.set_title(
-            f"{variant}: of {counted(counts.sum(), 'image')} most go to {classes[most]} "
-            f"({shares[most]:.1f} %), least to {classes[least]} ({shares[least]:.1f} %)"
+        where = (
+            f"most go to {classes[most]} ({shares[most]:.1f} %), "
+            f"least to {classes[least]} ({shares[least]:.1f} %)"
         )
+        if counts[most] == counts[least]:
+            where = "equally many go to each class"
+        axes.set_title(f"{variant}: of {counted(counts.sum(), 'image')} {where}")
         axes.legend(frameon=False, loc="upper right")
     return axes

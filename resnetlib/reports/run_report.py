@@ -17,6 +17,7 @@ from nbconvert import HTMLExporter, preprocessors
 from nbformat import NotebookNode, v4
 
 from .. import files, plots
+from ..analysis.significance import format_points
 from ..errors import RunError, counted, shorten_line
 from ..paths import display_path
 from ..plots.style import figure_png, variant_color
@@ -241,7 +242,7 @@ def _measured(run: Run) -> dict[str, Any]:
         "published": before,
         "published_best": published.best_test_accuracy,
         "claim": published.claim,
-        "difference": None if before is None else 100 * (accuracy - before),
+        "difference": None if before is None else format_points(accuracy - before),
         "scale": {  # places on a line, in per cent of its length
             name: 100 * (value - first) / (last - first)
             for name, value in places.items()

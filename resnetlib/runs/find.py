@@ -134,9 +134,9 @@ def find_run(
             return _require_usable(load_run(folder), output_root, needs)
     excluded = {run.path.resolve() for run in exclude}
     runs = finished_runs(output_root, dataset=dataset, needs=needs)
-    found = [run for run in runs if run.path.resolve() not in excluded]
+    found = runs = [run for run in runs if run.path.resolve() not in excluded]
     if wanted is not None:
-        found = [run for run in found if run.record["variant"] == str(wanted)]
+        found = [run for run in runs if run.record["variant"] == str(wanted)]
         found.sort(key=lambda run: not run.has_own_recipe)
     if found:
         return found[0]
@@ -192,7 +192,7 @@ def _nothing_found(
     ]
     return ConfigError(
         f"no finished run{f' of {name!r}' if name else ''}{conditions}"
-        f"{closest_match(name, variants) or '.'} {existing}"
+        f"{(name not in known_variants() and closest_match(name, variants)) or '.'} {existing}"
         + (f". Damaged: {', '.join(faults)}" if faults else "")
     )
 

@@ -245,6 +245,13 @@ def test_seeds_to_settle_of_unequal_spreads():
     assert found.mean() == pytest.approx(0.8, abs=0.04)
 
 
+def test_seeds_to_settle_of_a_difference_far_beyond_the_spread():
+    """scipy's other tail is not a number there."""
+    result = compare_seeds([0.9009, 0.8945], [0.9298, 0.9297, 0.9291], ("lite", "laptop"))
+    assert result.seeds_to_settle == 3
+    assert "a difference of this size: 1 of lite and 0 of laptop.\n" in result.verdict
+
+
 def test_seeds_to_settle_of_equal_means_are_too_many():
     result = compare_seeds([0.80, 0.82], [0.80, 0.82])
     assert result.seeds_to_settle is None

@@ -96,3 +96,11 @@ def test_robustness_puts_the_costliest_first():
     shown = [text.get_text() for text in right.get_legend().get_texts()]
     assert shown == ["blur", "noise", "13 points lost"]
     assert left.figure.get_suptitle() == "lite: noise costs most (500 test images)"
+
+
+def test_robustness_of_a_network_that_knows_nothing():
+    table = pd.DataFrame({0: [0.1, 0.1], 1: [0.1, 0.1]}, index=["blur", "noise"])
+    left, right = plots.robustness(table, 500, "lite", drop=0.13)
+    assert left.figure.get_suptitle() == "lite: no corruption costs accuracy (500 test images)"
+    shown = {text.get_text() for text in right.get_legend().get_texts()}
+    assert shown == {"blur", "noise"}  # 13 points cannot be lost

@@ -240,3 +240,22 @@ def test_claimed_accuracy_draws_every_claim_and_names_the_front():
         assert bold == set(front.index.str.removeprefix("class/"))
         labelled = any("budget" in text.get_text() for text in axes.texts)
         assert labelled is (size == "parameters")
+
+
+def test_name_without_a_line_stands_beside_its_own_point():
+    """Of two points that touch, the right one is named first, and not on the left."""
+    table = pd.DataFrame(
+        {
+            "variant": ["left", "right", "small", "smallest"],
+            "parameters": [4_916_284, 4_918_602, 1_971_338, 78_042],
+            "macs": [769e6, 799e6, 118e6, 12.5e6],
+            "published": [94.16, 93.92, np.nan, 79.87],
+            "reproduced": [93.94, 94.09, 94.06, 81.01],
+            "spread": np.nan,
+            "recipe_selected_on_test": False,
+        }
+    )
+    axes = accuracy_against(table, "macs")
+    axes.figure.canvas.draw()
+    names = {text.get_text(): plt.Text.get_window_extent(text) for text in axes.texts}
+    assert names["left"].x1 < names["right"].x0

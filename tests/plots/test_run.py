@@ -189,6 +189,8 @@ def test_reliability_legend_covers_no_bar():
 def test_one_image_is_not_called_images():
     axes = plots.class_balance(np.array([1, 0]), ["cat", "dog"], "lite")
     assert "of 1 image most" in axes.get_title()
+    axes = plots.class_balance(np.array([2, 2]), ["cat", "dog"], "lite")
+    assert axes.get_title() == "lite: of 4 images equally many go to each class"
     left, _ = plots.confusion(np.diag([1, 0]), ["cat", "dog"], "lite")
     assert left.figure.get_suptitle() == "lite: 100.00 % of 1 test image correct"
     left, _ = plots.robustness(pd.DataFrame({0: [0.9], 1: [0.8]}, index=["noise"]), 1, "lite")
