@@ -213,6 +213,9 @@ def mistakes(
     return image_grid(np.asarray(images)[indices], captions, title)
 
 
+WIDEST_CAPTION = 20  # characters of a line that do not reach the captions beside it
+
+
 def image_grid(
     images: np.ndarray, captions: Sequence[str], title: str, columns: int = 8
 ) -> list[Axes]:
@@ -240,7 +243,9 @@ def image_grid(
                 np.moveaxis(np.asarray(image), 0, -1), extent=place, interpolation="nearest"
             )
             middle = left + side / 2
-            axes.text(middle, top - 0.04, caption, fontsize=8, ha="center", va="bottom")
+            longest = max(map(len, caption.split("\n")))
+            size = 8 if longest <= WIDEST_CAPTION else 7
+            axes.text(middle, top - 0.04, caption, fontsize=size, ha="center", va="bottom")
         axes.set(xlim=(0, width * columns), ylim=(height * rows, 0), aspect="equal")
         axes.axis("off")
         figure.suptitle(title, fontweight="bold")
