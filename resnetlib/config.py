@@ -152,9 +152,11 @@ FOLDERS = ("data_root", "output_root")
 
 def parse_parameter(name: str, text: str) -> Any:
     """The value of a parameter on the command line: as `parse_value`, but a folder stays text."""
-    if name.rpartition(".")[2] not in FOLDERS:
+    text = text.strip()
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if is_quoted or name.rpartition(".")[2] not in FOLDERS:
         return parse_value(text)
-    return None if text.strip() == "None" else text.strip()
+    return None if text == "None" else text
 
 
 def parse_value(text: str) -> Any:

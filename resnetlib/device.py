@@ -92,7 +92,8 @@ class DeviceSettings:
         elif self.device.type == "cpu":
             onednn = torch.backends.mkldnn
             lower = {onednn.conv.fp32_precision, onednn.matmul.fp32_precision} & {"bf16", "tf32"}
-            lower |= {os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE", "").lower()} - {"", "strict"}
+            mode = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE", "").lower()
+            lower |= {mode} & {"bf16", "f16", "tf32", "any"}
             if lower:
                 precision += f", float32 by way of {', '.join(sorted(lower))}"
         return {

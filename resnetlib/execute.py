@@ -1,6 +1,7 @@
 """Train, execute `run_experiment.ipynb` over the finished run, and write its report."""
 
 import signal
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 import nbformat
 import papermill
 from jupyter_client.manager import KernelManager
+from nbformat import NotebookNode
 from papermill.translators import translate_parameters
 from traitlets.config import Config
 
 from . import files
-from .config import known_variants
+from .config import apply_overrides, known_variants
 from .device import cpu_threads
 from .errors import ConfigError, Interrupted, RunError, counted
 from .experiment import Experiment
@@ -27,6 +29,7 @@ from .runs.lifecycle import check_experiment, check_folder, train
 from .runs.record import record_checksums
 from .runs.run import Run, load_run
 from .size import describe_size
+from .yaml_core import write_yaml
 
 NOTEBOOK = "run_experiment.ipynb"
 KEPT = "notebook.ipynb"  # in the run folder
@@ -46,7 +49,7 @@ def run_experiment(experiment: Experiment, arguments: Mapping[str, Any]) -> Run:
         if was_done and files.is_read_only(folder):
             return run
         if not (was_done and (folder / KEPT).exists()):
-            execute_notebook(run, arguments)
+            execute_notebook(run, experiment, arguments)
         elif not run.keeps(KEPT):
             raise RunError(
                 f"{display_path(folder / KEPT)} was changed after the run; rename or delete it: "
@@ -144,17 +147,34 @@ def notebook_arguments(variant: str, parameters: Mapping[str, Any]) -> dict[str,
     return arguments | ({"overrides": overrides} if overrides else {})
 
 
-def execute_notebook(run: Run, arguments: Mapping[str, Any]) -> None:
+def execute_notebook(run: Run, experiment: Experiment, arguments: Mapping[str, Any]) -> None:
     """Put the executed notebook into the folder of a finished run, which it loads.
 
-    While it is executed, the variant is the run's own `experiment.yaml`: the variant's file may
-    have changed since. Raises `RunError` where a cell fails.
+    While it is executed, the variant is the experiment itself: the variant's file may have changed
+    since. Raises `RunError` where a cell fails.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "experiment.yaml"
+        done = apply_overrides(experiment, {"fresh": False})
+        path.write_text(write_yaml(done.model_dump(mode="json")), encoding="utf-8")
+        notebook = _executed({**arguments, "variant": str(path)})
+    # The folder is shared with others: papermill notes places of this machine.
+    places = {"input_path": NOTEBOOK, "output_path": KEPT}
+    notebook.metadata.papermill |= places | {"parameters": dict(arguments)}
+    for cell in notebook.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = translate_parameters("python3", "python", dict(arguments), "Parameters")
+    unlink_notebooks(notebook)
+    files.write_text(run.path / KEPT, nbformat.writes(notebook) + "\n")
+    record_checksums(run.path, [KEPT])
+
+
+def _executed(arguments: dict[str, Any]) -> NotebookNode:
     try:
-        notebook = papermill.execute_notebook(
+        return papermill.execute_notebook(
             notebooks_folder() / NOTEBOOK,
             None,
-            {**arguments, "variant": str(real_path(run.path))},
+            arguments,
             kernel_name="python3",
             progress_bar=False,
             coalesce_streams=True,
@@ -167,15 +187,6 @@ def execute_notebook(run: Run, arguments: Mapping[str, Any]) -> None:
             f"the run is finished, but its notebook failed ({reason}); "
             "the same command executes it again"
         ) from None
-    # The folder is shared with others: papermill notes places of this machine.
-    places = {"input_path": NOTEBOOK, "output_path": KEPT}
-    notebook.metadata.papermill |= places | {"parameters": dict(arguments)}
-    for cell in notebook.cells:
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.source = translate_parameters("python3", "python", dict(arguments), "Parameters")
-    unlink_notebooks(notebook)
-    files.write_text(run.path / KEPT, nbformat.writes(notebook) + "\n")
-    record_checksums(run.path, [KEPT])
 
 
 def _kernel_settings() -> Config:

@@ -225,7 +225,9 @@ def test_variant_may_be_a_path():
 
 
 @pytest.mark.parametrize("name", ["output_root", "execution.data_root"])
-@pytest.mark.parametrize("text", ["2024", "1,2", "1e3", "true", "[a]", "007", "[2024] runs", "'a"])
+@pytest.mark.parametrize(
+    "text", ["2024", "1,2", "1e3", "true", "[a]", "007", "[2024] runs", "'a", "null"]
+)
 def test_folder_stays_text(name, text):
     """A folder's name may look like a number or a list; papermill passes a number."""
     key = name.rpartition(".")[2]
@@ -235,6 +237,7 @@ def test_folder_stays_text(name, text):
     assert parse_parameter(name, words[words.index(name) + 1]) == text
     assert getattr(load_experiment("lite", **{name: 2024}).execution, key) == Path("2024")
     assert parse_parameter(name, "None") is None
+    assert parse_parameter(name, "'2024'") == "2024"
 
 
 def test_folder_that_is_not_unicode_is_refused():

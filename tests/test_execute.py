@@ -38,8 +38,10 @@ def test_notebook_shows_the_run_although_its_variant_file_has_changed(tmp_path, 
     content = yaml.safe_load((PROJECT / "params" / "lite.yaml").read_text())
     names = ("title", "source", "architecture", "recipe")
     kept = {name: content[name] for name in names} | {"variant": "mine"}
+    execution = {"output_root": str(tmp_path / "out"), "device": "cpu"}
+    kept["execution"] = execution  # not in `experiment.yaml`
     path.write_text(yaml.safe_dump(kept))
-    settings = TINY | {"epochs": 1, "output_root": str(tmp_path / "out")}
+    settings = {name: value for name, value in TINY.items() if name != "device"} | {"epochs": 1}
 
     def train_and_edit(experiment):
         run = execute.load_run(train(experiment).path)

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tarfile
 import threading
 from unittest.mock import Mock
 
@@ -206,3 +207,16 @@ def test_read_json_refuses_deep_nesting(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 200_000)
     with pytest.raises(ValueError, match="nested too deeply"):
         files.read_json(tmp_path / "deep.json")
+
+
+def test_unpack_tar_works_without_filters(tmp_path, monkeypatch):
+    """As in the Python of Debian 12."""
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    extract = tarfile.TarFile.extractall
+    monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, path: extract(self, path))
+    (tmp_path / "a").write_text("text")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "a", "a")
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        files.unpack_tar(archive, tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_text() == "text"

@@ -280,11 +280,11 @@ def find_submissions(folders: Sequence[Path]) -> list[Path]:
     subfolders are. A submission whose files are in its only subfolder is that subfolder.
     """
     inside = _subfolders(folders[0])
-    if len(folders) == 1 and inside and not _has_files(folders[0]):
+    if len(folders) == 1 and not _has_files(folders[0]):
         for name in sorted(os.listdir(folders[0])):
             if (path := folders[0] / name).is_file() and not name.startswith("."):
                 print_line(f"{display_path(path)} is not a folder: skipped", to_stderr=True)
-        folders = inside
+        folders = inside or folders
     if len(folders) > 1:
         folders = [folder for folder in folders if folder.name != MACOS]
     return [_only_subfolder(folder) for folder in folders]

@@ -279,8 +279,8 @@ def describe_error(error: Exception) -> str:
 
 def without_folder(detail: str, folder: Path) -> str:
     """The text with the names of files in the folder instead of their paths."""
-    paths = "|".join(re.escape(f"{path}/") for path in {real_path(folder), folder})
-    return re.sub(rf"(?<![\w./-])(?:{paths})", "", detail)
+    paths = "|".join(re.escape(str(path)) for path in {real_path(folder), folder})
+    return re.sub(rf"(?<![\w./-])(?:{paths})[\\/]", "", detail)
 
 
 def clean_line(detail: str) -> str:

@@ -127,7 +127,7 @@ def train(
         with (
             cpu_threads(settings.threads),
             float32_by_default(),
-            torch.enable_grad(),  # like the other two whatever the caller has set
+            torch.inference_mode(False),  # like the other two whatever the caller has set
             torch.autocast(settings.device.type, enabled=False),
         ):
             training = Trainer(experiment, dataset, settings)

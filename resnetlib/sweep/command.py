@@ -52,13 +52,7 @@ class Place:
     def engine(self, execution: Execution) -> Engine:
         if self.address is None:
             at_once = self.at_once or (1 if execution.device == "mps" else None)
-            needs = self.needs(execution, bool(visible_gpus()))
-            if needs.gpus and not visible_gpus():
-                import torch
-
-                if not torch.cuda.is_available():
-                    raise ConfigError(f"--gpus {needs.gpus:g}: no GPU is visible on this machine")
-            return LocalPool(needs, at_once)
+            return LocalPool(self.needs(execution, bool(visible_gpus())), at_once)
         from .cluster import Cluster, connect
 
         ray = connect(self.address)

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import ConfigError
 from .process import Exit, RunProcess
 from .task import Task
 
@@ -69,6 +70,8 @@ class LocalPool:
         self.places: dict[Task, int] = {}
 
     def start(self, task: Task, **settings: Any) -> None:
+        if self.needs.gpus and not self.gpus and not _torch_sees_a_gpu():
+            raise ConfigError(f"--gpus {self.needs.gpus:g}: no GPU is visible on this machine")
         place = min(set(range(len(self.places) + 1)) - set(self.places.values()))
         environment = self.needs.environment()
         # Each run would start a compiler process for every core.
@@ -113,12 +116,17 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _torch_sees_a_gpu() -> bool:
+    import torch  # slow to import
+
+    return torch.cuda.is_available()
+
+
 def visible_gpus() -> list[str]:
     """The NVIDIA GPUs that a process here sees, as `CUDA_VISIBLE_DEVICES` names them."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    named, program = os.environ.get("CUDA_VISIBLE_DEVICES"), shutil.which("nvidia-smi")
+    if program is None and not (named and _torch_sees_a_gpu()):
         return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         names = itertools.takewhile(lambda name: not name.startswith("-"), named.split(","))
         return [name for name in names if name.strip()]  # CUDA sees no card from a -1 on

@@ -114,6 +114,10 @@ class Scheduler:
             task = self.waiting.popleft()
             if time.monotonic() < self.not_before.get(task, 0):
                 self.waiting.append(task)
+            elif task.is_outdated:
+                outcome = Outcome("failed", f"{task.variant} was changed since the sweep began")
+                self._report(task, outcome, None)
+                ended.append((task, outcome))
             elif task.is_locked:
                 self._wait_for_lock(task)
             elif task.is_complete:

@@ -181,7 +181,7 @@ class Search:
                     direction="maximize",
                     load_if_exists=True,
                 )
-            except (ValueError, LookupError, TypeError, AssertionError):
+            except (ValueError, LookupError, TypeError, AssertionError, AttributeError):
                 raise RunError(
                     f"{display_path(Path(path))} is damaged; rename it to start the search anew"
                 ) from None

@@ -413,6 +413,9 @@ def test_find_submissions(trained, tmp_path, capsys):
     (tmp_path / "all" / "late.zip").touch()
     assert find_submissions([tmp_path / "all"]) == [one, nested, empty]
     assert "late.zip is not a folder: skipped\n" in capsys.readouterr().err
+    (empty / "nested.zip").touch()
+    assert find_submissions([empty]) == [empty]
+    assert "nested.zip is not a folder: skipped\n" in capsys.readouterr().err
     assert find_submissions([nested.parent]) == [nested]
     assert find_submissions([empty]) == [empty]
     two = tmp_path / "all" / "submission_4"  # two networks of one student

@@ -63,7 +63,7 @@ def test_gradients_and_autocast_of_the_caller_do_not_count(tiny, few_digits, tmp
     monkeypatch.setattr(lifecycle, "load_dataset", lambda *_: few_digits)
     experiment = tiny(precision="float32")
     plain = train(experiment, output=tmp_path / "plain")
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         inside = train(experiment, output=tmp_path / "inside")
     assert outcome(inside) == outcome(plain)
 

@@ -135,15 +135,19 @@ def test_runs_share_the_gpus_that_are_seen(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert visible_gpus() == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr("shutil.which", lambda name: None)  # a machine without a driver
-    assert visible_gpus() == []
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    for seen in (False, True):  # a machine without a driver; a container without nvidia-smi
+        monkeypatch.setattr("torch.cuda.is_available", lambda seen=seen: seen)
+        assert visible_gpus() == ["0"] * seen
 
 
-def test_share_of_a_gpu_is_refused_where_there_is_none(monkeypatch):
-    monkeypatch.setattr(command, "visible_gpus", list)
+def test_share_of_a_gpu_is_refused_where_there_is_none(quick, monkeypatch):
+    monkeypatch.setattr("resnetlib.sweep.pool.visible_gpus", list)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    engine = command.Place(gpus=0.5).engine(Execution())
+    assert carry_out([], engine) == {}  # as where all are done
     with pytest.raises(ConfigError, match=r"--gpus 0\.5: no GPU is visible on this machine"):
-        command.Place(gpus=0.5).engine(Execution())
+        carry_out([quick()], engine)
 
 
 def test_sweep_refuses_one_card_for_all_runs():
