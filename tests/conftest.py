@@ -75,9 +75,9 @@ def size_by_torch(architecture):
 
 
 @contextmanager
-def benchmark(name):
-    """A script of `benchmarks/` as a module."""
-    spec = importlib.util.spec_from_file_location(name, PROJECT / "benchmarks" / f"{name}.py")
+def script(folder, name):
+    """A script of `benchmarks/` or `docs/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, PROJECT / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # which dataclasses look themselves up in
     try:
@@ -85,6 +85,10 @@ def benchmark(name):
         yield module
     finally:
         del sys.modules[name]
+
+
+def benchmark(name):
+    return script("benchmarks", name)
 
 
 def rewrite(folder, name, content):

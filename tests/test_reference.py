@@ -1,10 +1,10 @@
 """The pages and the JSON schema that docs/reference.py writes."""
 
-import importlib.util
 import json
 
 import jsonschema
 import pytest
+from conftest import script
 
 from resnetlib import list_variants
 from resnetlib.paths import PROJECT, params_folder
@@ -13,10 +13,8 @@ from resnetlib.yaml_core import read_yaml
 
 @pytest.fixture(scope="module")
 def reference():
-    spec = importlib.util.spec_from_file_location("reference", PROJECT / "docs" / "reference.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with script("docs", "reference") as module:
+        yield module
 
 
 @pytest.mark.slow

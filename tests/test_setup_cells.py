@@ -8,18 +8,15 @@ import types
 from importlib.machinery import PathFinder
 
 import pytest
-from conftest import NOTEBOOKS, PROJECT
+from conftest import NOTEBOOKS, script
 from IPython.core.inputtransformer2 import TransformerManager
 
 
 @pytest.fixture
 def setup_cells():
     """The script that writes the set-up cells and badges, as a module."""
-    path = PROJECT / "docs" / "setup_cells.py"
-    spec = importlib.util.spec_from_file_location("setup_cells", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with script("docs", "setup_cells") as module:
+        yield module
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)

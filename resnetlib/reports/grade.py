@@ -281,9 +281,8 @@ def find_submissions(folders: Sequence[Path]) -> list[Path]:
     """
     inside = _subfolders(folders[0])
     if len(folders) == 1 and not _has_files(folders[0]):
-        for name in sorted(os.listdir(folders[0])):
-            if (path := folders[0] / name).is_file() and not name.startswith("."):
-                print_line(f"{display_path(path)} is not a folder: skipped", to_stderr=True)
+        for path in _visible(folders[0], 2):
+            print_line(f"{display_path(path)} is not a folder: skipped", to_stderr=True)
         folders = inside or folders
     if len(folders) > 1:
         folders = [folder for folder in folders if folder.name != MACOS]
@@ -298,7 +297,12 @@ MACOS = "__MACOSX"  # which archives made on a Mac bring along
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    _, names, _ = next(os.walk(folder), ("", [], []))  # none where the folder cannot be read
+    return _visible(folder, 1)
+
+
+def _visible(folder: Path, kind: int) -> list[Path]:
+    """Its subfolders (1) or other files (2), as `os.walk` gives them; none of an unreadable one."""
+    names = next(os.walk(folder), ("", [], []))[kind]
     return [folder / name for name in sorted(names) if not name.startswith((".", MACOS))]
 
 

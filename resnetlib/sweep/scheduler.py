@@ -114,14 +114,10 @@ class Scheduler:
             task = self.waiting.popleft()
             if time.monotonic() < self.not_before.get(task, 0):
                 self.waiting.append(task)
-            elif task.is_outdated:
-                outcome = Outcome("failed", f"{task.variant} was changed since the sweep began")
-                self._report(task, outcome, None)
-                ended.append((task, outcome))
             elif task.is_locked:
                 self._wait_for_lock(task)
-            elif task.is_complete:
-                outcome = Outcome("done")
+            elif (done := task.is_complete) or task.is_outdated:
+                outcome = Outcome("done") if done else _outdated(task)
                 self._report(task, outcome, None)
                 ended.append((task, outcome))
             else:
@@ -151,7 +147,7 @@ class Scheduler:
         if end.code == STOPPED_IN_TIME:
             return Outcome("stopped", end.message)
         if end.code == 0 and task.is_outdated:
-            return Outcome("failed", f"{task.variant} was changed since the sweep began")
+            return _outdated(task)
         was_killed = end.code is None or not 0 < end.code <= 128
         if was_killed and self.attempts[task] < ATTEMPTS:
             self.display.line(f"lost      {task.name}: {end.message or 'killed'}; started again")
@@ -176,6 +172,10 @@ class Scheduler:
         elif outcome.status == "stopped":
             self.display.line(f"stopped   {task.name}: its time is over")
         self.display.ended(task, accuracy)
+
+
+def _outdated(task: Task) -> Outcome:
+    return Outcome("failed", f"{task.variant} was changed since the sweep began")
 
 
 def carry_out(
