@@ -54,6 +54,25 @@ def known_variants() -> list[str]:
     return [*list_variants(), *list_class_variants()]
 
 
+def read_variant(name: str) -> Experiment | None:
+    """The variant as its file is today, for a table of many.
+
+    None where it has no file, and, said on stderr once, where the file is not valid.
+    """
+    if name not in known_variants():
+        return None
+    try:
+        return load_experiment(name)
+    except ConfigError as error:
+        _report_left_out(str(error))
+        return None
+
+
+@cache
+def _report_left_out(why: str) -> None:
+    print_line(f"left out: {why}", to_stderr=True)
+
+
 def load_experiment(variant: str | Path | None = None, /, **overrides: Any) -> Experiment:
     """Read a variant and apply overrides, by flat or dotted name; `None` keeps the variant's value.
 

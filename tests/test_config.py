@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resnetlib import list_variants, load_experiment, schema
+from resnetlib import explore, list_variants, load_experiment, schema
 from resnetlib.config import apply_overrides, known_variants, parse_parameter
 from resnetlib.errors import ConfigError
 from resnetlib.paths import params_folder
+from resnetlib.reports.leaderboard import experiments, results_table
 from resnetlib.schedule import learning_rate
 from resnetlib.sweep.task import Task, format_value
 
@@ -254,6 +255,18 @@ def test_hidden_files_are_no_variants(tmp_path, monkeypatch):
         (folder / "mine.yaml").touch()
     monkeypatch.setattr("resnetlib.config.params_folder", lambda: tmp_path)
     assert known_variants() == ["mine", "class/mine"]
+
+
+def test_unreadable_variant_is_left_out_of_tables(tmp_path, monkeypatch, capsys):
+    for name in ("lite", "laptop"):
+        (tmp_path / f"{name}.yaml").write_text((params_folder() / f"{name}.yaml").read_text())
+    (tmp_path / "half.yaml").write_text("variant: half\ntitle")
+    monkeypatch.setattr("resnetlib.config.params_folder", lambda: tmp_path)
+    tables = [row["variant"] for row in results_table([])], [r["variant"] for r in experiments([])]
+    assert tables == (["laptop", "lite"],) * 2
+    assert list(explore.published().index) == [*explore.claims().index, "laptop"]
+    (line,) = capsys.readouterr().err.splitlines()  # once, however many tables
+    assert line.startswith(f"left out: {tmp_path}/half.yaml is not valid YAML")
 
 
 def test_variant_file_outside_params(tmp_path):

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..config import changed_settings, known_variants, load_experiment
+from ..config import changed_settings, read_variant
 from ..data import check_dataset_name, load_dataset
 from ..errors import ConfigError, RunError, shorten_line
 from ..evaluation import Evaluation, format_confidence
@@ -433,9 +433,7 @@ def _label_candidates(run: Run, own: list[str], seeds: bool) -> list[str]:
 
 def _changes(run: Run) -> list[str]:
     """What a run changes of its variant's file, such as `lr 0.05`; an import the network."""
-    variant = run.record["variant"]
-    own = load_experiment(variant) if variant in known_variants() else None
-    changed = changed_settings(run.experiment, own)
+    changed = changed_settings(run.experiment, read_variant(run.record["variant"]))
     return [
         f"{path.rpartition('.')[2]} {value}"
         for path, value in changed.items()

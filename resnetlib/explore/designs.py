@@ -6,7 +6,7 @@ from dataclasses import asdict, astuple
 import numpy as np
 import pandas as pd
 
-from ..config import known_variants, list_variants, load_experiment
+from ..config import known_variants, list_variants, read_variant
 from ..errors import ConfigError
 from ..experiment import DEFAULT_BUDGET
 from ..schema import MAX_CHANNELS, SIDE, Architecture
@@ -24,7 +24,7 @@ def to_yaml(architecture: Architecture) -> str:
 
 def published() -> pd.DataFrame:
     """Every variant of `params/`: its network, size and published test accuracy, by parameters."""
-    experiments = [load_experiment(name) for name in list_variants()]
+    experiments = filter(None, map(read_variant, list_variants()))
     rows = {
         experiment.variant: {
             **_identity(experiment.architecture),
@@ -44,7 +44,7 @@ def claims() -> pd.DataFrame:
     set, held-out training images or the competition's test set. `group` is `variants` or `class`.
     """
     rows = {}
-    for experiment in map(load_experiment, known_variants()):
+    for experiment in filter(None, map(read_variant, known_variants())):
         if claim := experiment.published.claim:
             accuracy, kind = claim
             group = "class" if experiment.variant.startswith("class/") else "variants"

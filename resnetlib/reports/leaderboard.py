@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..config import changed_settings, known_variants, list_variants, load_experiment
+from ..config import changed_settings, list_variants, read_variant
 from ..errors import RunError
 from ..experiment import Experiment
 from ..runs.find import machine_of, reference_runs, split_unreadable
@@ -36,9 +36,9 @@ def experiments(runs: Sequence[Run]) -> list[dict[str, Any]]:
     (`split_unreadable`); imported weights are left out.
     """
     runs = [run for run in runs if not run.is_imported]
-    of_runs = {run.experiment.variant for run in runs} & set(known_variants())
+    of_runs = {run.experiment.variant for run in runs}
     names = [*list_variants(), *sorted(of_runs - set(list_variants()))]
-    own = {variant: load_experiment(variant) for variant in names}
+    own = {name: variant for name in names if (variant := read_variant(name))}
     groups: dict[str, tuple[Experiment, list[Run]]] = {}
     for experiment in (*own.values(), *(run.experiment for run in runs)):
         groups.setdefault(experiment.digest_without_seed, (experiment, []))
@@ -74,9 +74,9 @@ def results_table(
     readable, _ = split_unreadable(list(runs), metrics_only=True)
     done = [run for run in readable if run.status == "done"]
     rows = []
-    for variant in list_variants() if variants is None else variants:
-        own = load_experiment(variant)
-        on_it = [run for run in done if run.record["variant"] == variant and run.has_own_recipe]
+    names = list_variants() if variants is None else variants
+    for own in filter(None, map(read_variant, names)):
+        on_it = [run for run in done if run.record["variant"] == own.variant and run.has_own_recipe]
         rows.append(_row(own, [run for run in on_it if run.record["dataset"] == own.dataset]))
     return rows
 

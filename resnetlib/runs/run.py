@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
-from ..config import known_variants, load_experiment
+from ..config import load_experiment, read_variant
 from ..errors import RunError, counted, shorten, shorten_line
 from ..experiment import NOT_RECIPE, Experiment, Published
 from ..paths import display_path, expand_home
@@ -163,11 +163,11 @@ class Run:
         Seed and data set may be others. Where the variant has no file, the run's overrides decide.
         """
         record = self.record
-        if record["variant"] not in known_variants():
+        own = read_variant(record["variant"])
+        if own is None:
             return not record["overrides"].keys() - NOT_RECIPE
         same = {"seed": record["seed"], "dataset": record["dataset"]}
-        own = load_experiment(record["variant"]).model_copy(update=same)
-        return record["experiment"] == own.digest
+        return record["experiment"] == own.model_copy(update=same).digest
 
     @cached_property
     def history(self) -> "pd.DataFrame":
@@ -243,13 +243,10 @@ class Run:
         The variant's file also answers for runs that were recorded before it said so. Imported
         weights have another recipe.
         """
-        experiment = self.experiment
         if self.is_imported:
             return False
-        if experiment.variant not in known_variants():
-            return experiment.recipe_selected_on_test
-        own = load_experiment(experiment.variant)
-        return own.recipe_selected_on_test or experiment.recipe_selected_on_test
+        own = read_variant(self.experiment.variant) or self.experiment
+        return own.recipe_selected_on_test or self.experiment.recipe_selected_on_test
 
     @property
     def _selection(self) -> str:

@@ -40,12 +40,13 @@ def test_explorer_reads_a_start_again_that_was_put_right(half_pasted):
     assert (explorer.architecture.depths, explorer.error) == ((1, 1, 2), "")
 
 
-def test_explorer_page_names_a_broken_file(half_pasted):
+def test_explorer_page_leaves_a_broken_file_out(half_pasted, capsys):
     explorer = ArchitectureExplorer("lite")
     page = explorer._folds.titles.index("Beside the variants of params/")
     explorer._folds.selected_index = page
     explorer.controls["widths"].value = "16,32,65"
-    assert "mine.yaml: architecture: depths has 2 stages" in explorer._pages[page].value
+    assert ">lite</th>" in explorer._pages[page].value
+    assert "mine.yaml: architecture: depths has 2 stages" in capsys.readouterr().err
 
 
 def test_explorer_opens_block_dropout_without_dropout(tmp_path):

@@ -254,8 +254,9 @@ def test_bare_notebook_makes_a_report(recorded, open_page):
     path.write_text(
         json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4})
     )
-    image = open_page(write_report(recorded, path)).get_by_alt_text("A dot")
-    assert image.evaluate("image => image.naturalWidth") == 1
+    page = open_page(write_report(recorded, path))
+    assert page.get_by_alt_text("A dot").evaluate("image => image.naturalWidth") == 1
+    assert page.get_by_label("Show all code").count() == 0  # there is none
 
 
 def test_contents_have_the_headings_of_text_cells(recorded, open_page):
