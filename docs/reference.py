@@ -62,10 +62,12 @@ Any variant can be tried on the digits in a few minutes:
 resnetlib run wide66 -p dataset digits -p epochs 2
 ```
 
-Fewer epochs than the variant's then scale what the schedule counts in epochs (milestones, warm-up,
-hold, periods; not the patience of a plateau), the smaller data set scales `holdout`, and a batch is
-at most the whole data set. Keys that are given keep their values, and rates stay. One line on
-stderr lists what was scaled; the run records it with the overrides.
+On the digits, fewer epochs than the variant's scale what the schedule counts in epochs (milestones,
+warm-up, hold, periods; not the patience of a plateau), the smaller data set scales `holdout`, and a
+batch is at most the whole data set. Keys that are given keep their values, and rates stay. One line
+on stderr lists what was scaled; the run records it with the overrides. On CIFAR-10 nothing is
+scaled: with few epochs, a schedule that needs more is refused, until its milestones or its warm-up
+are given too, or another schedule (`-p schedule cosine -p warmup_epochs 0`).
 """
 
 

@@ -610,13 +610,13 @@ def verify_command(runs: tuple[str, ...], data_root: Path | None, as_json: bool)
     """Recompute what each RUN claims, and print PASS, FAIL or NOT CHECKED with its reason.
 
     RUN is a run folder or the name of a variant. Checked are checksums, record, experiment,
-    parameters, summary, learning rates, history, metrics, report and, from the weights and the
-    genuine test set, accuracy and predictions. Exit status 3 if anything fails, 2 for a mistake
-    in the command, else 0.
+    parameters, summary, learning rates, history, metrics, confusion matrix, per-class table, report
+    and, from the weights and the genuine test set, accuracy and predictions. Exit status 3 if
+    anything fails, 2 for a mistake in the command, else 0.
     """
     from tqdm import tqdm
 
-    from .runs.find import find_run
+    from .runs.find import find_run, run_folder
     from .runs.verify import FAIL, format_results, overall, results_json, verify_runs
 
     def is_folder(run: str) -> bool:
@@ -625,7 +625,9 @@ def verify_command(runs: tuple[str, ...], data_root: Path | None, as_json: bool)
         return Path(run).is_dir() and not is_of_variant
 
     try:
-        folders = [Path(run) if is_folder(run) else find_run(run).path for run in runs]
+        folders = [
+            Path(run) if is_folder(run) else run_folder(run) or find_run(run).path for run in runs
+        ]
     except UserError as error:
         raise Failure(str(error), 2) from None
     verified = dict(tqdm(verify_runs(folders, data_root), total=len(folders), disable=None))

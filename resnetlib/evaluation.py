@@ -85,13 +85,18 @@ class Evaluation:
         """(N,) the largest softmax probability."""
         return self.logits.double().softmax(1).amax(1)
 
+    def most_confident(self, mask: Tensor) -> Tensor:
+        """Indices of the images in a mask (N,) bool, most confident first."""
+        indices = mask.nonzero()[:, 0]
+        return indices[self.confidences[indices].argsort(descending=True, stable=True)]
+
     @cached_property
     def confusion(self) -> np.ndarray:
         """(C, C) counts; row: true class, column: predicted (scikit-learn)."""
         from sklearn.metrics import confusion_matrix
 
-        everyone = range(self.logits.shape[1])
-        return confusion_matrix(self.labels, self.predictions, labels=list(everyone))
+        labels = list(range(self.logits.shape[1]))
+        return confusion_matrix(self.labels, self.predictions, labels=labels)
 
     @cached_property
     def per_class(self) -> "pd.DataFrame":
@@ -99,11 +104,11 @@ class Evaluation:
         import pandas as pd
         from sklearn.metrics import precision_recall_fscore_support
 
-        everyone = list(range(self.logits.shape[1]))
+        labels = list(range(self.logits.shape[1]))
         columns = precision_recall_fscore_support(
-            self.labels, self.predictions, labels=everyone, zero_division=0.0
+            self.labels, self.predictions, labels=labels, zero_division=0.0
         )
-        names = pd.Index(self.classes or [str(label) for label in everyone], name="class")
+        names = pd.Index(self.classes or [str(label) for label in labels], name="class")
         return pd.DataFrame(
             dict(zip(("precision", "recall", "f1", "images"), columns, strict=True)), index=names
         )

@@ -174,6 +174,11 @@ class Experiment(Variant):
     execution: Execution = Execution()  # where and how it is carried out
 
     @property
+    def has_own_network(self) -> bool:
+        """Whether no override changes the variant's network."""
+        return not any(path.startswith("architecture.") for path in self.overrides)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of what decides the outcome: variant, network, recipe, data set, seed.
 

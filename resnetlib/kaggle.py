@@ -20,10 +20,10 @@ from .data import Dataset, load_dataset
 from .errors import ConfigError, DataError, closest_match, shorten, shorten_line
 from .evaluation import Evaluation
 from .paths import display_path, expand_home, output_folder, real_path
-from .resnet import NUM_CLASSES
 from .runs.find import find_run
 from .runs.prediction import predict_logits
 from .runs.run import Run
+from .schema import NUM_CLASSES
 
 HEADER = ["ID", "Labels"]
 SHAPE = (32, 32, 3)  # height, width, channels: unlike the rows of CIFAR-10's own files

@@ -152,9 +152,9 @@ def _check_expansion(pickled: BinaryIO) -> None:
     memo = {}
     for opcode, argument, _ in pickletools.genops(pickled):
         name, taken = opcode.name, list(opcode.stack_before)
-        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+        if name in _PUT:
             memo[len(memo) if name == "MEMOIZE" else int(argument)] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
+        elif name in _GET:
             stack.append(memo[int(argument)])
         elif name == "MARK":
             stack.append(None)
@@ -177,7 +177,7 @@ def _check_archive(content: bytes) -> None:
     """Check each pickle in what `torch.save` wrote, in its present format or the one before."""
     file = io.BytesIO(content)
     if not content.startswith(b"PK"):
-        for _ in range(4):  # magic number, version, machine, content; then tensors
+        for _ in range(5):  # magic number, version, machine, content, keys; then tensors
             _check_expansion(file)
         return
     with zipfile.ZipFile(file) as archive:

@@ -42,8 +42,9 @@ class ResNet(nn.Module):
     The first block of every stage but the first has stride 2, unless `strides` are given; a stage
     of depth 0 is the identity. Where they are asked for: squeeze-and-excitation and max-pooling
     after the stem, dropout before the linear layer or before pooling. Pre-activation networks have
-    the stem's BN - ReLU after the last stage instead; the whitening stem has no BN. Input
-    (N, 3, 32, 32), output logits (N, 10). After He et al. 2015, section 4.2.
+    BN - ReLU after the last stage in place of the stem's (block `pyramid` keeps the stem's BN); the
+    whitening stem has no BN. Input (N, 3, 32, 32), output logits (N, 10). After He et al. 2015,
+    section 4.2.
     """
 
     def __init__(self, architecture: Architecture):
@@ -65,7 +66,7 @@ class ResNet(nn.Module):
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.stem(x)  # (N, stem width, 32, 32)
+        out = self.stem(x)  # (N, stem width, H, W)
         out = self.stem_activation(out)
         out = self.stem_pool(out)
         out = self.stem_attention(out)

@@ -248,9 +248,11 @@ class Architecture(Model):
     stem: Literal[
         "conv1x1", "conv2x2", "conv3x3", "conv5x5", "conv7x7", "double_conv3x3", "whitening"
     ] = "conv3x3"
-    stem_width: Count | None = None  # channels of the stem; the first stage's unless given
+    # Channels of the stem; the first stage's unless given, 24 in stem `whitening`
+    stem_width: Count | None = None
     stem_stride: Annotated[int, Field(ge=1, le=2)] = 1  # of the stem's first convolution
-    stem_padding: Natural | None = None  # pixels on each side; half the kernel unless given
+    # Pixels on each side; half the kernel unless given, none in stem `whitening`
+    stem_padding: Natural | None = None
     stem_pool: StemPool | None = None  # max-pooling after the stem
     expansion: Count = 4  # in block `bottleneck`: output channels divided by the inner ones
     # Activation: one for the network, or that of the stem and then of each stage; leaky_relu has
@@ -815,14 +817,12 @@ class GaussianBlur(Sometimes):
 
     name: Literal["gaussian_blur"]
     # Pixels of the filter, an odd number; the paper's tenth of the image
-    kernel_size: Annotated[int, Field(ge=3, le=63)] = 3
+    kernel_size: Annotated[int, Field(ge=3, le=63), AfterValidator(_odd)] = 3
     sigma: tuple[Ratio, Ratio] = (0.1, 2.0)  # pixels, uniform between; the paper's
 
     @model_validator(mode="after")
-    def _kernel_has_a_centre(self) -> Self:
+    def _range_rises(self) -> Self:
         _require_rising(self, "sigma")
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size = {self.kernel_size}: give an odd number")
         return self
 
 

@@ -234,9 +234,8 @@ def check_size(experiment: Experiment) -> int:
     makes another network. Raises `ConfigError`.
     """
     count = measure_size(experiment.architecture).parameters
-    overridden = any(path.startswith("architecture") for path in experiment.overrides)
     published = experiment.published.parameters
-    if published not in (None, count) and not overridden:
+    if published not in (None, count) and experiment.has_own_network:
         raise ConfigError(
             f"{experiment.variant}: published.parameters is {published:,}, "
             f"and the architecture has {count:,}"

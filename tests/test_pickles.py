@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 
@@ -161,6 +162,23 @@ def test_unpickle_tensors_refuses_what_exhausts(name):
     with pytest.raises((pickle.UnpicklingError, MemoryError, RuntimeError)):
         pickles.unpickle_tensors(archive(ops=HOSTILE[name]))
     assert np.dtype("f8").str == before
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_unpickle_tensors_checks_every_pickle_of_the_older_format(number):
+    """Magic number, version, machine, content and keys; torch hashes the items of the last."""
+    buffer = io.BytesIO()
+    torch.save({"a": torch.zeros(2)}, buffer, _use_new_zipfile_serialization=False)
+    places = [buffer.seek(0)]
+    for _ in range(5):
+        list(pickletools.genops(buffer))
+        places.append(buffer.tell())
+    shared = ()
+    for _ in range(24):
+        shared = (shared, shared)
+    before, after = buffer.getvalue()[: places[number]], buffer.getvalue()[places[number + 1] :]
+    with pytest.raises(pickle.UnpicklingError, match="too many objects"):
+        pickles.unpickle_tensors(before + pickle.dumps([shared], protocol=2) + after)
 
 
 def test_unpickle_tensors_refuses_compression():

@@ -55,7 +55,6 @@ def embeddings(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    batch_size: int | None = None,
     device: str | torch.device = "auto",
 ) -> Tensor:
     """Inputs of the last layer: float32 (N, C) on the CPU, for uint8 images (N, 3, H, W).
@@ -66,7 +65,7 @@ def embeddings(
     features: list[Tensor] = []
     replica.linear.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].cpu()))
     no_labels = torch.zeros(len(images), dtype=torch.int64)
-    evaluate(replica, images, no_labels, mean=mean, std=std, batch_size=batch_size, device=device)
+    evaluate(replica, images, no_labels, mean=mean, std=std, device=device)
     return torch.cat(features)
 
 

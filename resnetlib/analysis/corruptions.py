@@ -183,7 +183,6 @@ def robustness(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    batch_size: int | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -195,15 +194,12 @@ def robustness(
         labels: int64 (N,).
         mean: per channel, as for `evaluate`.
         std: per channel, as for `evaluate`.
-        batch_size: as for `evaluate`.
         device: as for `evaluate`.
         seed: for the noise.
     """
 
     def accuracy(corrupted: Tensor) -> float:
-        return evaluate(
-            model, corrupted, labels, mean=mean, std=std, batch_size=batch_size, device=device
-        ).accuracy
+        return evaluate(model, corrupted, labels, mean=mean, std=std, device=device).accuracy
 
     clean = accuracy(images)
     rows = {name: [clean] for name in CORRUPTIONS}

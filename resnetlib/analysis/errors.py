@@ -56,14 +56,9 @@ def misclassified_as(evaluation: Evaluation, true: str, predicted: str) -> Tenso
     found = (evaluation.labels == names.index(true)) & (
         evaluation.predictions == names.index(predicted)
     )
-    return _most_confident_first(evaluation, found)
+    return evaluation.most_confident(found)
 
 
 def most_confident_errors(evaluation: Evaluation, count: int) -> Tensor:
     """Indices (count,) of the misclassified images with the highest confidence."""
-    return _most_confident_first(evaluation, ~evaluation.correct)[:count]
-
-
-def _most_confident_first(evaluation: Evaluation, mask: Tensor) -> Tensor:
-    indices = mask.nonzero()[:, 0]
-    return indices[evaluation.confidences[indices].argsort(descending=True, stable=True)]
+    return evaluation.most_confident(~evaluation.correct)[:count]

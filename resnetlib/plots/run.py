@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..errors import counted
-from ..evaluation import format_confidence
+from ..evaluation import Evaluation, format_confidence
 from ..experiment import Experiment
 from ..schedule import learning_rate
 from ..schema import Recipe
@@ -185,28 +185,21 @@ def reliability(calibration: pd.DataFrame, ece: float, variant: str) -> list[Axe
 
 
 def mistakes(
-    images: np.ndarray,
-    labels: np.ndarray,
-    predictions: np.ndarray,
-    confidences: np.ndarray,
-    classes: Sequence[str],
-    count: int = 24,
+    images: np.ndarray, evaluation: Evaluation, classes: Sequence[str], count: int = 24
 ) -> list[Axes]:
     """The most confident errors: true class, predicted class and confidence above each image.
 
     Args:
         images: uint8 (N, 3, H, W).
-        labels: true classes (N,).
-        predictions: predicted classes (N,).
-        confidences: the largest softmax probability of each image (N,), from 0 to 1.
+        evaluation: the network on these images.
         classes: names of the classes.
         count: how many errors to draw at most.
     """
-    labels, predictions, confidences = map(np.asarray, (labels, predictions, confidences))
-    wrong = np.flatnonzero(labels != predictions)
-    indices = wrong[np.argsort(-confidences[wrong], kind="stable")][:count]
+    wrong = evaluation.most_confident(~evaluation.correct)
+    indices = wrong[:count].tolist()
     captions = [
-        f"{classes[labels[i]]}\n→ {classes[predictions[i]]} {format_confidence(confidences[i])}"
+        f"{classes[evaluation.labels[i]]}\n→ {classes[evaluation.predictions[i]]} "
+        f"{format_confidence(evaluation.confidences[i])}"
         for i in indices
     ]
     title = f"Most confident errors: {len(indices)} of {len(wrong):,} (true → predicted)"

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from ..errors import counted
 from ..experiment import NOT_RECIPE, Experiment
-from ..resnet import NUM_CLASSES
 from ..runs.find import reference_runs
 from ..runs.run import RECIPE_CAVEAT, seed_accuracies
+from ..schema import NUM_CLASSES
 
 _LEFT = [{"selector": "th, td", "props": "text-align: left"}]
 _RIGHT = [{"selector": "th.col_heading, td", "props": "text-align: right"}]
@@ -63,7 +64,7 @@ def _recorded(experiment: Experiment) -> str:
     if not runs:
         return "none"
     accuracies = seed_accuracies(runs)
-    count = f"{len(accuracies)} seed{'s' if len(accuracies) > 1 else ''}"
+    count = counted(len(accuracies), "seed")
     spread = f" ± {100 * statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
     caveat = f". {RECIPE_CAVEAT}" if runs[0].recipe_selected_on_test else ""
     return f"{100 * statistics.fmean(accuracies):.2f}{spread} % ({count}){caveat}"

@@ -61,16 +61,15 @@ IMPORTED_FIGURES = {
 }
 
 
-def write_report(run: Run, notebook: Path | None = None) -> Path:
+def write_report(run: Run) -> Path:
     """Write `report.html` into the run folder, atomically, and return its path.
 
-    `notebook` is the executed notebook, by default the run folder's own `notebook.ipynb`. A run
-    without one, such as a failed one, gets its summary and the curves of its history; imported
-    weights get their figures. Raises `RunError` where the given file is missing or is not a
-    notebook, and where the run's own is not the one that was recorded.
+    It has the run's executed notebook. A run without one, such as a failed one, gets its summary
+    and the curves of its history; imported weights get their figures. Raises `RunError` where the
+    notebook is none, or is not the one that was recorded.
     """
     path = run.path / "report.html"
-    page = report_html(run, notebook)
+    page = report_html(run)
     files.write_bytes(path, page.encode(errors="replace"))  # text may hold half a surrogate pair
     # A record of an older version has no checksum of pages; one under git must not change.
     has_checksums = run.is_imported or "notebook.ipynb" in run.record.get("artifacts", {})
@@ -79,11 +78,11 @@ def write_report(run: Run, notebook: Path | None = None) -> Path:
     return path
 
 
-def report_html(run: Run, notebook: Path | None = None) -> str:
+def report_html(run: Run) -> str:
     """The page that `write_report` writes."""
-    path = notebook or run.path / "notebook.ipynb"
-    if notebook or path.exists():
-        content = _parse_notebook(path, _read(path) if notebook else run.read(path.name))
+    path = run.path / "notebook.ipynb"
+    if path.exists():
+        content = _parse_notebook(path, run.read(path.name))
     else:
         content = _figures_notebook(run) if run.is_imported else _history_notebook(run)
     _describe_images(content, run.record["variant"])
@@ -106,18 +105,6 @@ def report_html(run: Run, notebook: Path | None = None) -> str:
         reason = shorten_line(str(error) or type(error).__name__)
         raise RunError(f"{display_path(path)} cannot be made into a page: {reason}") from error
     return html
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return files.read_bytes(path)
-    except FileNotFoundError:
-        raise RunError(
-            f"{display_path(path)} is missing: a report needs an executed notebook, "
-            "such as papermill's output"
-        ) from None
-    except OSError as error:
-        raise RunError(f"{display_path(path)} cannot be read: {error.strerror}") from None
 
 
 def _parse_notebook(path: Path, content: bytes) -> NotebookNode:
@@ -337,20 +324,8 @@ def _describe_images(notebook: NotebookNode, variant: str) -> None:
 
 # nbconvert's own filter would remove headings, paragraphs and table headers.
 _INLINE = ["a", "abbr", "b", "br", "code", "del", "em", "i", "img", "span", "strong", "sub", "sup"]
-_BLOCKS = [
-    "blockquote",
-    "dd",
-    "details",
-    "div",
-    "dl",
-    "dt",
-    "figcaption",
-    "figure",
-    "hr",
-    "li",
-    "ol",
-]
-_BLOCKS += ["p", "pre", "section", "summary", "ul"]
+_BLOCKS = ["blockquote", "dd", "details", "div", "dl", "dt", "figcaption", "figure", "hr", "li"]
+_BLOCKS += ["ol", "p", "pre", "section", "summary", "ul"]
 _TABLES = ["caption", "table", "tbody", "td", "tfoot", "th", "thead", "tr"]
 _HEADINGS = [f"h{level}" for level in range(1, 7)]
 _EMBEDDED = "embedded-image/"  # stands for data:image/, an address that the sanitizer refuses

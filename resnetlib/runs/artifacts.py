@@ -170,9 +170,7 @@ def write_figures(
     figures = {
         "confusion_matrix": confusion(evaluation.confusion, classes, variant),
         "reliability": reliability(evaluation.calibration, evaluation.ece, variant),
-        "mistakes": mistakes(
-            images, evaluation.labels, evaluation.predictions, evaluation.confidences, classes
-        ),
+        "mistakes": mistakes(images, evaluation, classes),
     }
     if history is not None:
         figures["curves"] = curves(history, experiment)

@@ -16,7 +16,7 @@ from ..device import (
     retain_freed_memory,
 )
 from ..experiment import Experiment
-from ..resnet import NUM_CLASSES
+from ..schema import NUM_CLASSES
 from ..training import Trainer
 
 TEST_IMAGES = {"cifar10": 10_000, "digits": 450}

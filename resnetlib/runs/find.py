@@ -108,7 +108,7 @@ def find_run(
     output_root: str | Path | None = None,
     *,
     dataset: str | None = None,
-    needs: str | None = "weights",
+    needs: str = "weights",
     exclude: Sequence[Run] = (),
 ) -> Run:
     """The finished run that a folder, `variant/folder-name` or a variant means.
@@ -123,13 +123,13 @@ def find_run(
             under the output root or among the recorded runs; or a variant.
         output_root: folder of the user's runs, at any depth; `outputs/` by default.
         dataset: choose only among runs on this data set. A folder is used as given.
-        needs: "weights" or "predictions", which the run must have kept; None for neither.
+        needs: "weights" or "predictions", which the run must have kept.
         exclude: runs not to choose. A folder is used as given.
 
     Raises `RunError` for a folder that cannot be used and `ConfigError` when no run fits.
     """
     if wanted is not None:
-        folder = _run_folder(wanted, output_root)
+        folder = run_folder(wanted, output_root)
         if folder is not None:
             return _require_usable(load_run(folder), output_root, needs)
     excluded = {run.path.resolve() for run in exclude}
@@ -143,8 +143,8 @@ def find_run(
     raise _nothing_found(wanted, output_root, runs, _conditions(dataset, needs, exclude))
 
 
-def _run_folder(wanted: str | Path, output_root: str | Path | None) -> Path | None:
-    """The run folder of this name; None where there is none."""
+def run_folder(wanted: str | Path, output_root: str | Path | None = None) -> Path | None:
+    """The folder of the run, finished or not, that a folder or `variant/folder-name` means."""
     relative = expand_home(wanted)
     places = [Path(), PROJECT]
     if len(relative.parts) == 2 + (relative.parts[:1] == ("class",)):  # variant/folder-name
@@ -152,13 +152,13 @@ def _run_folder(wanted: str | Path, output_root: str | Path | None) -> Path | No
     return next((p / relative for p in places if (p / relative / "run.json").is_file()), None)
 
 
-def _require_usable(run: Run, output_root: str | Path | None, needs: str | None) -> Run:
+def _require_usable(run: Run, output_root: str | Path | None, needs: str) -> Run:
     fault = _fault(run)
     if fault:
         reason = f"cannot be read: {fault}"
     elif run.status not in FINISHED:
         reason = f"is not finished: its status is {run.status!r}"
-    elif needs is not None and not (run.path / NEEDS[needs]).is_file():
+    elif not (run.path / NEEDS[needs]).is_file():
         reason = f"has no {needs}"
     elif not keeps(run, needs):
         reason = f"cannot be used: {NEEDS[needs]} is damaged"

@@ -107,7 +107,7 @@ def train(
     folder = output or experiment.folder
     if local := local_folder(folder):
         return _train_beside_drive(experiment, folder, local, callbacks)
-    folder = _run_folder(experiment, output)
+    check_folder(folder, None if output else output_folder(experiment.execution.output_root))
     if files.is_read_only(folder) and not experiment.execution.fresh:
         finished = _previous_record(folder, experiment)
         if finished and finished["status"] == "done":
@@ -158,7 +158,7 @@ def _train_beside_drive(
     with suppress(*[RunError] if experiment.execution.fresh else []):  # a damaged one is replaced
         record = read_record(drive)
     if not record:
-        _run_folder(experiment, drive)
+        check_folder(drive, None)
     if not experiment.execution.fresh:
         if record:
             _check_same(record, experiment, drive)
@@ -191,35 +191,27 @@ def _train_beside_drive(
     return load_run(drive)
 
 
-def _run_folder(experiment: Experiment, output: Path | None) -> Path:
-    """The folder to write to. Raises `ConfigError` where it holds, or leads to, other files."""
-    folder = output or experiment.folder
-    root = output_folder(experiment.execution.output_root) if output is None else None
-    try:
-        check_folder(folder, root)
-    except OSError as error:  # such as a name that is too long
-        raise ConfigError(f"{shorten(str(folder))}: {error.strerror}") from None
-    return folder
-
-
 def check_folder(folder: Path, root: Path | None) -> None:
     """Raise `ConfigError` where a run folder holds other files, or leads out of `root`."""
-    if root and real_path(root) not in real_path(folder).parents:
-        raise ConfigError(f"{folder} leads out of the output folder, to {display_path(folder)}")
-    for name in ("checkpoints", "figures"):
-        if (folder / name).is_symlink():
-            raise ConfigError(
-                f"{display_path(folder)}/{name} is a link; a run keeps its files in its own "
-                "folder: remove the link"
-            )
-    if folder.is_dir() and not (folder / "run.json").is_file():
-        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        if others:
-            names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-            raise ConfigError(
-                f"{display_path(folder)} is not a run folder (no run.json) and holds other files: "
-                f"{names}. Nothing was changed; name another folder"
-            )
+    try:
+        if root and real_path(root) not in real_path(folder).parents:
+            raise ConfigError(f"{folder} leads out of the output folder, to {display_path(folder)}")
+        for name in ("checkpoints", "figures"):
+            if (folder / name).is_symlink():
+                raise ConfigError(
+                    f"{display_path(folder)}/{name} is a link; a run keeps its files in its own "
+                    "folder: remove the link"
+                )
+        if folder.is_dir() and not (folder / "run.json").is_file():
+            others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+            if others:
+                names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+                raise ConfigError(
+                    f"{display_path(folder)} is not a run folder (no run.json) and holds other "
+                    f"files: {names}. Nothing was changed; name another folder"
+                )
+    except OSError as error:  # such as a name that is too long
+        raise ConfigError(f"{shorten(str(folder))}: {error.strerror}") from None
 
 
 def _previous_record(folder: Path, experiment: Experiment) -> dict[str, Any] | None:

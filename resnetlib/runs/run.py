@@ -264,10 +264,9 @@ class Run:
 
         The recipe of imported weights is not known: their network decides.
         """
-        changed = self.experiment.overrides
-        own_network = not any(name.startswith("architecture.") for name in changed)
-        applies = own_network if self.is_imported else self.has_own_recipe
-        return self.experiment.published_for_dataset if applies else Published()
+        experiment = self.experiment
+        applies = experiment.has_own_network if self.is_imported else self.has_own_recipe
+        return experiment.published_for_dataset if applies else Published()
 
     @property
     def comparison(self) -> "pd.DataFrame":

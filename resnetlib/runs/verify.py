@@ -231,8 +231,7 @@ def _check_parameters(run: Evidence) -> Result:
     if run.status in FINISHED:
         expected = {"parameters": count, "macs": size.macs}
         problems += _differences(expected, run.metrics, "metrics.json")
-    own_network = not any(key.startswith("architecture") for key in experiment.overrides)
-    if own_network and published not in (None, count):
+    if experiment.has_own_network and published not in (None, count):
         problems.append(f"{count:,} parameters; published: {published:,}")
     try:
         if trained := trained_fixed_weights(run.model):
@@ -316,7 +315,7 @@ def _check_metrics(run: Evidence) -> Result:
     problems = _differences(expected, metrics, "metrics.json")
     kept = {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
     row = trained[trained["epoch"] == selected].iloc[0]
-    # Of the rows only the last is evaluated in float32, as the predictions are.
+    # Of the trained rows only the last is evaluated in float32, as the predictions are.
     is_last = selected == trained["epoch"].iloc[-1]
     rounded = not is_last and run.record["fingerprint"].get("precision") != "float32"
     kept = {

@@ -73,7 +73,7 @@ def test_grad_cam_accepts_any_layer(model, images):
 
 
 def test_embeddings_are_inputs_of_the_linear_layer(model, images):
-    features = embeddings(model, images, **RAW, batch_size=2)
+    features = embeddings(model, images, **RAW)
     logits = evaluate(model, images, torch.zeros(5, dtype=torch.int64), **RAW).logits
     torch.testing.assert_close(model.linear(features), logits)
 

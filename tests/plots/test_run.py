@@ -4,8 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from resnetlib import load_experiment, plots
+from resnetlib.evaluation import Evaluation
 from resnetlib.schedule import learning_rate
 
 
@@ -118,11 +120,16 @@ def test_confusion_has_counts_and_row_shares():
     assert "87.50 % of 8" in left.figure.get_suptitle()
 
 
+def evaluation_of(labels, dog):
+    """An evaluation with these labels, 0 for a cat, and these probabilities of a dog."""
+    logits = torch.tensor(dog, dtype=torch.float64).logit()
+    return Evaluation(torch.stack([torch.zeros_like(logits), logits], 1), torch.tensor(labels))
+
+
 def test_mistakes_are_sorted_by_confidence():
     images = np.zeros((4, 3, 8, 8), dtype=np.uint8)
-    axes = plots.mistakes(
-        images, [0, 0, 1, 1], [1, 0, 0, 0], [0.6, 0.99, 0.7, 0.9], ["cat", "dog"], count=2
-    )
+    evaluation = evaluation_of([0, 0, 1, 1], [0.6, 0.01, 0.3, 0.1])
+    axes = plots.mistakes(images, evaluation, ["cat", "dog"], count=2)
     captions = [text.get_text() for text in axes[0].texts]
     assert captions == ["dog\n→ cat 90.00 %", "dog\n→ cat 70.00 %"]
     assert axes[0].figure.get_suptitle() == "Most confident errors: 2 of 3 (true → predicted)"
@@ -130,9 +137,8 @@ def test_mistakes_are_sorted_by_confidence():
 
 def test_mistakes_have_captions_that_differ():
     images = np.zeros((3, 3, 8, 8), dtype=np.uint8)
-    axes = plots.mistakes(
-        images, [0, 0, 0], [1, 1, 1], [0.99996, 0.9998, 0.9991], ["cat", "dog"], count=3
-    )
+    evaluation = evaluation_of([0, 0, 0], [0.99996, 0.9998, 0.9991])
+    axes = plots.mistakes(images, evaluation, ["cat", "dog"], count=3)
     captions = [text.get_text().split("dog ")[1] for text in axes[0].texts]
     assert captions == [">99.99 %", "99.98 %", "99.91 %"]
 
@@ -153,7 +159,7 @@ def test_image_grid_places_captions_above_their_images():
 
 def test_mistakes_of_a_perfect_network():
     images = np.zeros((2, 3, 8, 8), dtype=np.uint8)
-    axes = plots.mistakes(images, [0, 1], [0, 1], [0.9, 0.9], ["cat", "dog"])
+    axes = plots.mistakes(images, evaluation_of([0, 1], [0.1, 0.9]), ["cat", "dog"])
     assert "0 of 0" in axes[0].figure.get_suptitle()
     plots.confusion(np.diag([3, 4]), ["cat", "dog"], "lite")
 

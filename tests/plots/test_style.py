@@ -6,10 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
 
 from resnetlib import plots
+from resnetlib.evaluation import Evaluation
 from resnetlib.plots import architecture, style
 from resnetlib.plots.style import LINE_CHARACTERS, TEXT_LINES, drawable, variant_color
 
@@ -37,7 +39,8 @@ def figures(names):
     table = pd.DataFrame([differences | {"variant": name} for name in names], index=names)
     accuracies = pd.DataFrame(random.random((10, 3)), index=names)
     yield plots.confusion(matrix, names, variant)
-    yield plots.mistakes(images, labels, wrong, random.random(12), names)
+    logits = torch.tensor(random.random((12, 10)))
+    yield plots.mistakes(images, Evaluation(logits, torch.from_numpy(labels)), names)
     yield plots.image_grid(images, [*names, "k", "l"], names[3])
     yield plots.image_rows([images[:2]] * 10, names, names[4], names[:2], [names[:2]] * 10)
     yield plots.before_after(images[:2], dict.fromkeys(names, images[:2]), names[0])

@@ -731,6 +731,14 @@ def test_train_refuses_a_link_out_of_the_output_folder(tiny, tmp_path):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+def test_folder_that_cannot_be_looked_at_is_a_mistake(tmp_path, monkeypatch):
+    """Also for --dry-run and imports, which ask nothing else of it. Newer Pythons raise later."""
+    too_long = Mock(side_effect=OSError(errno.ENAMETOOLONG, "File name too long"))
+    monkeypatch.setattr(Path, "is_symlink", too_long)
+    with pytest.raises(ConfigError, match="File name too long"):
+        lifecycle.check_folder(tmp_path / "run", None)
+
+
 @pytest.mark.parametrize("kind", ["named pipe", "folder", "dangling link"])
 def test_train_keeps_results_without_a_record(tiny, tmp_path, kind):
     """Where run.json is not a file, nobody knows whose results they are."""

@@ -698,6 +698,15 @@ def test_verify_command_mistake(folder, words):
     assert PASS not in done.output
 
 
+def test_verify_command_on_a_run_by_its_name(folder, monkeypatch):
+    """`variant/folder-name` means the run as its folder does, whatever it lacks."""
+    (folder / WEIGHTS).unlink()
+    monkeypatch.setattr("resnetlib.runs.find.output_folder", lambda _: folder.parent.parent)
+    named = call(f"{folder.parent.name}/{folder.name}")
+    assert (named.exit_code, named.stdout) == (0, call(folder).stdout)
+    assert "NOT CHECKED  accuracy          no weights are kept" in named.stdout
+
+
 def test_folder_of_the_runs_of_a_variant_is_no_run(tmp_path, monkeypatch):
     (tmp_path / "dropout").mkdir()
     monkeypatch.chdir(tmp_path)
