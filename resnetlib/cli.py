@@ -91,7 +91,8 @@ def _explained() -> Iterator[None]:
             raise Failure(f"the output cannot be written: {error.strerror}", 1) from None
         name = display_path(Path(error.filename))
         name = name if len(name) <= LONGEST_NAME else shorten(name)
-        raise Failure(f"{name}: {error.strerror}", 1) from None
+        code = 2 if error.errno == errno.ENAMETOOLONG else 1  # a mistake in the command
+        raise Failure(f"{name}: {error.strerror}", code) from None
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -64,13 +64,13 @@ def read_variant(name: str) -> Experiment | None:
     try:
         return load_experiment(name)
     except ConfigError as error:
-        _report_left_out(str(error))
+        _report_passed_over(str(error))
         return None
 
 
 @cache
-def _report_left_out(why: str) -> None:
-    print_line(f"left out: {why}", to_stderr=True)
+def _report_passed_over(why: str) -> None:
+    print_line(f"passed over: {why}", to_stderr=True)
 
 
 def load_experiment(variant: str | Path | None = None, /, **overrides: Any) -> Experiment:

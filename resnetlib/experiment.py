@@ -111,7 +111,8 @@ class Execution(Model):
     fresh: bool = False  # start over and remove the earlier results of this run
     keep_checkpoints: bool = False  # keep the last checkpoints of a finished run
     allow_inexact_resume: bool = False  # resume although the machine or software differs
-    # Time such as 90m, 11h or 1h30m after which the run is saved and stops; the exit code is then 4
+    # Time such as 90m, 11h or 1h30m after which the run is saved and stops, with exit code 4; more
+    # than an evaluation takes, since one that is cut short begins again
     stop_after: Annotated[str | None, BeforeValidator(_check_duration)] = None
 
     @field_validator("data_root", "output_root", mode="before")

@@ -804,7 +804,10 @@ class Affine(Sometimes):
 
 
 class Perspective(Sometimes):
-    """The image seen from a random point, bilinear, black outside (`RandomPerspective`)."""
+    """The image seen from a random point, bilinear, black outside.
+
+    After torchvision's `RandomPerspective`, which darkens pixels at the border.
+    """
 
     name: Literal["perspective"]
     probability: UnitInterval = 0.5  # of an image; torchvision's default

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import io
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -421,7 +422,8 @@ def _without_blocks(family: Architecture) -> "nn.Module":
 
     from .resnet import ResNet
 
-    with torch.device("meta"):
+    # Its map may be smaller than what is pooled: the linear layer is then empty, torch warns.
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
         return ResNet(family.model_copy(update={"depths": (0,)}))
 
 

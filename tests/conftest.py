@@ -216,7 +216,8 @@ def small_archive(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "CIFAR10_ARCHIVE_MD5", files.md5(archive))
     monkeypatch.setattr(download, "PROJECT", tmp_path / "project")
     monkeypatch.setattr(download, "TIMEOUT_SECONDS", (2, 0.5))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")  # where a proxy is set, it is for other servers
+    for name in ("NO_PROXY", "no_proxy"):  # where a proxy is set, it is for other servers
+        monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.setattr(download.platformdirs, "user_cache_dir", lambda *a, **k: tmp_path / "cache")
     monkeypatch.delenv("RESNETLIB_DATA", raising=False)
     return archive

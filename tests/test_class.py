@@ -53,7 +53,8 @@ def test_class_networks_have_their_published_count(name):
     assert check_size(experiment) <= 5_000_000  # refuses another count than the published one
 
 
-def test_list_class_has_every_team_and_list_has_none():
+def test_list_class_has_every_team_and_list_has_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("resnetlib.cli.output_folder", lambda: tmp_path)
     listed = CliRunner().invoke(main, ["list", "--class"])
     assert listed.exit_code == 0
     heads, first, *others = listed.stdout.splitlines()

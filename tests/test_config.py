@@ -266,7 +266,7 @@ def test_unreadable_variant_is_left_out_of_tables(tmp_path, monkeypatch, capsys)
     assert tables == (["laptop", "lite"],) * 2
     assert list(explore.published().index) == [*explore.claims().index, "laptop"]
     (line,) = capsys.readouterr().err.splitlines()  # once, however many tables
-    assert line.startswith(f"left out: {tmp_path}/half.yaml is not valid YAML")
+    assert line.startswith(f"passed over: {tmp_path}/half.yaml is not valid YAML")
 
 
 def test_variant_file_outside_params(tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import filelock
@@ -211,7 +212,7 @@ def test_read_json_refuses_deep_nesting(tmp_path):
 
 def test_unpack_tar_works_without_filters(tmp_path, monkeypatch):
     """As in the Python of Debian 12."""
-    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    monkeypatch.setattr(files, "tarfile", SimpleNamespace())
     extract = tarfile.TarFile.extractall
     monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, path: extract(self, path))
     (tmp_path / "a").write_text("text")

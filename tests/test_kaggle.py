@@ -1,5 +1,6 @@
 """Kaggle submissions: safe reading, predictions equal to the run's own, a checked CSV."""
 
+import contextlib
 import os
 import pickle
 
@@ -426,6 +427,20 @@ def test_submit_accepts_a_variant(write, cifar10):
     file = write({b"data": data, b"ids": list(range(20))})
     path = kaggle.submit("lite", file, output_root=file.parent)
     assert path.name == f"test-lite-{recorded_lite().path.name}.csv"
+
+
+@pytest.mark.slow
+def test_submit_command_passes_its_options(write, cifar10, cifar10_folder, tmp_path):
+    data = cifar10.test[0][:20].permute(0, 2, 3, 1).numpy()
+    file = write({b"data": data, b"ids": list(range(20))})
+    options = ["-o", "mirrored.csv", "--tta", "flip", "--data-root", cifar10_folder]
+    words = [str(word) for word in ("submit", recorded_lite().path, file, *options)]
+    with contextlib.chdir(tmp_path):
+        done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1].endswith("mirrored.csv")
+    expected = kaggle.submit("lite", file, output_root=tmp_path / "other", tta="flip")
+    assert (tmp_path / "mirrored.csv").read_bytes() == expected.read_bytes()
 
 
 def test_class_balance_draws_shares_and_counts():

@@ -143,8 +143,9 @@ def hex_bomb(levels):
 
 SHARED = b")q\x00" + b"".join(b"h%ch%c\x86q%c0" % (n, n, n + 1) for n in range(100))
 HOSTILE = {
-    "bytearray of a terabyte": call("builtins", "bytearray", whole(10**12)),
-    "tensor of a terabyte": call("torch", "Tensor", whole(10**12)),
+    # What a machine would grant; a terabyte, Linux refuses by itself.
+    "bytearray of 3 GiB": call("builtins", "bytearray", whole(3 * 2**30)),
+    "tensor of 4 GiB": call("torch", "Tensor", whole(2**30)),
     "encoded 40 times": hex_bomb(40),
     "scalar of 20 GB": call(
         "numpy.core.multiarray", "scalar", call("numpy", "dtype", text("V20000000000"))

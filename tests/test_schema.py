@@ -17,6 +17,7 @@ NEEDED = {
     "affine": {"degrees": 5},
     "clip": {"by": "value", "limit": 1.0},
     "exponential": {"gamma": 0.5},
+    "multistep": {"milestones": [1]},
     "normalize": {"mean": [0.5] * 3, "std": [0.5] * 3},
     "one_of": {"choices": ["crop", "flip"]},
     "squeeze_excitation": {"placement": "block"},
@@ -66,6 +67,7 @@ CASES = [
     for model in (schema.Architecture, schema.Recipe)
     for case in numbers(model)
     if len(case[0]) < 2  # choices of `one_of` are the augmentations themselves
+    and case[1] != "block_widths"  # a list for each stage, of the network's own widths
 ]
 
 

@@ -1,7 +1,6 @@
 """The rules of the repository: layers, public names, imports without effects, complete parts."""
 
 import ast
-import json
 import re
 import subprocess
 import sys
@@ -211,20 +210,6 @@ def test_augmentation_is_complete(name):
     seen = [preview(name, images, seed) for seed in range(4)]
     assert all(one.shape == images.shape and one.dtype == images.dtype for one in seen)
     assert any(not torch.equal(one, images) for one in seen), f"augmentation {name!r} does nothing"
-
-
-@pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_have_no_outputs_and_short_cells(path):
-    cells = json.loads(path.read_text())["cells"]
-    for before, cell in zip([None, *cells], cells, strict=False):
-        if cell["cell_type"] != "code":
-            continue
-        source = "".join(cell["source"])
-        assert not cell["outputs"], f"stored with outputs: {source}"
-        assert cell["execution_count"] is None
-        if "parameters" not in cell["metadata"].get("tags", []):
-            assert len(source.splitlines()) <= 15, source
-        assert before["cell_type"] == "markdown", f"no sentence above: {source}"
 
 
 def names_of(requirements):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..config import changed_settings, list_variants, read_variant
+from ..config import changed_settings, known_variants, list_variants, load_experiment, read_variant
 from ..errors import RunError
 from ..experiment import Experiment
 from ..runs.find import machine_of, reference_runs, split_unreadable
@@ -52,6 +52,8 @@ def experiments(runs: Sequence[Run]) -> list[dict[str, Any]]:
             f"{re.sub('^(recipe|architecture)[.]', '', path)} = {value}"
             for path, value in changed_settings(experiment, variant).items()
         ]
+        if variant is None and experiment.variant in known_variants():
+            changed = ["unknown: the variant’s file is not valid"]
         row = _row(experiment, [run for run in group if run.status == "done"])
         if changed:
             row["published"] = None
@@ -249,6 +251,8 @@ def with_table(text: str, table: str) -> str:
 
 def main(path: Path) -> None:
     """Write the table of the recorded runs between the two markers of a file."""
+    for name in list_variants():
+        load_experiment(name)  # raises, where a table to look at leaves the variant out
     table = markdown_table(results_table(reference_runs()))
     files.write_text(path, with_table(path.read_text(encoding="utf-8"), table))
 

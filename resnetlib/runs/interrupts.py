@@ -67,8 +67,8 @@ class StopOnSignal(Callback):
 
     def after_training(self, training: Trainer) -> None:
         """Everything is saved: from here on a signal need not wait."""
-        self._stop_if_asked(training)
         self.deferred = False
+        self._stop_if_asked(training)
 
 
 class TimeLimit(Callback):

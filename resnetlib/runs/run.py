@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
-from ..config import load_experiment, read_variant
+from ..config import known_variants, load_experiment, read_variant
 from ..errors import RunError, counted, shorten, shorten_line
 from ..experiment import NOT_RECIPE, Experiment, Published
 from ..paths import display_path, expand_home
@@ -160,12 +160,14 @@ class Run:
     def has_own_recipe(self) -> bool:
         """Whether network and recipe are those of the variant's file as it is today.
 
-        Seed and data set may be others. Where the variant has no file, the run's overrides decide.
+        Seed and data set may be others. Where the variant has no file, the run's overrides decide;
+        of a file that is not valid nothing is known.
         """
         record = self.record
         own = read_variant(record["variant"])
         if own is None:
-            return not record["overrides"].keys() - NOT_RECIPE
+            has_file = record["variant"] in known_variants()
+            return not has_file and not record["overrides"].keys() - NOT_RECIPE
         same = {"seed": record["seed"], "dataset": record["dataset"]}
         return record["experiment"] == own.model_copy(update=same).digest
 

@@ -22,10 +22,11 @@ STATUS_CHARACTERS = 20  # displayed of a status, which a stranger may have writt
 
 def leftovers(folder: Path) -> list[Path]:
     """What killed processes left of the files that they were writing to a run folder."""
-    names = ["run.json", *ARTIFACTS, *PAGES]
-    if not (folder / "checkpoints").is_symlink():  # it may lead to another run's
-        names.append(f"checkpoints/{CHECKPOINTS}")
-    found = [path for name in names for path in files.temporaries(folder / name)]
+    names = ["run.json", *ARTIFACTS, *PAGES, f"checkpoints/{CHECKPOINTS}"]
+    places = [folder / name for name in names]
+    # A link may lead to another run's files.
+    places = [path for path in places if path.parent == folder or not path.parent.is_symlink()]
+    found = [path for place in places for path in files.temporaries(place)]
     found += folder.glob(".notebook-[0-9]*.ipynb")  # hidden notebooks of older versions
     return [path for path in found if path.is_symlink() or not path.is_dir()]
 

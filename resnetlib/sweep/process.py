@@ -98,7 +98,8 @@ class RunProcess:
 
     def _message(self) -> str:
         """The error in the output, in one line."""
-        with self.log.open("rb") as file:
+        lines = []
+        with contextlib.suppress(OSError), self.log.open("rb") as file:  # it may be removed
             file.seek(self.log_start)
             lines = file.read().decode("utf-8", "replace").splitlines()
         errors = [line for line in lines if line.startswith("Error: ")]

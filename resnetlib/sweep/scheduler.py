@@ -156,7 +156,7 @@ class Scheduler:
         if task.is_locked:
             self._wait_for_lock(task)
             return None
-        fault = "killed" if end.code else "its run folder is damaged"
+        fault = f"exit code {end.code}" if end.code else "its run folder is damaged"
         return Outcome("failed", end.message or fault)
 
     def _report(self, task: Task, outcome: Outcome, seconds: float | None) -> None:

@@ -45,11 +45,11 @@ trap 'is_over=1; kill -TERM "$run"' USR1  # sent 120 s before the limit: the run
 trap : TERM  # of `scancel`, which the run gets as well: wait until it has saved its state
 
 wait "$run"
-status=$?
 while kill -0 "$run" 2>/dev/null; do  # `wait` returns early on a signal
     wait "$run"
-    status=$?
 done
+wait "$run"  # the shell remembers how it ended
+status=$?
 if [ "$status" -eq 4 ] || [ "$status$is_over" = 1431 ]; then  # `stop_after`, or the limit
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 fi

@@ -202,8 +202,8 @@ def test_counts_are_the_table_of_mcnemars_test(outputs):
     assert pair.counts.to_numpy().sum() == 450
 
 
-def test_verdict_of_two_seeds_names_the_common_recipe():
-    pair = analysis.compare_runs("lite", "lite")
+def test_verdict_of_two_seeds_names_the_common_recipe(tmp_path):
+    pair = analysis.compare_runs("lite", "lite", output_root=tmp_path)
     first, second = pair.names
     assert f"{second} is better than {first} by 0.82 points" in pair.verdict
     assert "Both have the same recipe" in pair.verdict
@@ -222,8 +222,8 @@ def test_verdict_says_that_a_run_was_selected_on_the_test_set(tiny, outputs):
     assert not any("Selected" in note for note in pair.recipe_table["note"])
 
 
-def test_histories_of_two_seeds_have_different_lines():
-    axes = overlaid_curves(analysis.compare_runs("lite", "lite").histories)
+def test_histories_of_two_seeds_have_different_lines(tmp_path):
+    axes = overlaid_curves(analysis.compare_runs("lite", "lite", output_root=tmp_path).histories)
     lines = [(line.get_color(), line.get_linestyle()) for line in axes.lines]
     assert len(set(lines)) == len(axes.get_legend().get_texts()) == 2
     plt.close(axes.figure)
@@ -303,8 +303,8 @@ def test_recipe_table_without_a_second_seed_has_no_result(outputs):
     assert "result" not in table
 
 
-def test_recipe_chosen_on_the_test_set_is_named():
-    pair = analysis.compare_runs("lite", "laptop94")
+def test_recipe_chosen_on_the_test_set_is_named(tmp_path):
+    pair = analysis.compare_runs("lite", "laptop94", output_root=tmp_path)
     for text in (pair.verdict, pair.recipes):
         assert f"laptop94 seed 0: {RECIPE_CAVEAT}" in text
         assert text.count(RECIPE_CAVEAT) == 1

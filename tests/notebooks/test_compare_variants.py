@@ -27,7 +27,7 @@ def test_parameters_are_inspectable():
 
 
 def test_notebook_compares_the_recorded_runs(cifar10_folder, tmp_path):
-    words = ["-p", "first", "lite", "-p", "second", "lite"]
+    words = ["-p", "first", "lite", "-p", "second", "lite", "-p", "output_root", "none"]
     done = run_papermill(NOTEBOOK, "out.ipynb", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     notebook = json.loads((tmp_path / "out.ipynb").read_text())

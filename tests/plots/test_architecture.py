@@ -1,6 +1,5 @@
 """Drawings of networks: their content, for every variant and for unusual ones."""
 
-import matplotlib.pyplot as plt
 import pytest
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -8,12 +7,6 @@ from matplotlib.text import Text
 from resnetlib import build_model, list_variants, load_experiment, plots, size
 from resnetlib.plots.architecture import MAX_BLOCKS
 from resnetlib.schema import Architecture
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def architecture_of(variant="lite", **overrides):

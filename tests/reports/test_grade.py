@@ -21,6 +21,8 @@ from conftest import PROJECT, TINY, edit_yaml
 from resnetlib import count_parameters, load_experiment, train
 from resnetlib.cli import main
 from resnetlib.config import known_variants
+from resnetlib.data import normalization
+from resnetlib.evaluation import evaluate
 from resnetlib.experiment import DEFAULT_BUDGET
 from resnetlib.reports import grade
 from resnetlib.reports.grade import (
@@ -94,13 +96,16 @@ def test_run_folder_is_a_submission(trained, data, submission):
 
 
 @pytest.mark.parametrize("normalize", ["none", "per_image_std"])
-def test_grade_follows_the_normalization_of_the_experiment(submission, digits, data, normalize):
+def test_grade_follows_the_normalization_of_the_experiment(
+    trained, submission, digits, data, normalize
+):
     path = submission / "experiment.yaml"
     content = yaml.safe_load(path.read_text())
     content["recipe"]["normalize"] = normalize
     path.write_text(yaml.safe_dump(content))
-    result = grade_submission(submission, data, DIGITS)
-    assert result.accuracy == grade_submission(submission, digits, DIGITS).accuracy
+    mean, std = normalization(load_experiment(path).recipe, digits)
+    expected = evaluate(trained[0].model(), *digits.test, mean=mean, std=std).accuracy
+    assert grade_submission(submission, data, DIGITS).accuracy == expected
 
 
 # What is refused --------------------------------------------------------------------------------

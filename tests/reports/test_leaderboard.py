@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -14,12 +15,16 @@ from reports.recorded import LITE_ACCURACIES, LITE_RESULT, LITE_RUNS, copied, ro
 from resnetlib import files, list_variants
 from resnetlib.analysis.significance import SeedStatistics
 from resnetlib.cli import main
+from resnetlib.errors import ConfigError
+from resnetlib.paths import params_folder
+from resnetlib.reports import leaderboard
 from resnetlib.reports.leaderboard import (
     BEGIN,
     END,
     experiments,
     latex_table,
     markdown_table,
+    own_recipes,
     results_table,
     text_table,
     with_table,
@@ -83,16 +88,39 @@ def test_results_read_only_record_and_metrics(runs_of):
 LIST = """
 import sys
 sys.modules.update(dict.fromkeys(["torch", "pandas", "matplotlib", "scipy"]))  # not importable
-from resnetlib.cli import main
-main(["list"])
+from pathlib import Path
+from resnetlib import cli
+cli.output_folder = lambda: Path(sys.argv[1])
+cli.main(["list"])
 """
 
 
 def test_list_needs_no_torch_pandas_or_matplotlib():
     listed = subprocess.run(
-        [sys.executable, "-c", LIST], capture_output=True, text=True, check=True
+        [sys.executable, "-c", LIST, PROJECT / "outputs" / "reference"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert re.search(rf"\nlite +78,042 .* {LITE_RESULT} +{len(LITE_ACCURACIES)}\n", listed)
+
+
+def test_nothing_is_claimed_of_runs_whose_variant_file_is_not_valid(tmp_path, monkeypatch):
+    """Neither that they have the variant's own recipe, nor, in the README, that there are none."""
+    folder = shutil.copytree(params_folder(), tmp_path / "params")
+    text = (folder / "lite.yaml").read_text(encoding="utf-8")
+    (folder / "lite.yaml").write_text(text + "nonsense: 1\n", encoding="utf-8")
+    monkeypatch.setattr("resnetlib.config.params_folder", lambda: folder)
+    runs = [run for run in reference_runs() if run.record["variant"] in ("lite", "laptop")]
+    rows = experiments(runs)
+    assert {row["published"] for row in rows if row["variant"] == "lite"} == {None}
+    assert {row["variant"] for row in own_recipes(rows) if row["runs"]} == {"laptop"}
+    assert {run.has_own_recipe for run in runs if run.record["variant"] == "lite"} == {False}
+    readme = shutil.copy(PROJECT / "README.md", tmp_path)
+    before = Path(readme).read_bytes()
+    with pytest.raises(ConfigError, match="unknown key 'nonsense'"):
+        leaderboard.main(Path(readme))
+    assert Path(readme).read_bytes() == before
 
 
 def test_with_table_needs_both_markers():

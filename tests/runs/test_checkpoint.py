@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from resnetlib.runs.checkpoint import last_position, save_checkpoint
+from resnetlib.runs import checkpoint
+from resnetlib.runs.checkpoint import Checkpointer, last_position, save_checkpoint
+from resnetlib.training import EpochPosition
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +26,24 @@ def killed_everywhere(part, parts):
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_checkpoints_take_one_per_cent_of_the_time(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    training = SimpleNamespace(epochs_done=3, progress=EpochPosition())
+    saves, checkpointer = [], Checkpointer(tmp_path, {})
+    monkeypatch.setattr(checkpointer, "save", lambda _: saves.append(clock.now))
+    checkpointer.on_start(training)
+    checkpointer.cost = 2.0  # seconds, of the save before
+    for clock.now in (100.0, 199.0, 200.0):
+        checkpointer.after_epoch(training)
+        checkpointer.after_step(training)
+    assert saves == [200.0, 200.0]
+    checkpointer.cost, saves[:] = 0.1, []
+    for clock.now in (9.0, 10.0, 179.0, 180.0):
+        checkpointer.after_step(training)  # of a long epoch: every three minutes
+    assert saves == [180.0]
 
 
 def test_save_checkpoint_replaces_an_empty_folder(tmp_path):

@@ -332,11 +332,11 @@ def test_submission_from_imported_weights(imported, digits):
     assert "lite, imported" in kaggle.upload_command(imported.path, imported, "none")
 
 
-def test_expectations_know_no_imported_weights(imported, monkeypatch):
+def test_reference_runs_know_no_imported_weights(imported, trained, monkeypatch):
     from resnetlib.runs import find
 
     monkeypatch.setattr(find, "_reference", lambda: imported.path.parent.parent)
-    assert find.reference_runs() and not any(run.is_imported for run in find.reference_runs())
+    assert [run.path for run in find.reference_runs()] == [trained.path]
 
 
 # The command line ---------------------------------------------------------------------------------

@@ -138,6 +138,14 @@ def test_train_refuses_a_folder_of_another_experiment(tiny, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("keep", [False, True])
+def test_finished_run_keeps_checkpoints_on_demand(tiny, keep):
+    experiment = tiny(keep_checkpoints=keep)
+    for _ in range(2):  # trained, then loaded
+        assert any(train(experiment).path.glob("checkpoints/*.pt")) == keep
+
+
+@pytest.mark.slow
 def test_train_restores_the_random_state(tiny):
     before = torch.get_rng_state()
     train(tiny(block="dropout", dropout=0.2))
@@ -147,9 +155,13 @@ def test_train_restores_the_random_state(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize(("select", "column"), [("best_holdout", "holdout"), ("best_test", "test")])
 def test_select_keeps_the_best_epoch(tiny, digits, select, column):
-    # A rate this high makes the accuracy go up and down, so that the best epoch is not the last.
-    settings = {"epochs": 6, "lr": 1.5, "holdout": 100, "seed": 2, "precision": "float32"}
-    run = train(tiny(**settings, select=select))
+    # A rate this high makes the accuracy go up and down, so that the best epoch is not the last,
+    # for most seeds; for which ones depends on the processor.
+    settings = {"epochs": 6, "lr": 1.5, "holdout": 100, "select": select, "precision": "float32"}
+    for seed in range(20):
+        run = train(tiny(**settings, seed=seed))
+        if run.metrics["selected_epoch"] < 6:
+            break
     scores = run.history[f"{column}_accuracy"].iloc[1:]
     assert run.metrics["selected_epoch"] == scores.idxmax() != 6
     epoch = run.history.iloc[run.metrics["selected_epoch"]]
@@ -508,7 +520,8 @@ def test_step_source_depends_on_every_module_of_a_step(tmp_path, monkeypatch):
     shutil.copytree(package, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(record, "__file__", str(tmp_path / "copy" / "runs" / "record.py"))
     seen = {record.step_source()}
-    names = "augment/policies training optim schedule blocks resnet rng data evaluation device"
+    names = "training optim schedule schema blocks resnet rng data evaluation device"
+    names += " augment/__init__ augment/draws augment/image_ops augment/policies"
     for name in names.split():
         path = tmp_path / "copy" / f"{name}.py"
         path.write_text(path.read_text() + "# changed\n")

@@ -152,5 +152,10 @@ def test_clean_follows_no_link(root, tmp_path_factory):
     shutil.move(root / "lite" / "killed" / "checkpoints", elsewhere / "checkpoints")
     (root / "lite" / "killed" / "checkpoints").symlink_to(elsewhere / "checkpoints")
     (root / "linked").symlink_to(root / "lite")
+    (elsewhere / "figures").mkdir()
+    (elsewhere / "figures" / ".curves.png.abcd1234").touch()  # that another run is writing
+    shutil.rmtree(root / "lite" / "killed" / "figures", ignore_errors=True)
+    (root / "lite" / "killed" / "figures").symlink_to(elsewhere / "figures")
     invoke("clean", root, "--leftovers", "--checkpoints", "--yes")
     assert len(list((elsewhere / "checkpoints").iterdir())) == 3
+    assert len(list((elsewhere / "figures").iterdir())) == 1

@@ -708,10 +708,12 @@ def test_verify_command_on_a_run_by_its_name(folder, monkeypatch):
 
 
 def test_folder_of_the_runs_of_a_variant_is_no_run(tmp_path, monkeypatch):
-    (tmp_path / "dropout").mkdir()
+    (tmp_path / "lite").mkdir()
     monkeypatch.chdir(tmp_path)
-    done = call("dropout")
-    assert done.exit_code == 2 and "no finished run of 'dropout'" in done.output
+    monkeypatch.setattr("resnetlib.runs.find.output_folder", lambda _: tmp_path)
+    monkeypatch.setattr("resnetlib.runs.find._reference", lambda: tmp_path)
+    done = call("lite")
+    assert done.exit_code == 2 and "no finished run of 'lite'" in done.output
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """`resnetlib sweep` as its users see it: mistakes, dry run, script, results."""
 
+import json
 import subprocess
 import sys
 
@@ -70,6 +71,20 @@ def test_dry_run_lists_runs_and_writes_nothing(tmp_path):
     assert "new        lite, seed 2  (" in done.output
     assert done.output.endswith("3 runs\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_sweep_trains_every_combination_and_prints_a_table(tmp_path):
+    small = ["-p", "depths", "[1, 1]", "-p", "widths", "[8, 16]", "-p", "epochs", 1]
+    words = ["lite", "-p", "dataset", "digits", *small, "-p", "output_root", tmp_path / "out"]
+    done = invoke(*words, "-p", "seed", "0..1")
+    assert done.exit_code == 0, done.output
+    runs = sorted((tmp_path / "out").rglob("run.json"))
+    assert [json.loads(path.read_text())["status"] for path in runs] == ["done", "done"]
+    *_, heads, row = done.output.splitlines()
+    assert heads.startswith("accuracy on test set, per cent") and row.startswith("lite, ")
+    again = invoke(*words, "-p", "seed", "0..1").output.splitlines()
+    assert (again[0][:21], again[-1]) == ("2 of 2 runs are done;", row)
 
 
 def test_slurm_writes_the_script_and_trains_nothing(tmp_path):

@@ -34,6 +34,13 @@ def statuses(outcomes):
     return [outcome.status for outcome in outcomes.values()]
 
 
+def test_run_that_fails_without_its_log_stops_no_other(quick, monkeypatch):
+    read = process.RunProcess._message
+    monkeypatch.setattr(process.RunProcess, "_message", lambda run: run.log.unlink() or read(run))
+    outcomes = carry_out([quick(lr=0.9), quick(lr=0.1)], local(1))
+    assert statuses(outcomes) == ["failed", "done"]
+
+
 def test_failed_run_fails_alone_with_its_message(quick, capsys):
     tasks = [quick(lr=0.9), quick(lr=0.1), quick(lr=0.2)]
     outcomes = carry_out(tasks, local())
@@ -210,7 +217,7 @@ def test_lower_priority_holds_for_the_process(quick):
     pool.start(task)
     pid = pool.processes[task].process.pid
     try:
-        assert os.getpriority(os.PRIO_PROCESS, pid) == 7
+        assert os.getpriority(os.PRIO_PROCESS, pid) == max(7, os.getpriority(os.PRIO_PROCESS, 0))
         assert os.getsid(pid) != os.getsid(0)  # whose priority is lowered too
     finally:
         pool.close()
