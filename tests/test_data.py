@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from resnetlib import data, download, load_dataset, load_experiment
 from resnetlib.data import split_holdout
 from resnetlib.errors import ConfigError
+from resnetlib.experiment import TRAINING_IMAGES
 
 
 def test_digits_equal_scikit_learn_upscaled(digits):
@@ -138,3 +139,9 @@ def test_split_holdout_is_stratified_by_seed(digits):
 def test_split_holdout_too_large_is_refused(digits):
     with pytest.raises(ConfigError, match=r"holdout = 5000 of 1347"):
         split_holdout(digits.train[1], 5000, seed=0)
+
+
+@pytest.mark.parametrize("name", TRAINING_IMAGES)
+def test_training_images_are_those_of_the_data_sets(name, request):
+    dataset = request.getfixturevalue("cifar10") if name == "cifar10" else load_dataset(name)
+    assert len(dataset.train[1]) == TRAINING_IMAGES[name]

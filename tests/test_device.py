@@ -15,7 +15,6 @@ import torch
 from resnetlib import (
     device,
     list_variants,
-    load_dataset,
     load_experiment,
     load_run,
     train,
@@ -24,7 +23,6 @@ from resnetlib import (
 from resnetlib.blocks import Conv2d
 from resnetlib.device import has_kernels, has_native_bfloat16, resolve_device_settings
 from resnetlib.errors import ConfigError, RunError
-from resnetlib.experiment import TRAINING_IMAGES
 from resnetlib.runs import checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
@@ -324,12 +322,6 @@ def test_compile_is_refused_without_a_compiler(monkeypatch):
     assert not resolve_device_settings(load_experiment("lite", device="cpu")).compiled
     with pytest.raises(ConfigError, match="takes a C\\+\\+ compiler"):
         resolve_device_settings(load_experiment("lite", device="cpu", compile=True))
-
-
-@pytest.mark.parametrize("name", TRAINING_IMAGES)
-def test_training_images_are_those_of_the_data_sets(name, request):
-    dataset = request.getfixturevalue("cifar10") if name == "cifar10" else load_dataset(name)
-    assert len(dataset.train[1]) == TRAINING_IMAGES[name]
 
 
 @pytest.mark.slow

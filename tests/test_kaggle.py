@@ -4,7 +4,6 @@ import contextlib
 import os
 import pickle
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from conftest import PROJECT, TINY, recorded_lite
 
-from resnetlib import kaggle, load_experiment, plots, train
+from resnetlib import kaggle, load_experiment, train
 from resnetlib.cli import main
 from resnetlib.errors import ConfigError, DataError
 
@@ -441,16 +440,6 @@ def test_submit_command_passes_its_options(write, cifar10, cifar10_folder, tmp_p
     assert done.stdout.splitlines()[-1].endswith("mirrored.csv")
     expected = kaggle.submit("lite", file, output_root=tmp_path / "other", tta="flip")
     assert (tmp_path / "mirrored.csv").read_bytes() == expected.read_bytes()
-
-
-def test_class_balance_draws_shares_and_counts():
-    axes = plots.class_balance(np.array([30, 0, 1170]), ["a", "b", "c"], "lite")
-    assert [bar.get_height() for bar in axes.patches] == pytest.approx([2.5, 0, 97.5])
-    assert [text.get_text() for text in axes.texts] == ["30", "0", "1,170"]
-    assert axes.lines[0].get_ydata()[0] == pytest.approx(100 / 3)
-    assert "1,200 images most go to c (97.5 %), least to b (0.0 %)" in axes.get_title()
-    assert axes.get_xlabel() and axes.get_ylabel()
-    plt.close(axes.figure)
 
 
 def _nested_tuples(depth):

@@ -12,7 +12,7 @@ from contextlib import nullcontext, suppress
 import pytest
 
 from resnetlib import progress
-from resnetlib.progress import EpochProgress, epoch_line
+from resnetlib.progress import EpochProgress, duration, epoch_line
 
 ROW = {
     "epoch": 3,
@@ -95,3 +95,11 @@ def test_notebook_opened_by_a_server_is_interactive(monkeypatch):
     assert not progress.is_interactive()
     monkeypatch.setenv("JPY_SESSION_NAME", "run_experiment.ipynb")
     assert progress.is_interactive()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(8.24, "8.2 s"), (59.9, "59.9 s"), (554, "9 min 14 s"), (11100, "3 h 05 min")],
+)
+def test_duration_uses_readable_units(seconds, text):
+    assert duration(seconds) == text

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import size_by_torch
 from pydantic import ValidationError
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
@@ -15,7 +16,7 @@ from resnetlib import build_model, list_variants, load_experiment, size
 from resnetlib.errors import ConfigError
 from resnetlib.resnet import BLOCKS
 from resnetlib.schema import PREACTIVATED, STEM_KERNELS, Architecture, block_names
-from resnetlib.size import Size, check_size, measure_memory, measure_size
+from resnetlib.size import Size, check_size, measure_memory, measure_size, model_summary
 
 
 def architecture_of(variant="lite", **overrides):
@@ -275,3 +276,15 @@ def test_check_size_refuses_a_wrong_published_count(tmp_path):
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"78,043.*78,042"):
         check_size(load_experiment(str(path)))
+
+
+def test_summary_keeps_no_activations_for_a_backward_pass():
+    modes = []
+
+    class Probe(nn.Module):
+        def forward(self, x):
+            modes.append(torch.is_grad_enabled())
+            return x
+
+    model_summary(nn.Sequential(nn.Conv2d(3, 4, 3), Probe()))
+    assert modes == [False]

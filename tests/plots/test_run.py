@@ -207,3 +207,13 @@ def test_figures_leave_the_style_of_the_session(history):
     before = dict(plt.rcParams)
     plots.curves(history, load_experiment("resnet18", epochs=2))
     assert dict(plt.rcParams) == before
+
+
+def test_class_balance_draws_shares_and_counts():
+    axes = plots.class_balance(np.array([30, 0, 1170]), ["a", "b", "c"], "lite")
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([2.5, 0, 97.5])
+    assert [text.get_text() for text in axes.texts] == ["30", "0", "1,170"]
+    assert axes.lines[0].get_ydata()[0] == pytest.approx(100 / 3)
+    assert "1,200 images most go to c (97.5 %), least to b (0.0 %)" in axes.get_title()
+    assert axes.get_xlabel() and axes.get_ylabel()
+    plt.close(axes.figure)

@@ -7,14 +7,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import torch
 from conftest import copy_recorded, recorded_lite
-from torch import nn
 
 from resnetlib.runs import evidence
 from resnetlib.runs.evidence import Damaged, Evidence, LacksMemory, Unavailable
 from resnetlib.runs.run import LARGEST_FILE, WEIGHTS
-from resnetlib.size import model_summary
 
 LITE = recorded_lite().path
 
@@ -95,15 +92,3 @@ def test_limits_are_far_above_the_recorded_runs():
     for name, largest in LARGEST_FILE.items():
         sizes = [path.stat().st_size for path in LITE.parents[1].glob(f"*/*/{name}")]
         assert 10 * max(sizes) < largest, name
-
-
-def test_summary_keeps_no_activations_for_a_backward_pass():
-    modes = []
-
-    class Probe(nn.Module):
-        def forward(self, x):
-            modes.append(torch.is_grad_enabled())
-            return x
-
-    model_summary(nn.Sequential(nn.Conv2d(3, 4, 3), Probe()))
-    assert modes == [False]

@@ -15,7 +15,6 @@ from conftest import PROJECT, TINY, copy_recorded, history_with, recorded_lite, 
 from resnetlib import load_experiment, load_pretrained, load_run, train
 from resnetlib.errors import ConfigError, RunError
 from resnetlib.files import sha256
-from resnetlib.progress import duration
 from resnetlib.reports.page import write_index
 from resnetlib.runs import record as record_module
 from resnetlib.runs.find import find_run, find_runs, finished_runs, reference_runs, split_unreadable
@@ -385,11 +384,3 @@ def test_find_run_names_damaged_runs_of_the_variant(outputs, monkeypatch):
     (outputs.root / "lite").rename(outputs.root / "se")
     with pytest.raises(ConfigError, match=r"Damaged: .*se/damaged \(run\.json is damaged"):
         find_run("se", outputs.root)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(8.24, "8.2 s"), (59.9, "59.9 s"), (554, "9 min 14 s"), (11100, "3 h 05 min")],
-)
-def test_duration_uses_readable_units(seconds, text):
-    assert duration(seconds) == text

@@ -69,24 +69,6 @@ def test_gradients_and_autocast_of_the_caller_do_not_count(tiny, few_digits, tmp
 
 
 @pytest.mark.slow
-def test_row_0_evaluates_the_untrained_network(tiny, cifar10):
-    experiment = tiny(dataset="cifar10", holdout=100, precision="float32")
-    training = Trainer(experiment, cifar10)
-    row = training.evaluate_untrained()
-    assert not training.evaluation_seconds  # which counts what falls into the epochs
-    splits = {"train": training.train_split} | training.eval_splits
-    assert {name: len(labels) for name, (_, labels) in splits.items()} == {
-        "train": 49_900,
-        "holdout": 100,
-        "test": 10_000,
-    }
-    for name, (images, labels) in splits.items():
-        found = training.evaluate(images[:2000], labels[:2000])
-        assert row[f"{name}_loss"] == pytest.approx(found.loss, rel=1e-6)
-        assert row[f"{name}_accuracy"] == found.accuracy
-
-
-@pytest.mark.slow
 def test_metrics_agree_with_the_other_files(tiny, digits):
     run = train(tiny(epochs=2))
     last = run.history.iloc[-1]
