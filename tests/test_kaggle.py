@@ -420,18 +420,21 @@ def test_upload_command_names_file_run_and_views(run):
     )
 
 
-@pytest.mark.slow
-def test_submit_accepts_a_variant(write, cifar10):
+@pytest.fixture
+def file(write, cifar10):
+    """A competition's file with 20 images of CIFAR-10."""
     data = cifar10.test[0][:20].permute(0, 2, 3, 1).numpy()
-    file = write({b"data": data, b"ids": list(range(20))})
+    return write({b"data": data, b"ids": list(range(20))})
+
+
+@pytest.mark.slow
+def test_submit_accepts_a_variant(file):
     path = kaggle.submit("lite", file, output_root=file.parent)
     assert path.name == f"test-lite-{recorded_lite().path.name}.csv"
 
 
 @pytest.mark.slow
-def test_submit_command_passes_its_options(write, cifar10, cifar10_folder, tmp_path):
-    data = cifar10.test[0][:20].permute(0, 2, 3, 1).numpy()
-    file = write({b"data": data, b"ids": list(range(20))})
+def test_submit_command_passes_its_options(file, cifar10_folder, tmp_path):
     options = ["-o", "mirrored.csv", "--tta", "flip", "--data-root", cifar10_folder]
     words = [str(word) for word in ("submit", recorded_lite().path, file, *options)]
     with contextlib.chdir(tmp_path):

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 import yaml
-from conftest import GOLDEN, NOTEBOOKS, PROJECT, size_by_torch
+from conftest import GOLDEN, PROJECT, size_by_torch
 from matplotlib.text import Text
 
 import resnetlib
@@ -43,7 +43,6 @@ MODULES = {
     for path in (PROJECT / "resnetlib").rglob("[!_]*.py")
 }
 PARTS = yaml.safe_load((GOLDEN / "parts.yaml").read_text())
-ALL_NOTEBOOKS = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
 def test_imports_keep_the_layers():

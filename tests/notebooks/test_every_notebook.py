@@ -12,6 +12,7 @@ from conftest import NOTEBOOKS, run_papermill
 def test_notebook_cells_are_small_and_introduced(path):
     """At most 15 lines (the parameters apart), a sentence above each, no output, live links."""
     cells = json.loads(path.read_text())["cells"]
+    assert cells[0]["cell_type"] == "markdown"
     for above, cell in itertools.pairwise(cells):
         source = "".join(cell["source"])
         if cell["cell_type"] == "code":
