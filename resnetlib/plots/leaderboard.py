@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -81,8 +82,10 @@ def sizes(
         figure.draw_without_rendering()  # places the Axes, which the labels go by
         columns = {"parameters": "x", "macs": "y"}
         points = published.rename(columns=columns).assign(name=published.index, bold=False)
+        marks = points[["x", "y"]].to_numpy(dtype=float)
+        if this is not None:
+            marks = np.vstack([marks, this[["parameters", "macs"]].to_numpy(dtype=float)])
         for axes, labelled in ((left, ~near), (right, near)):
-            marks = points[["x", "y"]].to_numpy(dtype=float)
             _label_points(axes, points[labelled], marks=marks, budget=budget)
     return [left, right]
 
@@ -358,6 +361,7 @@ def _label_points(
 ) -> None:
     """Write names beside their points, away from other names, from marks and from the budget.
 
+    A name further up or down has a line to its point, which runs through no other name.
     Bold names come first and are always written, another one only where there is room.
 
     Args:
@@ -372,16 +376,18 @@ def _label_points(
     if budget is not None:
         line = axes.transData.transform((budget, axes.get_ylim()[0]))[0]
         taken.append(Bbox.from_bounds(line - 1, frame.y0, 2, frame.height))
-    heights = (0, 11, -11, 22, -22, 33, -33, 44, -44)  # points up or down
-    places = [(side, up) for up in heights for side in (-1, 1)]
+    names, lines = [], []
+    places = [(-9, 0), (9, 0)]  # points to the right, points up; the nearest first
+    places += itertools.product((-18, 18), (11, -11, 22, -22))
+    places += itertools.product((-18, 18, -45, 45), (33, -33, 44, -44))
     for point in points.sort_values("bold", ascending=False, kind="stable").itertuples():
-        for side, up in places:
+        for right, up in places:
             text = axes.annotate(
                 drawable(point.name, NAME_CHARACTERS),
                 (point.x, point.y),
-                xytext=(side * (9 if up == 0 else 18), up),
+                xytext=(right, up),
                 textcoords="offset points",
-                ha="right" if side < 0 else "left",
+                ha="right" if right < 0 else "left",
                 va="center",
                 fontsize=9.5,
                 fontweight="bold" if point.bold else "normal",
@@ -392,14 +398,19 @@ def _label_points(
             # Of the name alone, without the line to its point, and with some air beside it.
             name = Text.get_window_extent(text)
             box = Bbox.from_extents(name.x0 - 3, name.y0, name.x1 + 3, name.y1)
+            own = axes.transData.transform((point.x, point.y))
+            line = Path([own, ((name.x0 + name.x1) / 2, (name.y0 + name.y1) / 2)])
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
             inside &= frame.y0 <= box.y0 and box.y1 <= frame.y1
-            is_free = inside and not any(box.overlaps(other) for other in taken)
+            is_free = inside and not any(box.overlaps(other) for other in taken + names)
+            is_free &= not any(other.intersects_bbox(box, filled=False) for other in lines)
             if up == 0:  # without a line it would be read as the name of the nearest point
-                end = (name.x1 if side < 0 else name.x0, (name.y0 + name.y1) / 2)
-                own = np.hypot(*(axes.transData.transform((point.x, point.y)) - end))
-                is_free &= np.nanmin(np.hypot(*(pixels - end).T)) > own - 1
-            if is_free or (point.bold and (side, up) == places[-1]):
-                taken.append(box)
+                end = (name.x1 if right < 0 else name.x0, (name.y0 + name.y1) / 2)
+                is_free &= np.nanmin(np.hypot(*(pixels - end).T)) > np.hypot(*(own - end)) - 1
+            else:
+                is_free &= not any(line.intersects_bbox(other, filled=False) for other in names)
+            if is_free or (point.bold and (right, up) == places[-1]):
+                names.append(box)
+                lines += [line] * (up != 0)
                 break
             text.remove()

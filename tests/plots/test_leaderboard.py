@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import same_color
+from matplotlib.path import Path
 from matplotlib.text import Text
 
 from resnetlib import explore, list_variants, load_experiment, plots
@@ -89,7 +90,7 @@ def test_with_one_network_reproduced_the_published_front_is_what_is_bold(table):
 
 
 @pytest.mark.parametrize(("count", "named"), [(6, 6), pytest.param(40, 10, marks=pytest.mark.slow)])
-def test_names_cover_neither_each_other_nor_a_point_and_stay_inside(table, count, named):
+def test_names_cover_neither_names_nor_lines_nor_points_and_stay_inside(table, count, named):
     """Of many networks of one size, at least these are named."""
     crowd = pd.DataFrame(
         {
@@ -113,6 +114,12 @@ def test_names_cover_neither_each_other_nor_a_point_and_stay_inside(table, count
         assert not any(box.overlaps(other) for other in boxes[:i])
         for point in filled(axes):
             assert not box.contains(*axes.transData.transform(point))
+    lines = {text: text.arrow_patch.get_path() for text in names if text.arrow_patch}
+    for text, line in lines.items():
+        others = [box for name, box in zip(names, boxes, strict=True) if name is not text]
+        ends = Path(text.arrow_patch.get_transform().transform(line.vertices)[[0, -1]])
+        assert not any(ends.intersects_bbox(box, filled=False) for box in others)
+    assert len(lines) > 3
 
 
 def test_recipe_chosen_on_the_test_set_has_a_mark(table):
