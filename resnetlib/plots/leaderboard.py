@@ -359,7 +359,7 @@ def _label_points(
     marks: np.ndarray,
     budget: float | None = None,
 ) -> None:
-    """Write names beside their points, away from other names, from marks and from the budget.
+    """Write names beside their points, away from other texts, from marks and from the budget.
 
     A name further up or down has a line to its point, which runs through no other name.
     Bold names come first and are always written, another one only where there is room.
@@ -372,14 +372,15 @@ def _label_points(
     """
     pixels = axes.transData.transform(marks)
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in pixels[np.isfinite(pixels).all(1)]]
+    taken += [text.get_window_extent() for text in axes.texts]
     frame = axes.get_window_extent()
     if budget is not None:
         line = axes.transData.transform((budget, axes.get_ylim()[0]))[0]
         taken.append(Bbox.from_bounds(line - 1, frame.y0, 2, frame.height))
     names, lines = [], []
     places = [(-9, 0), (9, 0)]  # points to the right, points up; the nearest first
-    places += itertools.product((-18, 18), (11, -11, 22, -22))
-    places += itertools.product((-18, 18, -45, 45), (33, -33, 44, -44))
+    places += [(right, up) for up in (11, -11, 22, -22) for right in (-18, 18)]
+    places += [(right, up) for up in (33, -33, 44, -44) for right in (-18, 18, -45, 45)]
     for point in points.sort_values("bold", ascending=False, kind="stable").itertuples():
         for right, up in places:
             text = axes.annotate(

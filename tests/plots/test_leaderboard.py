@@ -106,15 +106,19 @@ def test_names_cover_neither_names_nor_lines_nor_points_and_stay_inside(table, c
     axes = accuracy_against(pd.concat([table, crowd]), "parameters")
     axes.figure.canvas.draw()
     frame = axes.get_window_extent()
-    names = [text for text in axes.texts if "budget" not in text.get_text()]
-    assert len(names) >= named + 4 and {"lite", "wide66"} <= names_on(axes, "bold")
+    names = list(axes.texts)  # the budget's too
+    assert len(names) > named + 4 and {"lite", "wide66"} <= names_on(axes, "bold")
     boxes = [plt.Text.get_window_extent(text) for text in names]
     for i, box in enumerate(boxes):
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and box.y1 <= frame.y1
         assert not any(box.overlaps(other) for other in boxes[:i])
         for point in filled(axes):
             assert not box.contains(*axes.transData.transform(point))
-    lines = {text: text.arrow_patch.get_path() for text in names if text.arrow_patch}
+        budget, _ = axes.transData.transform((5_000_000, 90))
+        assert not box.x0 < budget < box.x1
+    lines = {
+        text: text.arrow_patch.get_path() for text in names if getattr(text, "arrow_patch", None)
+    }
     for text, line in lines.items():
         others = [box for name, box in zip(names, boxes, strict=True) if name is not text]
         ends = Path(text.arrow_patch.get_transform().transform(line.vertices)[[0, -1]])
@@ -186,6 +190,7 @@ def test_curves_of_one_variant_share_a_colour_and_seeds_an_entry():
     ]
     assert axes.lines[0].get_linestyle() != axes.lines[3].get_linestyle()
     assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title()
+    assert axes.get_ylim()[0] == pytest.approx(40)  # 30 points below the lowest end
     assert overlaid_curves([]).get_legend() is None
 
 

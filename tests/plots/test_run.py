@@ -118,6 +118,7 @@ def test_confusion_has_counts_and_row_shares():
     assert [label.get_text() for label in left.get_xticklabels()] == ["cat", "dog"]
     assert (left.get_ylabel(), left.get_xlabel()) == ("true", "predicted")
     assert "87.50 % of 8" in left.figure.get_suptitle()
+    assert [axes.collections[0].norm.vmax for axes in (left, right)] == [2, 50]  # twice the errors
 
 
 def evaluation_of(labels, dog):
