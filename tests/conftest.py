@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Compiled modules are imported in half the time, and the tests start many processes and kernels.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -61,6 +62,34 @@ def run_papermill(*words, cwd, **settings):
         stdin=subprocess.DEVNULL,
         **settings,
     )
+
+
+def outputs_of(path):
+    """The outputs of each code cell of an executed notebook, by the cell's id."""
+    cells = nbformat.read(path, as_version=4).cells
+    return {cell.id: cell.outputs for cell in cells if cell.cell_type == "code"}
+
+
+def text_of(outputs):
+    """What a cell shows as text: printed lines, tables as HTML, other results as they are."""
+    shown = [output | output.get("data", {}) for output in outputs]
+    return "".join(
+        part.get("text", part.get("text/html", part.get("text/plain", ""))) for part in shown
+    )
+
+
+def with_figure(cells):
+    """The ids of the cells that show a figure."""
+    return {
+        name
+        for name, parts in cells.items()
+        if any("image/png" in p.get("data", {}) for p in parts)
+    }
+
+
+def with_warning(cells):
+    """The ids of the cells that wrote to stderr."""
+    return {name for name, parts in cells.items() if any(p.get("name") == "stderr" for p in parts)}
 
 
 def size_by_torch(architecture):

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import math
 import os
 import re
 import shlex
@@ -23,7 +22,6 @@ from conftest import NOTEBOOKS
 
 from resnetlib import execute, files, list_variants, load_run
 from resnetlib.cli import main
-from resnetlib.config import parse_value
 
 pytestmark = pytest.mark.slow
 
@@ -560,22 +558,3 @@ def test_lab_without_jupyterlab_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "jupyterlab.labapp", None)
     done = invoke("lab")
     assert done.exit_code == 2 and "`pip install jupyterlab`" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("3", 3),
-        ("1e-3", 1e-3),
-        ("true", True),
-        ("None", None),
-        ("crop,flip", "crop,flip"),
-        ("1,2,3", [1, 2, 3]),
-        ("{'name': 'adam', 'lr': 0.1}", {"name": "adam", "lr": 0.1}),
-        ("../data", "../data"),
-    ],
-)
-def test_parse_reads_values(text, value):
-    assert parse_value(text) == value
-    assert type(parse_value(text)) is type(value)
-    assert math.isnan(parse_value("nan"))

@@ -1,9 +1,8 @@
 """The notebook analyze_errors under papermill, on a run of the digits and on the recorded lite."""
 
-import nbformat
 import papermill
 import pytest
-from conftest import NOTEBOOKS, recorded_lite
+from conftest import NOTEBOOKS, outputs_of, recorded_lite, text_of, with_figure, with_warning
 from traitlets.config import Config
 
 from resnetlib import train
@@ -16,9 +15,9 @@ QUIET = Config({"KernelManager": {"transport_encryption": "auto"}})
 
 
 def executed(folder, **parameters):
-    """The notebook, executed in a folder of its own."""
+    """The outputs of the notebook's cells, executed in a folder of its own."""
     folder.mkdir()
-    return papermill.execute_notebook(
+    papermill.execute_notebook(
         str(ANALYZE_ERRORS),
         str(folder / "errors.ipynb"),
         parameters={name: str(value) for name, value in parameters.items() if name != "images"}
@@ -27,32 +26,17 @@ def executed(folder, **parameters):
         progress_bar=False,
         config=QUIET,
     )
+    return outputs_of(folder / "errors.ipynb")
 
 
-def outputs(notebook):
-    return {cell.get("id"): cell["outputs"] for cell in notebook.cells if "outputs" in cell}
-
-
-def text_of(cell_outputs):
-    return "".join(
-        part.get("text", "") + part.get("data", {}).get("text/html", "") for part in cell_outputs
-    )
-
-
-def figures_in(notebook):
-    data = [part.get("data", {}) for parts in outputs(notebook).values() for part in parts]
-    return sum("image/png" in part for part in data)
-
-
-def assert_complete(notebook):
+def assert_complete(cells):
     """Every cell has at most one result, nothing on stderr, and every figure and table exists."""
-    for name, parts in outputs(notebook).items():
-        assert not [part for part in parts if part.get("name") == "stderr"], name
-        assert len(parts) <= 1, name
-    assert figures_in(notebook) == 9
-    drops = text_of(outputs(notebook)["drops"])
+    assert not with_warning(cells)
+    assert all(len(outputs) <= 1 for outputs in cells.values())
+    assert len(with_figure(cells)) == 9
+    drops = text_of(cells["drops"])
     assert all(text in drops for text in ("noise", "13 points from severity", "trivial_augment"))
-    assert "95 % interval" in text_of(outputs(notebook)["clean"])
+    assert "95 % interval" in text_of(cells["clean"])
 
 
 def test_parameters_are_inspectable():
@@ -64,22 +48,22 @@ def test_parameters_are_inspectable():
 
 def test_notebook_analyzes_a_run_of_the_digits(tiny, tmp_path):
     run = train(tiny(epochs=2, widths=[8], holdout=100))
-    notebook = executed(tmp_path / "cwd", output_root=tmp_path / "outputs", images=100)
-    assert_complete(notebook)
-    assert run.path.name in text_of(outputs(notebook)["run"])
-    table = outputs(notebook)["temperature"][0]["data"]["text/html"]
+    cells = executed(tmp_path / "cwd", output_root=tmp_path / "outputs", images=100)
+    assert_complete(cells)
+    assert run.path.name in text_of(cells["run"])
+    table = text_of(cells["temperature"])
     assert "fitted on 100 training images held out of this run" in table
-    assert ">100<" in text_of(outputs(notebook)["clean"])
+    assert ">100<" in text_of(cells["clean"])
     assert [path.name for path in (tmp_path / "cwd").iterdir()] == ["errors.ipynb"]
 
 
 @pytest.mark.exhaustive
 def test_notebook_analyzes_the_recorded_lite(cifar10_folder, tmp_path):
     lite = recorded_lite(0)
-    notebook = executed(tmp_path / "cwd", run=lite.path, data_root=cifar10_folder, images=500)
-    assert_complete(notebook)
-    assert f"{lite.metrics['test_accuracy']:.2%}" in text_of(outputs(notebook)["run"])
-    table = outputs(notebook)["temperature"][0]["data"]["text/html"]
+    cells = executed(tmp_path / "cwd", run=lite.path, data_root=cifar10_folder, images=500)
+    assert_complete(cells)
+    assert f"{lite.metrics['test_accuracy']:.2%}" in text_of(cells["run"])
+    table = text_of(cells["temperature"])
     assert "fitted on each half of the test images for the other" in table
 
 
@@ -87,8 +71,7 @@ def test_notebook_refuses_a_run_without_weights(tmp_path):
     without = recorded_lite(1)
     with pytest.raises(papermill.PapermillExecutionError, match="has no weights"):
         executed(tmp_path / "cwd", run=without.path)
-    left = nbformat.read(tmp_path / "cwd" / "errors.ipynb", as_version=4)
-    parts = [part for parts in outputs(left).values() for part in parts]
-    (error,) = [part for part in parts if part["output_type"] == "error"]
+    left = outputs_of(tmp_path / "cwd" / "errors.ipynb")
+    (error,) = [part for parts in left.values() for part in parts if part.output_type == "error"]
     assert len(error["traceback"]) == 1
     assert "outputs/reference/lite/cifar10-seed0" in error["traceback"][0].partition("weights: ")[2]

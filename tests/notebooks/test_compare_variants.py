@@ -4,20 +4,11 @@ import json
 
 import papermill
 import pytest
-from conftest import NOTEBOOKS, run_papermill
+from conftest import NOTEBOOKS, outputs_of, run_papermill, text_of, with_figure, with_warning
 
 pytestmark = pytest.mark.slow
 
 NOTEBOOK = NOTEBOOKS / "compare_variants.ipynb"
-
-
-def text_of(outputs):
-    """All text of a cell's outputs."""
-    return "".join(
-        part if isinstance(part, str) else "".join(part)
-        for output in outputs
-        for part in [output.get("text") or output.get("data", {}).get("text/plain", "")]
-    )
 
 
 def test_parameters_are_inspectable():
@@ -30,16 +21,15 @@ def test_notebook_compares_the_recorded_runs(cifar10_folder, tmp_path):
     words = ["-p", "first", "lite", "-p", "second", "lite", "-p", "output_root", "none"]
     done = run_papermill(NOTEBOOK, "out.ipynb", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    notebook = json.loads((tmp_path / "out.ipynb").read_text())
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    results = [output for cell in code for output in cell["outputs"]]
-    assert not [output for output in results if output.get("name") == "stderr"]
-    assert all(len(cell["outputs"]) <= 1 for cell in code)
-    assert sum("image/png" in output.get("data", {}) for output in results) == 5
-    text = text_of(results)
+    cells = outputs_of(tmp_path / "out.ipynb")
+    assert not with_warning(cells)
+    assert all(len(outputs) <= 1 for outputs in cells.values())
+    assert len(with_figure(cells)) == 5
+    text = "".join(map(text_of, cells.values()))
     first, second = (f"lite seed {seed}" for seed in (0, 1))
     assert f"{first} and {second}" in text
     assert f"Distinguishable on these 10,000 images: {second} is better than {first}" in text
     assert "Both have the same recipe" in text
-    assert "widgets" not in notebook["metadata"]  # a report shows it without any network
+    metadata = json.loads((tmp_path / "out.ipynb").read_text())["metadata"]
+    assert "widgets" not in metadata  # a report shows it without any network
     assert (tmp_path / "out.ipynb").stat().st_size < 2_000_000

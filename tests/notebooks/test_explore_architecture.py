@@ -1,13 +1,12 @@
 """The architecture explorer, used as in the browser, and its notebook through papermill."""
 
-import json
 import re
 
 import matplotlib.pyplot as plt
 import papermill
 import pytest
 import yaml
-from conftest import NOTEBOOKS, run_papermill
+from conftest import NOTEBOOKS, outputs_of, run_papermill, text_of, with_figure, with_warning
 
 from resnetlib import explore, list_variants, load_experiment, paths, plots, schema, size
 from resnetlib.errors import ConfigError
@@ -233,26 +232,6 @@ def test_papermill_inspects_the_parameters():
     assert all(parameter["help"] for parameter in found.values())
 
 
-def cells_after(folder, *words):
-    """The cells of the notebook, run from a working directory that is not its own."""
-    done = run_papermill(NOTEBOOK, "out.ipynb", *words, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / "out.ipynb").read_text())["cells"]
-
-
-def outputs_of(cells):
-    return {cell["id"]: cell["outputs"] for cell in cells if cell["cell_type"] == "code"}
-
-
-def shown_by(outputs):
-    """The text of a cell's outputs."""
-    found = []
-    for output in outputs:
-        data = output.get("data", {})
-        found += output.get("text", data.get("text/html", data.get("text/plain", [])))
-    return "".join(found)
-
-
 @pytest.mark.parametrize(
     "variant",
     [
@@ -261,22 +240,17 @@ def shown_by(outputs):
     ],
 )
 def test_explore_architecture_runs_in_batch(variant, tmp_path):
-    outputs = outputs_of(cells_after(tmp_path, "-p", "variant", variant))
-    assert not [o for all_of in outputs.values() for o in all_of if o.get("name") == "stderr"]
-    pictures = {
-        name
-        for name, all_of in outputs.items()
-        if any("image/png" in output.get("data", {}) for output in all_of)
-    }
-    assert pictures == {"diagram", "sizes", "class-claims"}
+    done = run_papermill(NOTEBOOK, "out.ipynb", "-p", "variant", variant, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    cells = outputs_of(tmp_path / "out.ipynb")
+    assert not with_warning(cells)
+    assert with_figure(cells) == {"diagram", "sizes", "class-claims"}
     architecture = load_experiment(variant).architecture
     parameters = f"{size.measure_size(architecture).parameters:,}"
     for cell in ("size", "summary", "published"):
-        assert parameters in shown_by(outputs[cell]), cell
-    assert "this design" in shown_by(outputs["published"])
-    assert ("OVER THE BUDGET" in shown_by(outputs["size"])) == (variant == "resnet18")
-    assert yaml.safe_load(shown_by(outputs["yaml"])) == yaml.safe_load(
-        explore.to_yaml(architecture)
-    )
+        assert parameters in text_of(cells[cell]), cell
+    assert "this design" in text_of(cells["published"])
+    assert ("OVER THE BUDGET" in text_of(cells["size"])) == (variant == "resnet18")
+    assert yaml.safe_load(text_of(cells["yaml"])) == yaml.safe_load(explore.to_yaml(architecture))
     described = plots.describe_drawing(architecture)[:60]  # a long one is shortened
-    assert described in "".join(outputs["explorer"][0]["data"]["text/plain"])
+    assert described in cells["explorer"][0]["data"]["text/plain"]

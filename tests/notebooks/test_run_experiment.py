@@ -11,7 +11,16 @@ import time
 import papermill
 import psutil
 import pytest
-from conftest import NOTEBOOKS, PAPERMILL, PROJECT, run_papermill
+from conftest import (
+    NOTEBOOKS,
+    PAPERMILL,
+    PROJECT,
+    outputs_of,
+    run_papermill,
+    text_of,
+    with_figure,
+    with_warning,
+)
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -37,12 +46,6 @@ def test_papermill_can_inspect_the_parameters():
     assert all(parameter["help"] for parameter in found.values())
 
 
-def outputs_of(notebook):
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            yield "".join(cell["source"]), cell["outputs"]
-
-
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     """The notebook run from a working directory that is neither the project's nor its own."""
@@ -52,23 +55,16 @@ def executed(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     (run,) = (folder / "runs" / "lite").iterdir()
-    return json.loads((folder / "out.ipynb").read_text()), folder / "out.ipynb", load_run(run)
+    return folder / "out.ipynb", load_run(run)
 
 
 def test_executed_notebook_is_complete_and_small(executed):
-    notebook, path, run = executed
+    path, run = executed
     assert run.status == "done"
     assert path.stat().st_size < 3_000_000
-    figures = [
-        source
-        for source, outputs in outputs_of(notebook)
-        for output in outputs
-        if "image/png" in output.get("data", {})
-    ]
-    names = ("image_grid", "draw", "curves", "confusion", "mistakes", "reliability")
-    assert [name for name in names if any(f"plots.{name}(" in f for f in figures)] == list(names)
-    assert len(figures) == len(names)
-    text = json.dumps(notebook)
+    with_one = {"batch", "drawing", "curves", "confusion", "mistakes", "calibration"}
+    assert with_figure(outputs_of(path)) == with_one
+    text = path.read_text()
     assert "Total params" in text
     assert "class BasicBlock(ResidualBlock)" in text
     assert "ln 10 = 2.303" in text
@@ -76,26 +72,24 @@ def test_executed_notebook_is_complete_and_small(executed):
 
 
 def test_executed_notebook_has_a_line_per_epoch(executed):
-    notebook, _, _ = executed
-    for source, outputs in outputs_of(notebook):
-        assert not [o for o in outputs if o.get("name") == "stderr"], source
-    (outputs,) = [outputs for source, outputs in outputs_of(notebook) if "train(experi" in source]
-    printed = [output for output in outputs if "text" in output]  # and the history
-    lines = "".join(line for stream in printed for line in stream["text"]).splitlines()
+    path, _ = executed
+    cells = outputs_of(path)
+    assert not with_warning(cells)
+    printed = [output for output in cells["training"] if "text" in output]  # and the history
+    lines = text_of(printed).splitlines()
     assert [line.split()[:2] for line in lines] == [["epoch", f"{n}/2"] for n in range(3)]
 
 
 def test_finished_run_is_loaded_not_retrained(executed):
-    _, path, run = executed
+    path, run = executed
     started = run.record["started"]
     done = run_papermill(
         RUN_EXPERIMENT, "again.ipynb", *TINY, "-p", "output_root", "runs", cwd=path.parent
     )
     assert done.returncode == 0
     assert load_run(run.path).record["started"] == started
-    again = outputs_of(json.loads((path.parent / "again.ipynb").read_text()))
-    ((history,),) = [outputs for source, outputs in again if "train(experiment" in source]
-    assert "test_accuracy" in "".join(history["data"]["text/html"])
+    (history,) = outputs_of(path.parent / "again.ipynb")["training"]
+    assert "test_accuracy" in history["data"]["text/html"]
 
 
 def test_unknown_parameter_fails_before_any_work(tmp_path):
@@ -148,7 +142,7 @@ def _interrupt_once_saved(kernel, root):
 
 
 def test_run_files_lists_every_file(executed):
-    _, _, run = executed
+    _, run = executed
     names = set(run.files) - {"run folder"}
     assert names == {
         path.relative_to(run.path).as_posix()

@@ -1,12 +1,11 @@
 """The notebook submit_kaggle under papermill, from any working directory."""
 
-import json
 import pickle
 
 import numpy as np
 import papermill
 import pytest
-from conftest import NOTEBOOKS, run_papermill
+from conftest import NOTEBOOKS, outputs_of, run_papermill, text_of, with_figure, with_warning
 
 from resnetlib import load_experiment, train
 from resnetlib.kaggle import check_submission
@@ -30,19 +29,6 @@ def execute(cwd, **parameters):
     return run_papermill(NOTEBOOK, "out.ipynb", *words, cwd=cwd)
 
 
-def outputs_of(folder):
-    cells = json.loads((folder / "out.ipynb").read_text())["cells"]
-    return {cell["id"]: cell["outputs"] for cell in cells if cell["cell_type"] == "code"}
-
-
-def text_of(outputs):
-    return "".join(
-        "".join(part)
-        for output in outputs
-        for part in (output.get("text", ""), output.get("data", {}).get("text/html", ""))
-    )
-
-
 def test_parameters_are_inspectable():
     found = papermill.inspect_notebook(str(NOTEBOOK))
     assert list(found) == ["run", "file", "output", "tta", "data_root", "output_root"]
@@ -60,25 +46,20 @@ def dry_run(run, tmp_path_factory):
 
 
 def test_dry_run_gives_the_accuracy_of_the_run(dry_run, run):
-    facts = text_of(outputs_of(dry_run)["prediction"])
+    cells = outputs_of(dry_run / "out.ipynb")
+    facts = text_of(cells["prediction"])
     assert facts.count(f"{run.metrics['test_accuracy']:.2%}") == 2
     assert "0e+00" in facts  # the logits are equal to the last bit
     (path,) = (dry_run / "outputs" / "submissions").iterdir()
     written = check_submission(path, [str(n) for n in range(450)])
     assert written["Labels"].tolist() == run.evaluation.predictions.tolist()
-    assert "dry run: nothing to upload" in text_of(outputs_of(dry_run)["upload"])
+    assert "dry run: nothing to upload" in text_of(cells["upload"])
 
 
 def test_notebook_has_all_figures_and_no_warning(dry_run):
-    outputs = outputs_of(dry_run)
-    for name, parts in outputs.items():
-        assert not [o for o in parts if o.get("name") == "stderr"], name
-    figures = {
-        name
-        for name, parts in outputs.items()
-        if any("image/png" in o.get("data", {}) for o in parts)
-    }
-    assert figures == {"images", "balance", "uncertain"}
+    cells = outputs_of(dry_run / "out.ipynb")
+    assert not with_warning(cells)
+    assert with_figure(cells) == {"images", "balance", "uncertain"}
     assert (dry_run / "out.ipynb").stat().st_size < 3_000_000
 
 
@@ -94,11 +75,11 @@ def test_notebook_submits_the_recorded_lite(cifar10, tmp_path):
     margins = evaluation.logits[:1000].topk(2).values.diff().abs()[:, 0]
     same = written["Labels"].to_numpy() == evaluation.predictions[:1000].numpy()
     assert same[margins.numpy() > 2e-3].all()  # closer ones may differ on another processor
-    outputs = outputs_of(tmp_path)
-    assert not [o for parts in outputs.values() for o in parts if o.get("name") == "stderr"]
-    assert ">1,000<" in text_of(outputs["file"])
-    assert "dry run" not in text_of(outputs["prediction"])
-    assert "kaggle competitions submit" in text_of(outputs["upload"])
+    cells = outputs_of(tmp_path / "out.ipynb")
+    assert not with_warning(cells)
+    assert ">1,000<" in text_of(cells["file"])
+    assert "dry run" not in text_of(cells["prediction"])
+    assert "kaggle competitions submit" in text_of(cells["upload"])
 
 
 def test_notebook_names_a_missing_file_in_one_line(run, tmp_path):
@@ -107,4 +88,4 @@ def test_notebook_names_a_missing_file_in_one_line(run, tmp_path):
     assert "DataError: absent.pkl cannot be read: No such file" in done.stderr
     assert "resnetlib/" not in done.stderr  # no traceback from deep inside
     assert not (tmp_path / "outputs").exists()
-    assert not outputs_of(tmp_path)["prediction"]
+    assert not outputs_of(tmp_path / "out.ipynb")["prediction"]
