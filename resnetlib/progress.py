@@ -26,7 +26,7 @@ def quiet() -> Iterator[None]:
 
 def duration(seconds: float) -> str:
     """Such as `8.2 s`, `9 min 14 s`, `3 h 05 min`."""
-    if seconds < 60:
+    if seconds < 59.95:  # not `60.0 s`
         return f"{seconds:.1f} s"
     minutes, left = divmod(round(seconds), 60)
     if minutes < 60:

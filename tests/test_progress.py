@@ -99,7 +99,13 @@ def test_notebook_opened_by_a_server_is_interactive(monkeypatch):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(8.24, "8.2 s"), (59.9, "59.9 s"), (554, "9 min 14 s"), (11100, "3 h 05 min")],
+    [
+        (8.24, "8.2 s"),
+        (59.9, "59.9 s"),
+        (59.97, "1 min 0 s"),
+        (554, "9 min 14 s"),
+        (11100, "3 h 05 min"),
+    ],
 )
 def test_duration_uses_readable_units(seconds, text):
     assert duration(seconds) == text

@@ -5,7 +5,7 @@ recipes: the same recipe trained with another seed gives another network. `compa
 `compare_recipes` and `compare_networks` compare many with one baseline.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -187,10 +187,10 @@ class SeedStatistics:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Student's 95 % interval of the mean over seeds, from 0 to 1; None for a single seed."""
+        """Student's 95 % interval of the mean over seeds, from 0 to 1; None without a spread."""
         from scipy.stats import t  # slow to import
 
-        if self.sd is None:
+        if not self.sd:
             return None
         n = len(self.accuracies)
         half = t.ppf(1 - ALPHA / 2, n - 1) * self.sd / sqrt(n)
@@ -198,10 +198,17 @@ class SeedStatistics:
 
     @property
     def excess_sd(self) -> float | None:
-        """The part of the spread that is not sampling noise: some seeds give better networks."""
+        """The part of the spread that is not sampling noise: some seeds give better networks.
+
+        0 where a χ² test at 5 % cannot tell the spread from sampling noise.
+        """
+        from scipy.stats import chi2  # slow to import
+
         if self.sd is None or self.sampling_sd is None:
             return None
-        return sqrt(max(self.sd**2 - self.sampling_sd**2, 0))
+        freedom = len(self.accuracies) - 1
+        limit = self.sampling_sd**2 * chi2.ppf(1 - ALPHA, freedom) / freedom
+        return sqrt(self.sd**2 - self.sampling_sd**2) if self.sd**2 > limit else 0.0
 
     @property
     def spread(self) -> str:
@@ -211,7 +218,7 @@ class SeedStatistics:
         start = f"standard deviation over seeds {100 * self.sd:.2f} points"
         noise = f"sampling noise of single predictions {100 * self.sampling_sd:.2f}"
         if not self.excess_sd:
-            return f"{start}, no more than the {noise}."
+            return f"{start}, not distinguishable from the {noise}."
         return f"{start}: {noise}, real differences {100 * self.excess_sd:.2f} (squares add)."
 
 
@@ -295,6 +302,7 @@ class SeedComparison:
         if needed is None:
             most = max(len(self.first), len(self.second))
             return f"more than {MOST_SEEDS - most:,} of each"
+        needed = max(needed, 1 + min(len(self.first), len(self.second)))  # theirs were too few
         more = [max(needed - len(values), 0) for values in (self.first, self.second)]
         return " and ".join(f"{count} of {n}" for count, n in zip(more, self.names, strict=True))
 
@@ -357,48 +365,40 @@ def compare_recipes(
     spread over seeds to be the same for all, so recipes of other networks do not belong here. A
     recipe with a single seed is left out, and all are where there is no spread.
     """
-    from scipy.stats import dunnett, ttest_ind  # slow to import
+    from scipy.optimize import brentq  # slow to import
 
     groups = {name: values for name, values in others.items() if len(values) > 1}
     if not groups or len(baseline) < 2 or not any(map(np.ptp, (baseline, *groups.values()))):
         return pd.DataFrame(columns=COLUMNS)
-    if len(groups) == 1:  # Student's test, which needs no integral
-        (values,) = groups.values()
-        p_values = [ttest_ind(values, baseline).pvalue]
-    else:  # an integral by random points: the same ones every time
-        p_values = dunnett(*groups.values(), control=baseline, random_state=0).pvalue
     difference = np.array([np.mean(values) - np.mean(baseline) for values in groups.values()])
     sizes = np.array([len(values) for values in groups.values()])
     variance = np.var(baseline) * len(baseline) + sum(np.var(v) * len(v) for v in groups.values())
     freedom = len(baseline) + sizes.sum() - len(sizes) - 1
     error = np.sqrt(variance / freedom * (1 / sizes + 1 / len(baseline)))
-    half = _dunnett_limit(sizes, len(baseline), freedom) * error
+    kept = _dunnett(sizes, len(baseline), freedom)
+    half = brentq(lambda limit: kept(limit) - (1 - ALPHA), 1, 100) * error
+    p_values = [max(1 - kept(statistic), 0.0) for statistic in np.abs(difference / error)]
     columns = (difference, difference - half, difference + half, p_values)
     table = pd.DataFrame(dict(zip(COLUMNS, columns, strict=False)), index=list(groups))
     return table.assign(significant=table["p"] < ALPHA)
 
 
-def _dunnett_limit(sizes: np.ndarray, baseline_size: int, freedom: int) -> float:
-    """The limit that all of Dunnett's statistics keep with 95 % where nothing differs.
+def _dunnett(sizes: np.ndarray, baseline_size: int, freedom: int) -> Callable[[float], float]:
+    """The probability that all of Dunnett's statistics keep a limit where nothing differs.
 
-    scipy's own search for it may fail: its integrand is random (scipy issue 18150). With the same
-    random points for every limit a root can be found.
+    scipy's own test draws new random points for each integral: recipes with equal accuracies would
+    get unequal p, and its search for the limit may fail (scipy issue 18150).
     """
-    from scipy.optimize import brentq
-    from scipy.stats import multivariate_t, t
+    from scipy.stats import multivariate_t, t  # slow to import
 
     if len(sizes) == 1:
-        return t.ppf(1 - ALPHA / 2, freedom)
+        return lambda limit: 1 - 2 * t.sf(limit, freedom)
     shares = np.sqrt(sizes / (sizes + baseline_size))
     correlations = np.outer(shares, shares)
     np.fill_diagonal(correlations, 1)
     family = multivariate_t(shape=correlations, df=freedom)
-
-    def excess(limit: float) -> float:
-        bounds = np.full(len(sizes), limit)
-        return family.cdf(bounds, lower_limit=-bounds, random_state=0) - (1 - ALPHA)
-
-    return brentq(excess, 1, 100)
+    ones = np.ones(len(sizes))
+    return lambda limit: family.cdf(limit * ones, lower_limit=-limit * ones, random_state=0)
 
 
 def compare_networks(
@@ -421,13 +421,16 @@ def format_seeds(accuracies: Sequence[float]) -> str:
 
 
 def format_points(fraction: float) -> str:
-    """A difference in percentage points with its sign, such as `−0.66`."""
-    return f"{100 * fraction:+.2f}".replace("-", "−")
+    """A difference in percentage points with its sign, such as `−0.66`; never `−0.00`."""
+    return f"{round(100 * fraction, 2) + 0.0:+.2f}".replace("-", "−")
 
 
 def format_p_value(value: float) -> str:
-    """A p value with three decimals; `< 0.001` if it is smaller."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    """A p value with three decimals, or as many as show that it is significant; or `< 0.001`."""
+    decimals = 3
+    while value < ALPHA <= round(value, decimals):
+        decimals += 1
+    return "< 0.001" if value < 0.001 else f"{value:.{decimals}f}"
 
 
 def _p(value: float) -> str:

@@ -176,7 +176,7 @@ def _caveat(mark: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 LATEX_COMMENT = """\
 % Needs the package booktabs. Test accuracy after the last epoch in per cent, over n seeds: mean,
 % standard deviation (sd), the part of it that chance in single predictions causes (sampling sd),
-% and Student's 95 % interval of the mean; of a single seed Wilson's over the test images.
+% and Student's 95 % interval of the mean; of one seed, or equal ones, Wilson's over test images.
 """
 
 

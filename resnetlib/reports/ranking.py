@@ -15,10 +15,11 @@ from .leaderboard import own_recipes
 def with_statistics(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of `experiments` with `statistics`, `interval` and `against`.
 
-    `statistics` are `SeedStatistics`, and `interval` Student's 95 % interval of the mean or, of a
-    single seed, Wilson's over the test images; None without a finished run. `against` compares
-    recipes of one network, by Dunnett's test, with the one that changes the fewest settings of its
-    variant's file: "baseline" for that one, a row of `compare_recipes` for the others, else None.
+    `statistics` are `SeedStatistics`, and `interval` Student's 95 % interval of the mean or, of one
+    seed or equal ones, Wilson's over the test images; None without a finished run. `against`
+    compares recipes of one network, by Dunnett's test, with the one that changes the fewest
+    settings of its variant's file: "baseline" for that one, a row of `compare_recipes` for the
+    others, else None.
     """
     rows = [row | {"against": None} for row in rows]
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}

@@ -21,10 +21,12 @@ class Display:
         work: multiply-accumulates of all runs that are not done yet.
         runs: the number of all runs.
         done: the number of those that are done.
+        comparable: their accuracies are of one kind on one data set.
     """
 
-    def __init__(self, work: int, runs: int, done: int):
+    def __init__(self, work: int, runs: int, done: int, *, comparable: bool = True):
         self.work, self.runs, self.done = work, runs, done
+        self.comparable = comparable
         self.worked = 0  # by the runs that ended
         self.best: tuple[float, str] | None = None
         self.live = is_interactive()
@@ -94,7 +96,7 @@ class Display:
 
     def compare(self, accuracy: float, score: str, name: str) -> None:
         """Take note of the accuracy of a run that is done."""
-        if self.best is None or accuracy > self.best[0]:
+        if self.comparable and (self.best is None or accuracy > self.best[0]):
             self.best = accuracy, f"best {score.replace('_', ' ')} {accuracy:.2%}: {name}"
 
     def state(self) -> str:

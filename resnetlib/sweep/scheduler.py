@@ -185,7 +185,9 @@ def carry_out(
     outcomes = {task: Outcome("done") for task in tasks if task.is_complete}
     waiting = [task for task in tasks if task not in outcomes]
     print_line(f"{len(outcomes)} of {len(tasks)} runs are done; {engine.slots} at once")
-    display = Display(sum(task.work for task in waiting), len(tasks), len(outcomes))
+    comparable = len({(task.score, task.experiment.dataset) for task in tasks}) == 1
+    work = sum(task.work for task in waiting)
+    display = Display(work, len(tasks), len(outcomes), comparable=comparable)
     for task in outcomes:
         display.compare(float(task.history()[-1][task.score]), task.score, task.name)
     with Scheduler(engine, display, seconds) as scheduler:

@@ -19,6 +19,8 @@ from resnetlib.analysis.significance import (
     compare_recipes,
     compare_seeds,
     compare_to_reference,
+    format_p_value,
+    format_points,
     holm,
     sampling_sd,
 )
@@ -260,6 +262,14 @@ def test_seeds_to_settle_of_equal_means_are_too_many():
     assert compare_seeds([0.80, 0.81], [0.90, 0.91]).more_seeds == ""
 
 
+def test_seeds_that_did_not_settle_a_difference_are_too_few():
+    """Two seeds against ten: `seeds_to_settle` counts on as many of each."""
+    more = [0.9057, 0.9058, 0.906, 0.9062, 0.9063, 0.9065, 0.9066, 0.9068, 0.907, 0.9071]
+    result = compare_seeds([0.8993, 0.9007], more, ("A", "B"))
+    assert not result.distinguishable and result.seeds_to_settle == 2
+    assert result.more_seeds == "1 of A and 0 of B"
+
+
 # One recipe, many seeds --------------------------------------------------------------------------
 
 
@@ -270,6 +280,7 @@ def test_seed_statistics_have_students_interval():
     assert (seeds.mean, seeds.sd) == pytest.approx((np.mean(accuracies), stats.tstd(accuracies)))
     single = SeedStatistics((0.8,))
     assert (single.mean, single.sd, single.interval, single.spread) == (0.8, None, None, "")
+    assert SeedStatistics((0.8, 0.8)).interval is None  # chance: its width would be 0
 
 
 def test_sampling_sd_is_the_spread_of_independent_predictions():
@@ -291,13 +302,24 @@ def test_sampling_sd_follows_the_formula():
 
 
 def test_spread_is_split_into_noise_and_real_differences():
-    seeds = SeedStatistics((0.80, 0.81, 0.82), sampling_sd=0.006)
-    assert seeds.excess_sd == pytest.approx(0.008)
-    assert "over seeds 1.00 points: sampling noise of single predictions 0.60, real" in seeds.spread
-    assert "0.80 (squares add)" in seeds.spread
-    noisy = SeedStatistics((0.80, 0.81, 0.82), sampling_sd=0.02)
+    seeds = SeedStatistics((0.79, 0.80, 0.81, 0.82, 0.83), sampling_sd=0.006)
+    assert seeds.excess_sd == pytest.approx((0.00025 - 0.006**2) ** 0.5)
+    assert "over seeds 1.58 points: sampling noise of single predictions 0.60, real" in seeds.spread
+    assert "1.46 (squares add)" in seeds.spread
+    noisy = SeedStatistics((0.80, 0.81, 0.82), sampling_sd=0.006)  # χ² of 5.6, below 5.99
     assert noisy.excess_sd == 0
-    assert "no more than the sampling noise" in noisy.spread
+    assert "not distinguishable from the sampling noise" in noisy.spread
+
+
+def test_chance_in_single_predictions_is_rarely_called_a_real_difference():
+    """Of seeds that are equally good, in 5 % of samples."""
+    rng = np.random.default_rng(0)
+    found = []
+    for n in (2, 3, 10) * 150:
+        correct = rng.random((n, 4000)) < rng.beta(4, 1, size=4000)
+        accuracies = tuple(correct.mean(1).tolist())
+        found.append(SeedStatistics(accuracies, sampling_sd(correct)).excess_sd > 0)
+    assert 0.02 < np.mean(found) < 0.08
 
 
 # Many recipes against one ------------------------------------------------------------------------
@@ -316,6 +338,13 @@ def test_compare_recipes_is_dunnetts_test():
     result = stats.dunnett(*others.values(), control=control, random_state=1)
     assert table["p"].to_numpy() == pytest.approx(result.pvalue, abs=0.002)
     assert compare_recipes(control, others).equals(table)
+
+
+def test_recipes_with_equal_accuracies_have_equal_p():
+    same = [0.915, 0.916, 0.917]
+    table = compare_recipes([0.9100, 0.9101], {"a": same, "b": same})
+    assert table.loc["a"].equals(table.loc["b"])
+    assert table.loc["a", "p"] == pytest.approx(0.0013, abs=3e-4)
 
 
 def test_compare_recipes_of_one_recipe_is_students_test():
@@ -370,3 +399,22 @@ def test_comparison_with_a_baseline_needs_a_spread(compare):
         table = compare(baseline, others)
         assert list(table.columns) == columns
         assert table.empty
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0004, "< 0.001"),
+        (0.0496, "0.0496"),
+        (0.04998, "0.04998"),
+        (0.05, "0.050"),
+        (0.2, "0.200"),
+    ],
+)
+def test_p_value_shows_whether_it_is_significant(value, text):
+    assert format_p_value(value) == text
+
+
+def test_points_have_a_sign_except_for_zero():
+    points = [format_points(value) for value in (-0.0066, 0.0123, -1e-17)]
+    assert points == ["−0.66", "+1.23", "+0.00"]

@@ -62,6 +62,12 @@ def test_time_left_leaves_out_what_was_trained_before(display, tasks):
     assert time_left(display) == "about 40 h 00 min left"
 
 
+def test_accuracies_that_cannot_be_compared_have_no_best():
+    display = Display(0, runs=2, done=2, comparable=False)
+    display.compare(0.8, "test_accuracy", "lite, dataset digits")
+    assert display.best is None
+
+
 def test_best_run_may_be_one_of_an_earlier_call(display, tasks):
     display.compare(0.8, "test_accuracy", "lite, seed 0")
     train(tasks[1], 0.5, 0.6)

@@ -14,7 +14,8 @@ import pytest
 from conftest import PROJECT
 
 from resnetlib import files
-from resnetlib.sweep import process
+from resnetlib.sweep import process, scheduler
+from resnetlib.sweep.display import Display
 from resnetlib.sweep.pool import LocalPool, Needs
 from resnetlib.sweep.scheduler import ATTEMPTS, carry_out, exit_code
 from resnetlib.sweep.task import Task
@@ -60,6 +61,19 @@ def test_finished_runs_are_not_repeated(quick, capsys):
     assert statuses(outcomes) == ["done", "done"]
     assert "1 of 2 runs are done" in capsys.readouterr().out
     assert (starts(first), starts(second)) == (1, 1)
+
+
+@pytest.mark.parametrize("second", [{"holdout": 100}, {"dataset": "cifar10"}], ids=str)
+def test_accuracies_of_two_kinds_are_not_compared(quick, monkeypatch, second):
+    made = []
+    monkeypatch.setattr(
+        scheduler, "Display", lambda *a, **k: made.append(Display(*a, **k)) or made[-1]
+    )
+    monkeypatch.setattr(scheduler.Scheduler, "is_idle", True)  # nothing is trained
+    for tasks in ([quick(), quick(seed=1)], [quick(), quick(**second)]):
+        with pytest.raises(KeyError):  # no task has an outcome
+            carry_out(tasks, local())
+    assert [display.comparable for display in made] == [True, False]
 
 
 @pytest.mark.parametrize("content", [b"", b"x\n1\n", b"\xff\xfe", b"epoch,test_accuracy\n1,high\n"])
