@@ -11,7 +11,7 @@ setup: .venv/.ready
 
 .venv/.ready: requirements.lock pyproject.toml
 	$(UV) --version || python3 -m pip install uv || python3 -m pip install --user --break-system-packages uv
-	$(UV) venv --allow-existing --python '>=3.11' .venv
+	$(UV) venv --allow-existing --python '>=3.11,<3.15' .venv
 	$(UV) pip sync --python .venv --require-hashes requirements.lock
 	$(UV) pip install --python .venv --no-deps --editable .
 	touch .venv/.ready

@@ -28,7 +28,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Split = tuple[Tensor, Tensor]  # images uint8 (N, 3, H, W), labels int64 (N,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set in memory. Images are uint8 (N, 3, 32, 32), labels int64 (N,)."""
 
@@ -79,15 +79,16 @@ class Dataset:
 
         For CIFAR-10 this is (0.2023, 0.1994, 0.2010), often used as `std` by mistake.
         """
-        sums = torch.zeros(self.train[0].shape[1], dtype=torch.float64)
+        sums = torch.zeros(self.train[0].shape[1], dtype=torch.float64, device="cpu")
         for batch in self.train[0].split(5000):
             sums += (batch.float() / 255).flatten(2).std(2).double().sum(0)
         return tuple((sums / len(self.train[0])).tolist())
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        values = torch.arange(256, dtype=torch.float64) / 255
-        counts = torch.zeros(self.train[0].shape[1], 256, dtype=torch.float64)
+        in_float64 = {"dtype": torch.float64, "device": "cpu"}
+        values = torch.arange(256, **in_float64) / 255
+        counts = torch.zeros(self.train[0].shape[1], 256, **in_float64)
         for batch in self.train[0].split(2000):  # three times as fast as all at once
             for channel, plane in enumerate(batch.unbind(1)):
                 counts[channel] += torch.bincount(plane.reshape(-1), minlength=256)

@@ -318,8 +318,19 @@ def _compiles_deterministically() -> bool:
 
 
 def _found(variable: str, usual: str) -> bool:
-    """Whether the compiler exists: the one named in the environment, else the usual one."""
-    return shutil.which(os.environ.get(variable, usual).partition(" ")[0]) is not None
+    """Whether the compiler starts: the one named in the environment, else the usual one."""
+    program = shutil.which(os.environ.get(variable, usual).partition(" ")[0])
+    return program is not None and _starts(program)
+
+
+@cache
+def _starts(program: str) -> bool:
+    """Whether it answers; on a Mac without Apple's tools `clang++` only asks for them."""
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, timeout=60)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
 
 
 def _narrowest_layer(architecture: Architecture) -> int:

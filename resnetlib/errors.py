@@ -73,6 +73,13 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or bool(re.search(messages, str(error)))
 
 
+def compiler_failure(error: Exception) -> str:
+    """Why torch could not compile, in a line; empty for any other error."""
+    dynamo = sys.modules.get("torch._dynamo.exc")  # slow to import, and there if it failed
+    is_one = dynamo is not None and isinstance(error, dynamo.BackendCompilerFailed)
+    return shorten_line(str(error.inner_exception)) if is_one else ""
+
+
 class DataError(UserError, RuntimeError):
     """Data are missing, or are not what they should be; the message says what to do."""
 

@@ -52,7 +52,7 @@ def format_confidence(value: float) -> str:
     return ">99.99 %" if value >= 0.99995 else f"{100 * value:.2f} %"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """Logits (N, C) float32 and labels (N,) int64 on the CPU, and what follows from them."""
 

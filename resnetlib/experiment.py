@@ -179,6 +179,9 @@ class Experiment(Variant):
         """Whether no override changes the variant's network."""
         return not any(path.startswith("architecture.") for path in self.overrides)
 
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     @property
     def digest(self) -> str:
         """SHA-256 of what decides the outcome: variant, network, recipe, data set, seed.
@@ -219,7 +222,7 @@ class Experiment(Variant):
         return math.ceil(self.training_images / self.recipe.batch_size)
 
     def to_yaml(self) -> str:
-        """The complete experiment; `load_experiment(path)` reads it back, equal."""
+        """The complete experiment; `load_experiment(path)` reads it back, but for `execution`."""
         return write_yaml(self.model_dump(mode="json", exclude={"execution"}))
 
     def holdout_problem(self) -> str | None:

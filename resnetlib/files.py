@@ -190,7 +190,7 @@ def read_checksummed(path: Path, expected: str | None = None) -> bytes:
 
 LOCK_SECONDS = 0.5  # `is_locked` of another process holds a lock for a moment
 # What a file system without locks answers: some of NFS and Lustre.
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from .blocks import (
     projection,
     separable_conv,
 )
-from .rng import derive_seed, float32_by_default
+from .rng import derive_seed, plain_defaults
 from .schema import (
     IMAGE_SHAPE,
     NUM_CLASSES,
@@ -289,6 +289,6 @@ def build_model(architecture: Architecture, *, seed: int = 0) -> ResNet:
     torch's default initialisation (Kaiming-uniform), as every published variant of the first teams
     used it, unless `init` says otherwise. The global random state stays as it was.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), float32_by_default():
+    with torch.random.fork_rng(devices=[]), plain_defaults():
         torch.default_generator.manual_seed(derive_seed(seed, "init"))  # not those of cards
         return ResNet(architecture)

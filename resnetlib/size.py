@@ -327,10 +327,12 @@ def model_summary(model: "nn.Module") -> str:
     import torch
     from torchsummary import summary
 
+    from .rng import plain_defaults
+
     replica = copy.deepcopy(model).cpu()
     printed = io.StringIO()
     random_state = torch.random.fork_rng(devices=[])
-    with random_state, torch.no_grad(), contextlib.redirect_stdout(printed):
+    with random_state, plain_defaults(), torch.no_grad(), contextlib.redirect_stdout(printed):
         summary(replica, IMAGE_SHAPE, device="cpu")
     table = printed.getvalue().strip("\n")
     fixed = sum(p.numel() for p in model.parameters() if not p.requires_grad)
@@ -348,17 +350,23 @@ def measure_memory(architecture: Architecture) -> dict[str, int]:
     These are the image if the stem is trained, every activation that autograd saves, the output of
     each block and the logits, in float32. Each kind of block is measured once.
     """
-    return _by_part(
-        architecture,
-        _stem_memory(_one_stage(architecture, architecture.outputs[0][0], 0)),
-        lambda block: _block_memory(
-            _one_stage(architecture, block.out_channels, block.stage + 1), block._replace(stage=0)
-        ),
-        _head_memory(
-            _one_stage(architecture, architecture.outputs[-1][0], -1, stem="conv3x3"),
-            architecture.outputs[-1][1],
-        ),
-    )
+    import torch  # slow to import
+
+    from .rng import plain_defaults
+
+    with plain_defaults(), torch.inference_mode(False), torch.enable_grad():
+        return _by_part(
+            architecture,
+            _stem_memory(_one_stage(architecture, architecture.outputs[0][0], 0)),
+            lambda block: _block_memory(
+                _one_stage(architecture, block.out_channels, block.stage + 1),
+                block._replace(stage=0),
+            ),
+            _head_memory(
+                _one_stage(architecture, architecture.outputs[-1][0], -1, stem="conv3x3"),
+                architecture.outputs[-1][1],
+            ),
+        )
 
 
 def _one_stage(

@@ -37,7 +37,7 @@ from .optim import (
 )
 from .progress import EpochProgress
 from .resnet import build_model
-from .rng import derive_seed, float32_by_default, generator, seeding
+from .rng import derive_seed, generator, plain_defaults, seeding
 from .schedule import learning_rate
 from .schema import Clip
 
@@ -93,7 +93,7 @@ def preview_batch(experiment: Experiment, dataset: Dataset, count: int) -> tuple
     kept, _ = split_holdout(dataset.train[1], recipe.holdout, seed)
     order = epoch_order(len(kept), seed, 1)[: recipe.batch_size]
     images, labels = (part[kept[order]] for part in dataset.train)
-    with float32_by_default():
+    with plain_defaults():
         flip_mask = epoch_flip_mask(len(kept), seed, 1)[order]
         images, targets = compose(recipe.augment)(
             images, labels, generator(seed, "augment", 1, 0), flip_mask

@@ -316,6 +316,15 @@ def test_empty_name_of_a_compiler_is_none(monkeypatch):
     assert not device.has_compiler(torch.device("cpu"))
 
 
+def test_compiler_that_does_not_start_is_none(monkeypatch, tmp_path):
+    """Such as the one of a Mac without Apple's tools."""
+    stub = tmp_path / "stub"
+    stub.write_text("#!/bin/sh\nexit 1\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{stub} -O2")
+    assert not device.has_compiler(torch.device("cpu"))
+
+
 @pytest.mark.slow
 def test_compile_is_refused_without_a_compiler(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: None)

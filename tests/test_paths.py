@@ -32,6 +32,17 @@ def test_display_path_is_one_printable_line(tmp_path):
     assert paths.display_path(loop / "run") == f"{loop}/run"
 
 
+def test_display_path_without_a_home(monkeypatch):
+    monkeypatch.setattr(paths.os.path, "expanduser", lambda path: path)  # no user, no HOME
+    assert paths.display_path(Path("/elsewhere/run")) == "/elsewhere/run"
+
+
+def test_installed_package_shortens_only_the_users_folders(nowhere, monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)  # site-packages
+    monkeypatch.chdir(tmp_path.parent)
+    assert paths.display_path(tmp_path / "resnetlib") == f"{tmp_path.name}/resnetlib"
+
+
 def test_output_folder_on_kaggle_is_kept(nowhere, monkeypatch):
     assert paths.output_folder() == paths.PROJECT / "outputs"
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")

@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from resnetlib.rng import derive_seed, generator
+from resnetlib.rng import derive_seed, generator, plain_defaults
 from resnetlib.training import epoch_flip_mask, epoch_order
 
 
@@ -32,3 +32,16 @@ def test_draws_of_a_run_never_change():
     assert epoch_order(8, 0, 2).tolist() == [7, 6, 5, 2, 1, 4, 0, 3]
     assert epoch_flip_mask(8, 0, 1).int().tolist() == [0, 0, 0, 1, 1, 0, 1, 0]
     assert epoch_flip_mask(8, 0, 2).int().tolist() == [1, 1, 1, 0, 0, 1, 0, 1]
+
+
+def test_plain_defaults_are_float32_on_the_cpu_for_a_while():
+    with torch.device("meta"):
+        torch.set_default_dtype(torch.float64)
+        try:
+            with plain_defaults():
+                inside = torch.zeros(1)
+            outside = torch.zeros(1)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert (inside.dtype, inside.device.type) == (torch.float32, "cpu")
+    assert (outside.dtype, outside.device.type) == (torch.float64, "meta")

@@ -288,3 +288,20 @@ def test_summary_keeps_no_activations_for_a_backward_pass():
 
     model_summary(nn.Sequential(nn.Conv2d(3, 4, 3), Probe()))
     assert modes == [False]
+
+
+def test_memory_is_the_same_whatever_the_callers_settings():
+    architecture = load_experiment("lite").architecture
+
+    def measured():
+        for part in (size._stem_memory, size._block_memory, size._head_memory):
+            part.cache_clear()
+        return size.measure_memory(architecture)
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            other = measured()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert other == measured()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..evaluation import evaluate, normalize
+from ..evaluation import evaluate, normalize, require_uint8
 
 PRINCIPAL = 50  # components kept before t-SNE (van der Maaten & Hinton 2008, section 4.2: 30)
 PERPLEXITY = 30  # scikit-learn's default
@@ -38,6 +38,7 @@ def grad_cam(
     """
     from captum.attr import LayerGradCam  # slow to import
 
+    require_uint8(images, "grad_cam takes a uint8 tensor and normalises itself")
     if not len(images):
         return torch.empty(0, 1, 1)
     replica = copy.deepcopy(model).eval()

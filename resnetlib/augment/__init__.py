@@ -121,7 +121,8 @@ def preview(augment: str | Sequence[Any], images: Tensor, seed: int = 0) -> Tens
     steps = parse_value(augment) if isinstance(augment, str) else augment
     steps = validate({"augment": steps or []}, "preview", schema.Augmentations).augment
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    return compose(steps)(images, labels, rng.generator(seed, "augment"))[0]
+    with rng.plain_defaults():
+        return compose(steps)(images, labels, rng.generator(seed, "augment"))[0]
 
 
 def describe() -> dict[str, str]:

@@ -176,5 +176,5 @@ def policy_tables(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.tensor(places).T,
         torch.tensor(values, dtype=torch.float64).transpose(1, 2),
-        torch.tensor(shares).T,
+        torch.tensor(shares, dtype=torch.float32).T,
     )

@@ -174,6 +174,7 @@ def _draw_budget(axes: Axes) -> None:
     )
 
 
+CLAIMS_TITLE = "Claimed accuracy for its size and for its work"
 CLAIM_MARKERS = {"test": "o", "best on test": "^", "validation": "s", "competition": "D"}
 CLAIM_GROUPS = {"class": ("the class", COLORBLIND[0]), "variants": ("variants here", COLORBLIND[1])}
 NAMED_CLAIMS = 8  # the most accurate claims, which are named besides the front
@@ -202,7 +203,7 @@ def claimed_accuracy(claims: pd.DataFrame) -> list[Axes]:
         _draw_budget(both[0])
         both[0].set(ylabel="claimed accuracy (CIFAR-10)")
         label_per_cent(both[0].yaxis)
-        figure.suptitle("Claimed accuracy for its size and for its work", fontweight="bold")
+        figure.suptitle(CLAIMS_TITLE, fontweight="bold")
         _claims_legend(figure, claims)
         figure.canvas.draw()  # fixes the positions that labels are placed by
         for axes, size in zip(both, SIZES, strict=True):
@@ -372,7 +373,8 @@ def _label_points(
     """
     pixels = axes.transData.transform(marks)
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in pixels[np.isfinite(pixels).all(1)]]
-    taken += [text.get_window_extent() for text in axes.texts]
+    legend = [axes.get_legend()] if axes.get_legend() else []
+    taken += [text.get_window_extent() for text in [*axes.texts, *legend]]
     frame = axes.get_window_extent()
     if budget is not None:
         line = axes.transData.transform((budget, axes.get_ylim()[0]))[0]

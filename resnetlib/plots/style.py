@@ -46,6 +46,7 @@ STYLE = {
     "figure.dpi": 100,
     "grid.alpha": 0.3,
     "savefig.bbox": "tight",
+    "text.usetex": False,  # texts have per cent signs and underscores
 }
 TEXT_LINES, LINE_CHARACTERS = 4, 150
 NAME_CHARACTERS = 30  # of a class or a variant

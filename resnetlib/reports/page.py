@@ -20,6 +20,7 @@ from ..experiment import DEFAULT_BUDGET
 from ..explore.designs import claims
 from ..paths import display_path, output_folder
 from ..plots.leaderboard import (
+    CLAIMS_TITLE,
     accuracy_against,
     claimed_accuracy,
     overlaid_curves,
@@ -182,7 +183,7 @@ def _figures(own: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     prefix = "data:image/svg+xml;base64,"
     return {
         name: {
-            "title": axes.get_title() or axes.figure.get_suptitle(),
+            "title": axes.get_title() or CLAIMS_TITLE,
             "source": prefix + base64.b64encode(figure_svg(axes)).decode(),
         }
         for name, axes in figures.items()

@@ -1,5 +1,6 @@
 """`train`: start, resume or load the run of an experiment, and keep its record true."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ from ..errors import (
     Diverged,
     RunError,
     UserError,
+    compiler_failure,
     explain_interrupt,
     is_out_of_memory,
     print_line,
@@ -25,7 +27,7 @@ from ..errors import (
 from ..evaluation import Evaluation
 from ..experiment import Experiment, parse_duration
 from ..paths import display_path, expand_home, output_folder, real_path
-from ..rng import float32_by_default
+from ..rng import plain_defaults
 from ..size import check_size, model_summary
 from ..training import Callback, Trainer, fit
 from .artifacts import write_results
@@ -61,6 +63,7 @@ from .upkeep import drop_checkpoints, remove_leftovers
 
 # What `run.json` has from the start of a run.
 OF_A_RUN = RECORD_KEYS | {"fingerprint": dict, "started": str, "inexact_resumes": list}
+_training = threading.RLock()  # held while a run trains, which may be a copy of one on Drive
 
 
 def check_experiment(experiment: Experiment) -> DeviceSettings:
@@ -85,12 +88,16 @@ def train(
 
     On SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2 the step is finished and the state saved; then
     `KeyboardInterrupt` (SIGINT) or `SystemExit` is raised. A second signal ends it at once. After
-    `stop_after` the same happens with `OutOfTime`.
+    `stop_after` the same happens with `OutOfTime`. In a thread, and where the program handles the
+    signal itself, as `asyncio.run` does with SIGINT, it is left alone.
+
+    A process trains one run at a time: the random generators are the process's own.
 
     Args:
-        experiment: what to train.
+        experiment: what to train, from `load_experiment` or `config.apply_overrides`, which record
+            what they change; pydantic's `model_copy` does not, and `verify` would fail the run.
         output: the run folder; by default `experiment.folder`.
-        callbacks: hooks of the user's own, see `Callback`.
+        callbacks: hooks of the user's own, see `training.Callback`.
 
     Raises:
         ConfigError: before any work, for what cannot be trained or would overwrite other files.
@@ -103,17 +110,20 @@ def train(
             f"experiment = {shorten(experiment)}: give one, such as load_experiment('lite')"
         )
     settings = check_experiment(experiment)
+    if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) for c in callbacks):
+        raise ConfigError(f"callbacks = {shorten(callbacks)}: give a list of `Callback` objects")
     output = None if output is None else expand_home(output)
-    folder = output or experiment.folder
+    folder = (output or experiment.folder).absolute()
     if local := local_folder(folder):
         return _train_beside_drive(experiment, folder, local, callbacks)
     check_folder(folder, None if output else output_folder(experiment.execution.output_root))
-    if files.is_read_only(folder) and not experiment.execution.fresh:
-        finished = _previous_record(folder, experiment)
+    if files.is_read_only(folder):
+        finished = None if experiment.execution.fresh else _previous_record(folder, experiment)
         if finished and finished["status"] == "done":
             return load_run(folder)
+        raise ConfigError(f"{display_path(folder)} cannot be written; name another output_root")
     make_folder(folder)
-    with _explained(experiment, folder), files.lock(folder / ".lock"):
+    with _alone(), _explained(experiment, folder), files.lock(folder / ".lock"):
         before = None if experiment.execution.fresh else _previous_record(folder, experiment)
         remove_leftovers(folder)
         if before and before["status"] == "done":
@@ -126,7 +136,7 @@ def train(
         dataset = load_dataset(experiment.dataset, experiment.execution.data_root)
         with (
             cpu_threads(settings.threads),
-            float32_by_default(),
+            plain_defaults(),
             torch.inference_mode(False),  # like the other two whatever the caller has set
             torch.autocast(settings.device.type, enabled=False),
         ):
@@ -141,6 +151,17 @@ def train(
                 start_over(folder, record)
             _run_to_end(training, experiment, dataset, folder, record, callbacks)
     return load_run(folder)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Raise `RunError` while another thread of this process trains."""
+    if not _training.acquire(blocking=False):
+        raise RunError("another run trains in this process; start a process for each")
+    try:
+        yield
+    finally:
+        _training.release()
 
 
 def _train_beside_drive(
@@ -365,7 +386,7 @@ def _write_results(
 
 @contextmanager
 def _explained(experiment: Experiment, folder: Path) -> Iterator[None]:
-    """Turn a full disk, an unreadable file or lack of memory into a `RunError` of one line."""
+    """Turn what a machine lacks, such as memory or disk, into a `RunError` of one line."""
     try:
         yield
     except UserError:
@@ -376,6 +397,10 @@ def _explained(experiment: Experiment, folder: Path) -> Iterator[None]:
         raise RunError(f"{display_path(path)}: {reason}. {_saved(experiment, folder)}") from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
+            if reason := compiler_failure(error):
+                raise RunError(
+                    f"torch cannot compile here ({reason}); `compile: false` trains without it"
+                ) from error
             raise
         size = experiment.recipe.batch_size
         raise RunError(

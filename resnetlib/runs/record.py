@@ -79,7 +79,7 @@ def describe_environment(experiment: Experiment) -> dict[str, str]:
         **{name.replace("_", " "): _in_words(value) for name, value in settings.items()},
         "operating system": platform.platform(),
         **_versions(),
-        "commit": f"{git['commit'][:12]}{changed}" if git else "not in a git checkout",
+        "commit": f"{git['commit'][:12]}{changed}" if git else "not known",
         "run folder": display_path(experiment.folder),
     }
 
@@ -130,7 +130,8 @@ def _git_state() -> dict[str, Any] | None:
     """
 
     def ask(*words: str) -> str:
-        command = ["git", "-C", str(PROJECT), *words]
+        # git knows no checkout of another user, such as one that a container has mounted.
+        command = ["git", "-c", "safe.directory=*", "-C", str(PROJECT), *words]
         done = subprocess.run(  # noqa: S603  the words below
             command, capture_output=True, text=True, check=True
         )

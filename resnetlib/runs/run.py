@@ -340,7 +340,7 @@ def seed_accuracies(runs: Iterable[Run]) -> tuple[float, ...]:
 
 def load_run(path: str | Path) -> Run:
     """Read a run folder. Raises `RunError` when the path is not one."""
-    path = expand_home(path)
+    path = expand_home(path).absolute()
     try:
         is_run = (path / "run.json").is_file()
     except OSError as error:

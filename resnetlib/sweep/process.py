@@ -14,7 +14,7 @@ from pathlib import Path
 from ..signals import input_ended
 
 GRACE_SECONDS = 60  # for the last step and a checkpoint, before a process is killed
-PROGRAM = ("-m", "resnetlib", "run")  # arguments of Python
+PROGRAM = ("-P", "-m", "resnetlib", "run")  # no module of the working directory is imported
 
 
 @dataclass(frozen=True)

@@ -337,6 +337,8 @@ class Search:
     def _check_name(self) -> None:
         if self.save and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", self.save):
             raise ConfigError(f"--save {shorten(self.save)}: give a name of letters and digits")
+        if self.save and files.is_read_only(params_folder()):
+            raise ConfigError(f"--save: {display_path(params_folder())} cannot be written")
 
     def _check_save(self, study: "Study") -> None:
         """Refuse a file that this study did not write, or that was changed."""

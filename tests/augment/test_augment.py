@@ -808,3 +808,16 @@ def test_preview_refuses_a_mistake_in_one_line(wrong, message, digits):
         augment.preview(wrong, digits.train[0][:2])
     assert str(caught.value).startswith(f"preview: {message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rotation", "crop", "auto_augment", "rand_augment", "mixup"])
+def test_preview_is_the_same_whatever_the_default_dtype(name, digits):
+    images = digits.train[0][:8]
+    expected = preview(name, images)
+    policies.policy_tables.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert preview(name, images).equal(expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert preview(name, images).equal(expected)

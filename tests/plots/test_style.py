@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from resnetlib import plots
 from resnetlib.evaluation import Evaluation
 from resnetlib.plots import architecture, style
-from resnetlib.plots.style import LINE_CHARACTERS, TEXT_LINES, drawable, variant_color
+from resnetlib.plots.style import LINE_CHARACTERS, TEXT_LINES, drawable, figure_style, variant_color
 
 NAMES = (
     "a\ud800b",  # half a surrogate pair
@@ -117,3 +117,8 @@ def test_layers_of_a_block_are_readable(name):
     _, axes = plt.subplots()
     architecture._draw_chip(axes, 0, 0, name)
     assert contrast(axes.texts[0].get_color(), axes.patches[0].get_facecolor()[:3]) >= 4.5
+
+
+def test_figures_are_not_set_by_latex():
+    with plt.rc_context({"text.usetex": True}), figure_style():
+        assert not plt.rcParams["text.usetex"]

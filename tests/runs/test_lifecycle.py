@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY, history_of, outcome, weights_of
+from torch._inductor.exc import InductorError
 
 from resnetlib import (
     evaluate,
@@ -30,7 +32,7 @@ from resnetlib import (
 from resnetlib.config import apply_overrides
 from resnetlib.errors import ConfigError, Diverged, RunError, UserError
 from resnetlib.runs import artifacts, checkpoint, lifecycle, record
-from resnetlib.training import Trainer
+from resnetlib.training import Callback, Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
 
@@ -872,7 +874,7 @@ def test_a_finished_run_is_loaded_from_a_folder_that_cannot_be_written(tiny, tmp
     monkeypatch.setattr(files.os, "access", lambda path, mode: Path(path) != run.path)
     monkeypatch.setattr(files, "lock", Mock(side_effect=PermissionError))
     assert train(tiny(), output=run.path).status == "done"
-    with pytest.raises(RunError, match="The finished run is still there"):
+    with pytest.raises(ConfigError, match="cannot be written; name another output_root"):
         train(tiny(fresh=True), output=run.path)
 
 
@@ -892,3 +894,48 @@ def test_a_fresh_run_replaces_a_damaged_record(tiny, monkeypatch):
     with pytest.raises(RunError, match=r"run.json is damaged"):
         execute.run_experiment(tiny(), {})
     assert execute.run_experiment(tiny(fresh=True), {}).status == "done"
+
+
+def test_failed_compilation_is_one_line(tiny, monkeypatch):
+    def fail(*_):
+        raise InductorError(OSError("main.so: failed to map segment"), None)
+
+    monkeypatch.setattr(Trainer, "train_step", fail)
+    with pytest.raises(RunError, match=r"cannot compile here \(main\.so: .*`compile: false`"):
+        train(tiny())
+
+
+@pytest.mark.parametrize(
+    "callbacks",
+    [Callback(), [Callback], [print], None],
+    ids=["no list", "class", "function", "None"],
+)
+def test_what_is_no_list_of_callbacks_is_refused_before_any_work(tiny, callbacks):
+    with pytest.raises(ConfigError, match=r"callbacks = .*: give a list of `Callback` objects"):
+        train(tiny(), callbacks=callbacks)
+    assert not tiny().folder.exists()
+
+
+def test_second_run_of_a_process_is_refused_while_one_trains(tiny, tmp_path):
+    refused = []
+
+    class Second(Callback):
+        def after_training(self, training):
+            def start():
+                with pytest.raises(RunError, match="another run trains in this process"):
+                    train(tiny(), output=tmp_path / "second")
+                refused.append(True)
+
+            thread = threading.Thread(target=start)
+            thread.start()
+            thread.join()
+
+    assert train(tiny(), callbacks=[Second()]).status == "done"
+    assert refused and train(tiny(), output=tmp_path / "second").status == "done"
+
+
+def test_a_run_is_read_after_the_working_directory_has_changed(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [train(tiny(), output="run"), load_run("run")]
+    monkeypatch.chdir("/")
+    assert [run.metrics["epochs"] for run in runs] == [1, 1]

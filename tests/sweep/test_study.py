@@ -416,3 +416,9 @@ def test_search_of_another_process_is_refused(search):
     made = search("lr=linear(0.1,0.2)")
     with made.opened(), pytest.raises(BlockingIOError, match="in use"), made.opened():
         pass
+
+
+def test_variant_that_cannot_be_saved_is_refused_before_any_trial(search, tmp_path, monkeypatch):
+    monkeypatch.setattr("resnetlib.files.is_read_only", lambda folder: True)
+    with pytest.raises(ConfigError, match=r"--save: .* cannot be written"):
+        search("lr=linear(0.1,0.2)", save="tuned")
