@@ -1,6 +1,7 @@
 """The rules of the repository: layers, public names, imports without effects, complete parts."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -249,3 +250,16 @@ def test_recorded_files_have_unix_line_ends():
     assert "* -text" in (PROJECT / ".gitattributes").read_text().splitlines()
     recorded = (PROJECT / "outputs" / "reference").rglob("*.csv")
     assert not [path for path in recorded if b"\r\n" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("package", ["analysis", "explore", "plots", "runs", "sweep"])
+def test_names_of_a_package_are_there_when_they_are_used(package):
+    module = importlib.import_module(f"resnetlib.{package}")
+    assert module.__all__ and all(callable(getattr(module, name)) for name in module.__all__)
+
+
+def test_editors_find_the_types():
+    """Every package that imports lazily says in a stub what its names are."""
+    for path in (PROJECT / "resnetlib").rglob("__init__.py"):
+        assert ("lazy_loader" in path.read_text()) == path.with_suffix(".pyi").exists(), path
+    assert (PROJECT / "resnetlib" / "py.typed").exists()

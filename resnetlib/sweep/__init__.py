@@ -2,11 +2,4 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "pool": ["LocalPool", "Needs", "visible_gpus"],
-        "scheduler": ["carry_out", "exit_code"],
-        "task": ["Task"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,11 @@
+from .config import list_variants as list_variants
+from .config import load_experiment as load_experiment
+from .data import load_dataset as load_dataset
+from .evaluation import evaluate as evaluate
+from .notebook import experiment_from_notebook as experiment_from_notebook
+from .resnet import build_model as build_model
+from .runs.find import load_pretrained as load_pretrained
+from .runs.lifecycle import train as train
+from .runs.run import load_run as load_run
+from .size import count_parameters as count_parameters
+from .size import model_summary as model_summary

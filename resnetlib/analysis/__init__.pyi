@@ -1,0 +1,10 @@
+from .attribution import embeddings as embeddings
+from .attribution import grad_cam as grad_cam
+from .attribution import tsne as tsne
+from .calibration import calibrated as calibrated
+from .calibration import held_out as held_out
+from .comparison import compare_runs as compare_runs
+from .errors import confused_pairs as confused_pairs
+from .errors import evaluation_settings as evaluation_settings
+from .errors import misclassified_as as misclassified_as
+from .errors import most_confident_errors as most_confident_errors
