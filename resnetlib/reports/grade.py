@@ -428,7 +428,7 @@ def write_autograder(path: Path, data: GradingData, assignment: Assignment) -> N
         "unfinished.json": json.dumps(UNFINISHED).encode(),
         "test.npz": data.to_bytes(),
     }
-    for source in sorted(PACKAGE.rglob("*.py")):
+    for source in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi")]):
         content[f"resnetlib/{source.relative_to(PACKAGE).as_posix()}"] = source.read_bytes()
     for source in sorted(params_folder().glob("*.yaml")):
         content[f"params/{source.name}"] = source.read_bytes()
