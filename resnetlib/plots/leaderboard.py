@@ -362,8 +362,9 @@ def _label_points(
 ) -> None:
     """Write names beside their points, away from other texts, from marks and from the budget.
 
-    A name further up or down has a line to its point, which runs through no other name.
-    Bold names come first and are always written, another one only where there is room.
+    A name further up or down has a line to its point, which runs through no other name. Bold
+    names come first and are always written, another one only where there is room, with a line
+    that runs through no other mark either.
 
     Args:
         axes: placed on its figure, with its final limits.
@@ -372,9 +373,10 @@ def _label_points(
         budget: x of a vertical line that no name may cover.
     """
     pixels = axes.transData.transform(marks)
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in pixels[np.isfinite(pixels).all(1)]]
+    drawn = pixels[np.isfinite(pixels).all(1)]
+    marked = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in drawn]
     legend = [axes.get_legend()] if axes.get_legend() else []
-    taken += [text.get_window_extent() for text in [*axes.texts, *legend]]
+    taken = marked + [text.get_window_extent() for text in [*axes.texts, *legend]]
     frame = axes.get_window_extent()
     if budget is not None:
         line = axes.transData.transform((budget, axes.get_ylim()[0]))[0]
@@ -411,7 +413,8 @@ def _label_points(
                 end = (name.x1 if right < 0 else name.x0, (name.y0 + name.y1) / 2)
                 is_free &= np.nanmin(np.hypot(*(pixels - end).T)) > np.hypot(*(own - end)) - 1
             else:
-                is_free &= not any(line.intersects_bbox(other, filled=False) for other in names)
+                others = names + [m for m in marked if not point.bold and not m.contains(*own)]
+                is_free &= not any(line.intersects_bbox(other, filled=False) for other in others)
             if is_free or (point.bold and (right, up) == places[-1]):
                 names.append(box)
                 lines += [line] * (up != 0)

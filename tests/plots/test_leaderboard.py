@@ -9,6 +9,7 @@ from matplotlib.path import Path
 from matplotlib.text import Text
 
 from resnetlib import explore, list_variants, load_experiment, plots
+from resnetlib.plots import leaderboard
 from resnetlib.plots.leaderboard import (
     accuracy_against,
     overlaid_curves,
@@ -271,3 +272,14 @@ def test_name_without_a_line_stands_beside_its_own_point():
     axes.figure.canvas.draw()
     names = {text.get_text(): plt.Text.get_window_extent(text) for text in axes.texts}
     assert names["left"].x1 < names["right"].x0
+
+
+def test_line_of_a_name_does_not_run_through_another_point():
+    """Data are pixels here; others lie beside the point, one on the way to the next place."""
+    _, axes = plt.subplots(figsize=(5, 5), dpi=100)
+    axes.set(position=[0, 0, 1, 1], xlim=(0, 500), ylim=(0, 500))
+    own, on_the_way, beside = (250, 250), (236, 255), (270, 250)
+    points = pd.DataFrame({"name": ["lite"], "x": own[:1], "y": own[1:], "bold": False})
+    leaderboard._label_points(axes, points, marks=np.array([own, on_the_way, beside], dtype=float))
+    (name,) = axes.texts
+    assert name.arrow_patch and name.xyann != (-18, 11)
