@@ -11,7 +11,7 @@ import platformdirs
 
 from . import files
 from .errors import DataError, print_line
-from .paths import KAGGLE_INPUT, PROJECT, display_path, expand_home, in_checkout
+from .paths import KAGGLE_INPUT, display_path, expand_home, project_folder
 from .progress import bar
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
@@ -43,7 +43,7 @@ def data_roots(root: str | os.PathLike | None = None) -> list[Path]:
     named = [root, os.environ.get("RESNETLIB_DATA")]
     return [
         *(expand_home(folder) for folder in named if folder),
-        (PROJECT if in_checkout() else Path.cwd()) / "data",
+        project_folder() / "data",
         *_kaggle_inputs(),
         Path(platformdirs.user_cache_dir("resnetlib", appauthor=False)),
     ]

@@ -37,12 +37,12 @@ def output_folder(output_root: str | Path | None = None) -> Path:
         return expand_home(output_root)
     if host() == "Kaggle":
         return KAGGLE_WORKING / "outputs"
-    return (PROJECT if in_checkout() else Path.cwd()) / "outputs"
+    return project_folder() / "outputs"
 
 
-def in_checkout() -> bool:
-    """Whether this is a checkout, not an installed package, which lies among others."""
-    return (PROJECT / "params").is_dir()
+def project_folder() -> Path:
+    """The checkout, or the working directory if the package is installed among others."""
+    return PROJECT if (PROJECT / "params").is_dir() else Path.cwd()
 
 
 def host() -> str:
@@ -77,7 +77,7 @@ def display_path(path: Path) -> str:
     path = real_path(path)
     text = str(path)
     home = Path(os.path.expanduser("~"))  # unlike `Path.home`, where no home is known: `~`
-    for base, prefix in ((PROJECT, ""), (Path.cwd(), ""), (home, "~/"))[not in_checkout() :]:
+    for base, prefix in ((project_folder(), ""), (Path.cwd(), ""), (home, "~/")):
         if path.is_relative_to(base):
             text = prefix + path.relative_to(base).as_posix()
             break

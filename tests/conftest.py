@@ -92,6 +92,16 @@ def with_warning(cells):
     return {name for name, parts in cells.items() if any(p.get("name") == "stderr" for p in parts)}
 
 
+@contextmanager
+def float64_by_default():
+    """Where a caller has set another default type than torch's own."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def size_by_torch(architecture):
     """The size that torch's own counters find for the network."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -243,7 +253,7 @@ def small_archive(tmp_path, monkeypatch):
         tar.add(source, download.CIFAR10_FOLDER)
     monkeypatch.setattr(download, "CIFAR10_MD5", sums)
     monkeypatch.setattr(download, "CIFAR10_ARCHIVE_MD5", files.md5(archive))
-    monkeypatch.setattr(download, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(download, "project_folder", lambda: tmp_path / "project")
     monkeypatch.setattr(download, "TIMEOUT_SECONDS", (2, 0.5))
     for name in ("NO_PROXY", "no_proxy"):  # where a proxy is set, it is for other servers
         monkeypatch.setenv(name, "127.0.0.1")

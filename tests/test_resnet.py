@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN, size_by_torch
+from conftest import GOLDEN, float64_by_default, size_by_torch
 from torch import nn
 
 from resnetlib import build_model, count_parameters, list_variants, load_experiment, model_summary
@@ -110,14 +110,9 @@ def test_build_model_depends_on_the_seed_alone(monkeypatch):
 def test_build_model_is_in_float32_on_the_cpu_whatever_the_defaults():
     architecture = load_experiment("lite").architecture
     plain = build_model(architecture).linear.weight
-    before = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float64)
-        with torch.device("meta"):
-            weight = build_model(architecture).linear.weight
+    with float64_by_default(), torch.device("meta"):
+        weight = build_model(architecture).linear.weight
         assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(before)
     assert weight.dtype == torch.float32 and torch.equal(weight, plain)
 
 

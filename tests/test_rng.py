@@ -3,6 +3,7 @@
 import itertools
 
 import torch
+from conftest import float64_by_default
 
 from resnetlib.rng import derive_seed, generator, plain_defaults
 from resnetlib.training import epoch_flip_mask, epoch_order
@@ -35,13 +36,9 @@ def test_draws_of_a_run_never_change():
 
 
 def test_plain_defaults_are_float32_on_the_cpu_for_a_while():
-    with torch.device("meta"):
-        torch.set_default_dtype(torch.float64)
-        try:
-            with plain_defaults():
-                inside = torch.zeros(1)
-            outside = torch.zeros(1)
-        finally:
-            torch.set_default_dtype(torch.float32)
+    with torch.device("meta"), float64_by_default():
+        with plain_defaults():
+            inside = torch.zeros(1)
+        outside = torch.zeros(1)
     assert (inside.dtype, inside.device.type) == (torch.float32, "cpu")
     assert (outside.dtype, outside.device.type) == (torch.float64, "meta")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import size_by_torch
+from conftest import float64_by_default, size_by_torch
 from pydantic import ValidationError
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -298,10 +298,6 @@ def test_memory_is_the_same_whatever_the_callers_settings():
             part.cache_clear()
         return size.measure_memory(architecture)
 
-    torch.set_default_dtype(torch.float64)
-    try:
-        with torch.inference_mode():
-            other = measured()
-    finally:
-        torch.set_default_dtype(torch.float32)
+    with float64_by_default(), torch.inference_mode():
+        other = measured()
     assert other == measured()

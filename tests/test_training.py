@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import weights_of
+from conftest import float64_by_default, weights_of
 
 from resnetlib import model_summary, pickles, train
 from resnetlib import training as training_module
@@ -412,12 +412,9 @@ def test_step_trains_on_smoothed_mixed_targets(tiny, few_digits):
 def test_draws_do_not_depend_on_the_default_type(tiny, tmp_path):
     experiment = tiny(augment="flip,rotation,mixup", epochs=1)
     plain = train(experiment, output=tmp_path / "plain")
-    torch.set_default_dtype(torch.float64)
-    try:
+    with float64_by_default():
         other = train(experiment, output=tmp_path / "other")
         assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
     assert weights_of(other) == weights_of(plain)
 
 

@@ -386,6 +386,8 @@ def _label_points(
     places += [(right, up) for up in (11, -11, 22, -22) for right in (-18, 18)]
     places += [(right, up) for up in (33, -33, 44, -44) for right in (-18, 18, -45, 45)]
     for point in points.sort_values("bold", ascending=False, kind="stable").itertuples():
+        own = axes.transData.transform((point.x, point.y))
+        others = [mark for mark in marked if not point.bold and not mark.contains(*own)]
         for right, up in places:
             text = axes.annotate(
                 drawable(point.name, NAME_CHARACTERS),
@@ -403,20 +405,20 @@ def _label_points(
             # Of the name alone, without the line to its point, and with some air beside it.
             name = Text.get_window_extent(text)
             box = Bbox.from_extents(name.x0 - 3, name.y0, name.x1 + 3, name.y1)
-            own = axes.transData.transform((point.x, point.y))
             line = Path([own, ((name.x0 + name.x1) / 2, (name.y0 + name.y1) / 2)])
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
             inside &= frame.y0 <= box.y0 and box.y1 <= frame.y1
-            is_free = inside and not any(box.overlaps(other) for other in taken + names)
+            is_free = inside and not any(box.overlaps(place) for place in taken + names)
             is_free &= not any(other.intersects_bbox(box, filled=False) for other in lines)
             if up == 0:  # without a line it would be read as the name of the nearest point
                 end = (name.x1 if right < 0 else name.x0, (name.y0 + name.y1) / 2)
                 is_free &= np.nanmin(np.hypot(*(pixels - end).T)) > np.hypot(*(own - end)) - 1
             else:
-                others = names + [m for m in marked if not point.bold and not m.contains(*own)]
-                is_free &= not any(line.intersects_bbox(other, filled=False) for other in others)
+                crossed = (line.intersects_bbox(other, filled=False) for other in names + others)
+                is_free &= not any(crossed)
             if is_free or (point.bold and (right, up) == places[-1]):
                 names.append(box)
-                lines += [line] * (up != 0)
+                if up:
+                    lines.append(line)
                 break
             text.remove()

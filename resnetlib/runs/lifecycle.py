@@ -396,17 +396,17 @@ def _explained(experiment: Experiment, folder: Path) -> Iterator[None]:
         reason = error.strerror or error
         raise RunError(f"{display_path(path)}: {reason}. {_saved(experiment, folder)}") from error
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            if reason := compiler_failure(error):
-                raise RunError(
-                    f"torch cannot compile here ({reason}); `compile: false` trains without it"
-                ) from error
-            raise
-        size = experiment.recipe.batch_size
-        raise RunError(
-            f"out of memory with batch_size = {size}; a smaller one, such as {size // 2 or 1}, "
-            f"may fit. {_saved(experiment, folder)}"
-        ) from error
+        if is_out_of_memory(error):
+            size = experiment.recipe.batch_size
+            raise RunError(
+                f"out of memory with batch_size = {size}; a smaller one, such as {size // 2 or 1}, "
+                f"may fit. {_saved(experiment, folder)}"
+            ) from error
+        if reason := compiler_failure(error):
+            raise RunError(
+                f"torch cannot compile here ({reason}); `compile: false` trains without it"
+            ) from error
+        raise
 
 
 def _saved(experiment: Experiment, folder: Path) -> str:

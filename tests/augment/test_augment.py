@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 import torch
+from conftest import float64_by_default
 from scipy import stats
 from torchvision import transforms as v1
 from torchvision.transforms import v2
@@ -815,9 +816,6 @@ def test_preview_is_the_same_whatever_the_default_dtype(name, digits):
     images = digits.train[0][:8]
     expected = preview(name, images)
     policies.policy_tables.cache_clear()
-    torch.set_default_dtype(torch.float64)
-    try:
+    with float64_by_default():
         assert preview(name, images).equal(expected)
-    finally:
-        torch.set_default_dtype(torch.float32)
     assert preview(name, images).equal(expected)
