@@ -8,6 +8,7 @@ import contextlib
 import errno
 import io
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -33,7 +34,13 @@ from .errors import (
     shorten_line,
 )
 from .experiment import DEFAULT_BUDGET
-from .paths import display_path, expand_home, notebooks_folder, output_folder
+from .paths import (
+    display_path,
+    expand_home,
+    notebooks_folder,
+    output_folder,
+    project_folder,
+)
 from .signals import STOP_SIGNALS, stop_now
 from .size import check_size
 
@@ -591,7 +598,9 @@ def submit_command(
 def lab_command(options: tuple[str, ...]) -> None:
     """Open JupyterLab on the notebooks.
 
-    Its own options are passed on, such as `--no-browser`; `--help-all` lists them.
+    Of an installed package, on copies of them in the working directory; those that are there stay
+    as they are. JupyterLab's own options are passed on, such as `--no-browser`; `--help-all` lists
+    them.
     """
     try:
         from jupyterlab.labapp import LabApp
@@ -600,7 +609,13 @@ def lab_command(options: tuple[str, ...]) -> None:
             "JupyterLab is not installed: `pip install jupyterlab`, or open the files of "
             f"{display_path(notebooks_folder())} in another notebook program"
         ) from None
-    LabApp.launch_instance([*options, str(notebooks_folder())])
+    folder = notebooks_folder()
+    if folder != project_folder() / "notebooks":  # what they save and write is the user's
+        for notebook in folder.glob("*.ipynb"):
+            if not (copy := Path(notebook.name)).exists():
+                shutil.copyfile(notebook, copy)
+        folder = Path.cwd()
+    LabApp.launch_instance([*options, str(folder)])
 
 
 @main.command("verify", short_help="Recompute what runs claim: PASS, FAIL or NOT CHECKED.")

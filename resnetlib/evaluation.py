@@ -169,9 +169,12 @@ def evaluate(
         device: where to compute; "auto" is where the model is.
 
     Raises `ValueError` for images that are not uint8 (they would be normalised twice), and for
-    labels of another shape.
+    labels of another type or shape.
     """
     require_uint8(images, "evaluate takes a uint8 tensor and normalises itself")
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"labels are {kind}; evaluate takes an int64 tensor")
     if labels.shape != (len(images),):
         shape = tuple(labels.shape)
         raise ValueError(f"labels are {shape}; evaluate takes one for each of {len(images)} images")

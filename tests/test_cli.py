@@ -558,3 +558,25 @@ def test_lab_without_jupyterlab_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "jupyterlab.labapp", None)
     done = invoke("lab")
     assert done.exit_code == 2 and "`pip install jupyterlab`" in done.stderr
+
+
+def test_lab_of_an_installed_package_opens_copies_where_the_user_works(tmp_path):
+    """JupyterLab saves the notebooks that it opens, and a run's folder is beside them."""
+    site, work = tmp_path / "site", tmp_path / "work"
+    package, project = site / "resnetlib", NOTEBOOKS.parent
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    shutil.copytree(project / "resnetlib", package, ignore=ignored)
+    for name in ("params", "notebooks"):  # as in a wheel
+        shutil.copytree(project / name, package / name, ignore=ignored)
+    work.mkdir()
+    (work / "run_experiment.ipynb").write_text("the user's own")
+    done = subprocess.run(
+        [sys.executable, "-m", "resnetlib", "lab", "--version"],  # printed, and JupyterLab ends
+        cwd=work, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in NOTEBOOKS.glob("*.ipynb")}
+    assert {path.name for path in work.iterdir()} == names
+    assert (work / "run_experiment.ipynb").read_text() == "the user's own"
+    copied = work / "compare_variants.ipynb"
+    assert copied.read_bytes() == (NOTEBOOKS / copied.name).read_bytes()

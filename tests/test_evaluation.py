@@ -45,6 +45,9 @@ def test_evaluate_refuses_what_would_give_another_number():
     for wrong in (labels[:, None], labels[:1]):
         with pytest.raises(ValueError, match="one for each of 4 images"):
             evaluate(nn.Flatten(), images, wrong, **given)
+    for wrong in (labels.numpy(), labels.int()):
+        with pytest.raises(ValueError, match="evaluate takes an int64 tensor"):
+            evaluate(nn.Flatten(), images, wrong, **given)
     with pytest.raises(ValueError, match="images are ndarray"):
         evaluate(nn.Flatten(), images.numpy(), labels, **given)
 

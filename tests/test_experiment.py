@@ -16,6 +16,7 @@ def test_digest_ignores_execution():
         base, {"device": "cpu", "fresh": True, "threads": 2, "output_root": "elsewhere"}
     )
     assert same.digest == base.digest
+    assert {base: "found"}[load_experiment("lite")] == "found"
     others = [{"seed": 1}, {"dataset": "digits"}, {"lr": 0.2}, {"widths": [16, 32, 65]}]
     digests = {apply_overrides(base, change).digest for change in others}
     assert len(digests | {base.digest}) == 5

@@ -52,6 +52,11 @@ def test_grad_cam_at_the_last_feature_map_is_cam(model, images):
     torch.testing.assert_close(maps, cam.clamp_min(0) / 16**2)
 
 
+def test_grad_cam_refuses_normalised_images(model, images):
+    with pytest.raises(ValueError, match=r"images are torch\.float32; grad_cam takes a uint8"):
+        grad_cam(model, normalize(images, **RAW), torch.zeros(5, dtype=torch.int64), **RAW)
+
+
 def test_grad_cam_of_no_image_is_empty(model, images):
     assert len(grad_cam(model, images[:0], torch.zeros(0, dtype=torch.int64), **RAW)) == 0
 

@@ -283,3 +283,15 @@ def test_line_of_a_name_does_not_run_through_another_point():
     leaderboard._label_points(axes, points, marks=np.array([own, on_the_way, beside], dtype=float))
     (name,) = axes.texts
     assert name.arrow_patch and name.xyann != (-18, 11)
+
+
+def test_name_keeps_off_the_legend():
+    """Data are pixels here; the legend lies on the left of the point, where a name goes first."""
+    _, axes = plt.subplots(figsize=(5, 5), dpi=100)
+    axes.set(position=[0, 0, 1, 1], xlim=(0, 500), ylim=(0, 500))
+    axes.plot([], label="all")
+    legend = axes.legend(loc="center right", bbox_to_anchor=(0.49, 0.5))
+    points = pd.DataFrame({"name": ["lite"], "x": [250], "y": [250], "bold": False})
+    leaderboard._label_points(axes, points, marks=np.array([(250, 250)], dtype=float))
+    (name,) = axes.texts
+    assert not legend.get_window_extent().overlaps(plt.Text.get_window_extent(name))

@@ -74,7 +74,9 @@ def test_dry_run_lists_runs_and_writes_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_sweep_trains_every_combination_and_prints_a_table(tmp_path):
+def test_sweep_trains_every_combination_and_prints_a_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "json.py").write_text("raise ImportError")  # a module of the user's, not ours
     small = ["-p", "depths", "[1, 1]", "-p", "widths", "[8, 16]", "-p", "epochs", 1]
     words = ["lite", "-p", "dataset", "digits", *small, "-p", "output_root", tmp_path / "out"]
     done = invoke(*words, "-p", "seed", "0..1")
