@@ -112,9 +112,9 @@ def _call(
 ) -> subprocess.CompletedProcess:
     ours = {"PYTHONPATH", "VIRTUAL_ENV"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
-    kept["PATH"] = f"{_python(environment)[0].parent}{os.pathsep}{os.environ['PATH']}"
+    kept["PATH"] = f"{_python(environment).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        [*_python(environment), *command],
+        [_python(environment), *command],
         cwd=folder,
         env=kept | variables,
         capture_output=True,
@@ -123,12 +123,12 @@ def _call(
     )
 
 
-def _python(environment: Path) -> list[Path]:
-    return [environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")]
+def _python(environment: Path) -> Path:
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def _versions(environment: Path) -> dict[str, str]:
-    command = [*_python(environment), "-m", "pip", "list", "--format", "json"]
+    command = [_python(environment), "-m", "pip", "list", "--format", "json"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {package["name"]: package["version"] for package in json.loads(listed)}
 

@@ -117,8 +117,7 @@ def status_table(planned: Iterable[Task]) -> str:
     for run in planned:
         epochs = run.experiment.recipe.epochs
         history = run.history()
-        started = (run.folder / "run.json").is_file()
-        status = load_run(run.folder).status if started else "waiting"
+        status = load_run(run.folder).status if run.has_begun else "waiting"
         accuracy = 100 * float(history[-1]["test_accuracy"]) if history else None
         left = "–"
         if history and status != "done":

@@ -110,13 +110,12 @@ def torchvision_transforms(experiment: Experiment, mean, std, *, batches: bool =
 
 class BaselineLoop:
     def __init__(self, experiment: Experiment, dataset):
-        self.recipe = experiment.recipe
+        self.recipe = recipe = experiment.recipe
         self.device = resolve_device_settings(experiment).device
-        transform = torchvision_transforms(experiment, *normalization(self.recipe, dataset))
+        transform = torchvision_transforms(experiment, *normalization(recipe, dataset))
         self.images = Images(dataset.train, transform)
         self.model = build_model(experiment.architecture).to(self.device)
         self.parameters = list(self.model.parameters())
-        recipe = self.recipe
         self.optimizer = build_optimizer(self.parameters, recipe)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
 
@@ -294,7 +293,7 @@ def measure(variant: str, overrides: dict, rounds: int, memory: str) -> dict:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a product of two 2048×2048 matrices, best of ten."""
+    """Floating-point operations per second of a product of two large matrices, best of ten."""
     size = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = math.inf
@@ -348,7 +347,7 @@ def main() -> None:
         # Forward and backward pass are three times the forward's products, two operations each.
         share = ours * 3 * 2 * measure_size(experiment.architecture).macs / rate
         megabytes = " / ".join(f"{measured['memory'][loop] / 1e6:,.0f}" for loop in LOOPS)
-        images = experiment.recipe.epochs * (50_000 - experiment.recipe.holdout)
+        images = experiment.recipe.epochs * experiment.training_images
         print(
             f"{variant:<14}{experiment.recipe.batch_size:>6}{rates['baseline']:>12,.0f}"
             f"{rates['tuned']:>10,.0f}{ours:>10,.0f}"

@@ -13,9 +13,9 @@ from typing import Any
 
 from resnetlib import schema
 from resnetlib.experiment import Execution, Experiment, Published, Variant
+from resnetlib.paths import PROJECT
 from resnetlib.schema import Model
 
-PROJECT = Path(__file__).resolve().parent.parent
 INTRODUCTION = """# A variant file
 
 <!-- Written by `python docs/reference.py` from resnetlib/schema.py and resnetlib/experiment.py. -->

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .schema import WHITENING_CHANNELS
+
 FEW_PIXELS = 16  # of an output: 4×4
 
 
@@ -65,7 +67,7 @@ def full_conv(
 def depthwise_conv(
     channels: int, out_channels: int, stride: int = 1, *, kernel: int = 3, bias: bool = False
 ) -> nn.Conv2d:
-    """The same of each channel by itself.
+    """Convolution of each channel by itself whose padding keeps the resolution.
 
     Args:
         channels: channels of the input.
@@ -200,7 +202,7 @@ class Whitening(nn.Conv2d):
     """
 
     def __init__(self):
-        super().__init__(3, 24, 2, bias=False)
+        super().__init__(3, WHITENING_CHANNELS, 2, bias=False)
         self.weight.requires_grad_(False)
 
     @torch.no_grad()

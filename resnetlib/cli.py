@@ -41,7 +41,7 @@ from .paths import (
     output_folder,
     project_folder,
 )
-from .signals import STOP_SIGNALS, stop_now
+from .signals import STOP_SIGNALS, handled, stop_now
 from .size import check_size
 
 if TYPE_CHECKING:
@@ -237,18 +237,10 @@ def run_command(
         click.echo(f"report: {display_path(report)}")
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible() -> contextlib.AbstractContextManager[None]:
     """Where each of the signals ends the command as Ctrl-C does, unless it is ignored (`nohup`)."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, stop_now)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    return handled(numbers, stop_now)
 
 
 def _values(parameters: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:

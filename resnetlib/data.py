@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import files, pickles
-from .download import CIFAR10_MD5, damaged_file, find_cifar10, obtain_cifar10, read_data
+from .download import CIFAR10_MD5, find_cifar10, obtain_cifar10, read_checked
 from .errors import ConfigError, closest_match, shorten
 from .paths import display_path
 from .rng import derive_seed
@@ -172,7 +172,7 @@ def _load_cifar10(folder: Path) -> Dataset:
     labels = np.empty((6, 10_000), np.int64)
 
     def read(part: int, name: str) -> None:
-        batch = _read_checked(folder, name)
+        batch = pickles.unpickle_arrays(read_checked(folder / name))
         images[part] = batch[b"data"].reshape(images[part].shape)
         labels[part] = batch[b"labels"]
 
@@ -180,7 +180,7 @@ def _load_cifar10(folder: Path) -> Dataset:
     # twice its size.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(read, range(6), batches))
-    classes = _read_checked(folder, meta)[b"label_names"]
+    classes = pickles.unpickle_arrays(read_checked(folder / meta))[b"label_names"]
     images, labels = torch.from_numpy(images), torch.from_numpy(labels)
     return Dataset(
         name="cifar10",
@@ -190,13 +190,6 @@ def _load_cifar10(folder: Path) -> Dataset:
         checksums=dict(CIFAR10_MD5),
         source=display_path(folder),
     )
-
-
-def _read_checked(folder: Path, name: str) -> dict[bytes, Any]:
-    content = read_data(folder / name)
-    if (found := files.md5_of(content)) != CIFAR10_MD5[name]:
-        raise damaged_file(folder / name, found)
-    return pickles.unpickle_arrays(content)
 
 
 DATASETS: dict[str, Callable[[Any], Dataset]] = {
@@ -229,11 +222,14 @@ def split_holdout(labels: Tensor, holdout: int, seed: int) -> tuple[Tensor, Tens
 
 def normalization(recipe: Recipe, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel for the recipe's `normalize`."""
-    if isinstance(recipe.normalize, Normalization):
-        return recipe.normalize.mean, recipe.normalize.std
-    return {
-        "dataset": lambda: (dataset.mean, dataset.std),
-        "per_image_std": lambda: (dataset.mean, dataset.per_image_std),
-        "imagenet": lambda: (IMAGENET_MEAN, IMAGENET_STD),
-        "none": lambda: ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    }[recipe.normalize]()
+    match recipe.normalize:
+        case "dataset":
+            return dataset.mean, dataset.std
+        case "per_image_std":
+            return dataset.mean, dataset.per_image_std
+        case "imagenet":
+            return IMAGENET_MEAN, IMAGENET_STD
+        case "none":
+            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        case Normalization(mean=mean, std=std):
+            return mean, std

@@ -105,6 +105,14 @@ class DeviceSettings:
             "compile": self.compiled,
         }
 
+    def in_words(self) -> dict[str, str]:
+        """`describe()` for a reader: names with spaces, yes and no."""
+        words = {True: "yes", False: "no"}
+        return {
+            name.replace("_", " "): words[value] if isinstance(value, bool) else str(value)
+            for name, value in self.describe().items()
+        }
+
 
 def resolve_device_settings(experiment: Experiment) -> DeviceSettings:
     """The experiment's own settings; for each "auto" what is best on this machine.
@@ -256,8 +264,7 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def _capability(device: torch.device) -> tuple[int, int]:
-    with warnings.catch_warnings():  # torch describes an unsupported card in nine lines
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):  # nine lines on an unsupported card
         return torch.cuda.get_device_capability(device)
 
 
@@ -304,7 +311,7 @@ def has_compiler(device: torch.device) -> bool:
     if device.type == "mps" or not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return False
     if device.type == "cuda":
-        recent = torch.cuda.get_device_capability(device) >= (7, 0)  # as triton wants it
+        recent = _capability(device) >= (7, 0)  # as triton wants it
         has_triton = importlib.util.find_spec("triton") is not None
         return recent and has_triton and _found("CC", "gcc") and _compiles_deterministically()
     return _found("CXX", "clang++" if sys.platform == "darwin" else "g++")

@@ -100,8 +100,7 @@ def _device(facts: Facts) -> Iterator[str]:
     from .config import load_experiment
     from .device import has_compiler, resolve_device_settings
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as caught:
         settings = resolve_device_settings(load_experiment("lite"))
         for index in range(torch.cuda.device_count()):
             card = torch.cuda.get_device_properties(index)
@@ -111,10 +110,9 @@ def _device(facts: Facts) -> Iterator[str]:
             )
     built = torch.version.cuda or torch.version.hip
     facts["torch is built for"] = f"CUDA {built}" if built else "the CPU, without CUDA"
-    chosen = settings.describe()
-    of_run = {"compile", "memory_format"}  # these depend on the network and the epochs
-    for name, value in chosen.items():
-        facts[f"chosen {name.replace('_', ' ')}{' for lite' * (name in of_run)}"] = f"{value}"
+    of_run = {"compile", "memory format"}  # these depend on the network and the epochs
+    for name, value in settings.in_words().items():
+        facts[f"chosen {name}{' for lite' * (name in of_run)}"] = value
     facts["cores"] = f"{os.cpu_count()}"
     compiler = has_compiler(settings.device)
     facts["torch can compile"] = "yes" if compiler else "no; long runs are slower (docs/install.md)"
@@ -126,8 +124,11 @@ def _data(facts: Facts) -> Iterator[str]:
 
     if folder := download.find_cifar10():
         facts["CIFAR-10"] = display_path(folder)
-        for path, _ in download.damaged_files(folder):
-            yield f"{display_path(path)} is damaged: delete it, to download it again"
+        for name in download.CIFAR10_MD5:
+            try:
+                download.read_checked(folder / name)
+            except DataError as error:
+                yield str(error)
     elif archive := download.find_archive():
         facts["CIFAR-10"] = f"{display_path(archive)}, unpacked on first use"
         try:

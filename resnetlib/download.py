@@ -15,6 +15,7 @@ from .paths import KAGGLE_INPUT, display_path, expand_home, project_folder
 from .progress import bar
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
+LARGEST_BATCH = 2**25  # bytes; a file of CIFAR-10 has 31 million
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 CIFAR10_ARCHIVE_BYTES = 170_498_071
 CIFAR10_ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -106,48 +107,34 @@ def obtain_cifar10(
 
 def check_cifar10(folder: Path) -> None:
     """Raise `DataError` where a file is not the published one."""
-    for path, found in damaged_files(folder):
-        raise damaged_file(path, found)
+    for name in CIFAR10_MD5:
+        read_checked(folder / name)
 
 
-def damaged_files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Each file that is not the published one, with the MD5 that it has."""
-    for name, expected in CIFAR10_MD5.items():
-        if (found := files.md5_of(read_data(folder / name))) != expected:
-            yield folder / name, found
-
-
-LARGEST_FILE = 2**25  # bytes; a file of CIFAR-10 has 31 million
-
-
-def read_data(path: Path) -> bytes:
-    """The content of one of the seven files. Raises `DataError` where it cannot be one of them."""
+def read_checked(path: Path) -> bytes:
+    """The content of one of the seven files. Raises `DataError` unless it is the published one."""
     try:
-        return files.read_bytes(path, LARGEST_FILE)
+        content = files.read_bytes(path, LARGEST_BATCH)
     except OSError as error:
         raise DataError(f"{display_path(path)} cannot be read: {error.strerror}") from None
-
-
-def damaged_file(path: Path, found: str) -> DataError:
-    return DataError(
-        f"{display_path(path)} is damaged: its MD5 is {found} instead of {CIFAR10_MD5[path.name]}; "
-        "delete this file and run again"
-    )
+    if (found := files.md5_of(content)) != (expected := CIFAR10_MD5[path.name]):
+        raise DataError(
+            f"{display_path(path)} is damaged: its MD5 is {found} instead of {expected}; "
+            "delete this file and run again"
+        )
+    return content
 
 
 def check_archive(archive: Path) -> None:
     """Raise `DataError` where the archive is not the published one."""
     size = archive.stat().st_size
     if size > CIFAR10_ARCHIVE_BYTES:
-        raise DataError(
-            f"{display_path(archive)} is damaged: it has {size:,} bytes instead of "
-            f"{CIFAR10_ARCHIVE_BYTES:,}; delete it and run again"
-        )
-    if (found := files.md5(archive)) != CIFAR10_ARCHIVE_MD5:
-        raise DataError(
-            f"{display_path(archive)} is damaged: its MD5 is {found} instead of "
-            f"{CIFAR10_ARCHIVE_MD5}; delete it and run again"
-        )
+        problem = f"it has {size:,} bytes instead of {CIFAR10_ARCHIVE_BYTES:,}"
+    elif (found := files.md5(archive)) != CIFAR10_ARCHIVE_MD5:
+        problem = f"its MD5 is {found} instead of {CIFAR10_ARCHIVE_MD5}"
+    else:
+        return
+    raise DataError(f"{display_path(archive)} is damaged: {problem}; delete it and run again")
 
 
 def _unpack(archive: Path, place: Path) -> Path:

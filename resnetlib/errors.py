@@ -21,6 +21,39 @@ class ConfigError(UserError, ValueError):
     """A mistake in the parameters: the message says what, where and what is allowed."""
 
 
+class DataError(UserError, RuntimeError):
+    """Data are missing, or are not what they should be; the message says what to do."""
+
+
+class RunError(UserError, RuntimeError):
+    """A run cannot start or resume; the message says why and what to do."""
+
+
+class Diverged(RunError):
+    """The loss is no longer finite."""
+
+
+STOPPED_IN_TIME = 4  # exit code of a command whose `stop_after` is over
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or another signal stopped the work; the message says what is saved."""
+
+    _render_traceback_ = UserError._render_traceback_
+
+    def __init__(self, message: str, signal_number: int = signal.SIGINT):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class OutOfTime(Interrupted):
+    """The time that a run may take (`stop_after`) is over; its state is saved."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.exit_code = STOPPED_IN_TIME
+
+
 def closest_match(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` if a known name is close to this one, otherwise an empty string."""
     folded = {k.lower(): k for k in known}
@@ -78,39 +111,6 @@ def compiler_failure(error: Exception) -> str:
     dynamo = sys.modules.get("torch._dynamo.exc")  # slow to import, and there if it failed
     is_one = dynamo is not None and isinstance(error, dynamo.BackendCompilerFailed)
     return shorten_line(str(error.inner_exception)) if is_one else ""
-
-
-class DataError(UserError, RuntimeError):
-    """Data are missing, or are not what they should be; the message says what to do."""
-
-
-class RunError(UserError, RuntimeError):
-    """A run cannot start or resume; the message says why and what to do."""
-
-
-class Diverged(RunError):
-    """The loss is no longer finite."""
-
-
-STOPPED_IN_TIME = 4  # exit code of a command whose `stop_after` is over
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or another signal stopped the work; the message says what is saved."""
-
-    _render_traceback_ = UserError._render_traceback_
-
-    def __init__(self, message: str, signal_number: int = signal.SIGINT):
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
-
-
-class OutOfTime(Interrupted):
-    """The time that a run may take (`stop_after`) is over; its state is saved."""
-
-    def __init__(self, message: str):
-        super().__init__(message)
-        self.exit_code = STOPPED_IN_TIME
 
 
 def explain_interrupt(error: KeyboardInterrupt, message: str) -> None:

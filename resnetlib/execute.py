@@ -98,7 +98,7 @@ def describe_plan(experiment: Experiment) -> dict[str, str]:
         check_folder(experiment.folder, output_folder(experiment.execution.output_root))
     done, state = _resume_point(experiment)
     facts = describe_size(experiment.architecture, experiment.budget)
-    facts |= {name.replace("_", " "): str(value) for name, value in settings.describe().items()}
+    facts |= settings.in_words()
     facts["run folder"] = f"{display_path(experiment.folder)} ({state})"
     if left := experiment.recipe.epochs - done:
         with cpu_threads(settings.threads):

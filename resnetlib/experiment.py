@@ -126,10 +126,12 @@ class Execution(Model):
     @field_validator("data_root", "output_root")
     @classmethod
     def _usable_path(cls, path: Path | None) -> Path | None:
-        if path and "\0" in str(path):
+        if path is None:
+            return None
+        if "\0" in str(path):
             raise ValueError("a path has no NUL characters")
         try:
-            path is None or str(path.expanduser()).encode()  # notebooks and scripts name it
+            str(path.expanduser()).encode()  # notebooks and scripts name it
         except UnicodeEncodeError:
             raise ValueError("a path cannot have these characters") from None
         except RuntimeError:

@@ -227,7 +227,7 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 def _holder(path: Path) -> str:
     """The number of the process that holds a lock, as ` (1234)`, where Linux lists it."""
-    with suppress(OSError, IndexError):
+    with suppress(OSError, ValueError):  # no such list, or of another form
         inode = path.stat().st_ino
         for line in Path("/proc/locks").read_text().splitlines():
             _, kind, _, _, process, place, *_ = line.split()

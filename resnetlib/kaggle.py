@@ -1,7 +1,5 @@
 """Kaggle submissions: read a competition's pickle safely, predict, write a checked CSV."""
 
-import csv
-import io
 import os
 import re
 import tempfile
@@ -315,12 +313,9 @@ def write_submission(path: Path, ids: Sequence[str], labels: Tensor | None) -> N
     """
     if labels is None:
         raise ConfigError("nothing is predicted yet for this run and file: run the cells above")
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(HEADER)
-    writer.writerows(zip(ids, labels.tolist(), strict=True))
+    table = pd.DataFrame(dict(zip(HEADER, (ids, labels.tolist()), strict=True)))
     try:
-        files.write_text(path, buffer.getvalue())
+        files.write_text(path, table.to_csv(index=False, lineterminator="\n"))
     except OSError as error:
         raise ConfigError(
             f"output = {display_path(path)} cannot be written: {error.strerror}"

@@ -209,7 +209,7 @@ def _not_a_name(text: str) -> ConfigError:
 
 def _unknown_parameter(name: str, known: set[str]) -> ConfigError:
     return ConfigError(
-        f"unknown parameter {name!r}{closest_match(name, sorted(known)) or ';'} "
+        f"unknown parameter {name!r}{closest_match(name, sorted(known)) or '.'} "
         f"One of: {', '.join(sorted(known))}"
     )
 

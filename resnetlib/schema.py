@@ -1014,5 +1014,6 @@ def block_names() -> tuple[str, ...]:
 
 def tagged_models(*unions: Any) -> dict[str, type[Model]]:
     """The models of these unions (default: all) by each `name` that chooses them."""
-    kinds = models_in(tuple[unions or (Optimizer, Schedule, AugmentStep)])
+    unions = unions or (Optimizer, Schedule, AugmentStep)
+    kinds = [kind for union in unions for kind in models_in(union)]
     return {name: kind for kind in kinds for name in get_args(kind.model_fields["name"].annotation)}

@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -18,3 +20,16 @@ input_ended = threading.Event()
 def stop_now(number: int, frame: FrameType | None) -> NoReturn:
     """A handler for a signal that ends a command at once."""
     raise Interrupted(f"interrupted by {signal.Signals(number).name}", number)
+
+
+@contextmanager
+def handled(
+    numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Where these signals have this handler; afterwards each has the one from before."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

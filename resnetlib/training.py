@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .augment import compose
-from .data import Dataset, normalization, split_holdout
+from .data import Dataset, Split, normalization, split_holdout
 from .device import (
     EVALUATION_BATCH,
     DeviceSettings,
@@ -150,11 +150,10 @@ class Trainer:
         device = self.device_settings.device
         kept, held_out = split_holdout(dataset.train[1], recipe.holdout, experiment.seed)
         self.train_split = _to_device(device, dataset.train, kept)
-        self.eval_splits = {"test": _to_device(device, dataset.test)}
+        self.eval_splits: dict[str, Split] = {}
         if recipe.holdout:
-            self.eval_splits = {
-                "holdout": _to_device(device, dataset.train, held_out)
-            } | self.eval_splits
+            self.eval_splits["holdout"] = _to_device(device, dataset.train, held_out)
+        self.eval_splits["test"] = _to_device(device, dataset.test)
         mean, std = normalization(recipe, dataset)
         # On the device once: made within a step, they would be copied to it each time.
         self.mean, self.std = (torch.tensor(values, device=device) for values in (mean, std))
@@ -302,11 +301,10 @@ class Trainer:
         )
         batches = order.to(self.device_settings.device).split(self.recipe.batch_size)
         self.model.train()
+        first_step = (epoch - 1) * self.steps_per_epoch
         for step in range(self.progress.steps, self.steps_per_epoch):
-            steps_before = (epoch - 1) * self.steps_per_epoch
-            self.set_lr(
-                learning_rate(self.recipe, steps_before + step, self.steps_per_epoch, self.history)
-            )
+            rate = learning_rate(self.recipe, first_step + step, self.steps_per_epoch, self.history)
+            self.set_lr(rate)
             batch = batches[step]
             self.running_totals += self.train_step(
                 images[batch], labels[batch], flip_mask[step], epoch, step
@@ -433,7 +431,7 @@ def _columns(split: str, evaluation: Evaluation) -> dict[str, float]:
     return {f"{split}_loss": evaluation.loss, f"{split}_accuracy": evaluation.accuracy}
 
 
-def _to_device(device: torch.device, split: tuple[Tensor, Tensor], indices: Tensor | None = None):
+def _to_device(device: torch.device, split: Split, indices: Tensor | None = None) -> Split:
     """A split, or these indices of it, on the device; no copy where none is needed."""
     images, labels = split
     if indices is not None and len(indices) < len(labels):

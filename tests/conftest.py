@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +22,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import nbformat
 import numpy as np
+import psutil
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
@@ -30,6 +33,7 @@ from resnetlib.download import find_cifar10
 from resnetlib.resnet import ResNet
 from resnetlib.runs import artifacts
 from resnetlib.runs.find import reference_runs
+from resnetlib.runs.run import WEIGHTS
 from resnetlib.schema import IMAGE_SHAPE
 from resnetlib.size import Size
 
@@ -92,6 +96,37 @@ def with_warning(cells):
     return {name for name, parts in cells.items() if any(p.get("name") == "stderr" for p in parts)}
 
 
+def architecture_of(variant="lite", **overrides):
+    return load_experiment(variant, **overrides).architecture
+
+
+def first_images(dataset, train, test=None):
+    """The data set with its first images alone."""
+    return dataclasses.replace(
+        dataset,
+        train=tuple(part[:train] for part in dataset.train),
+        test=tuple(part[:test] for part in dataset.test),
+    )
+
+
+def wait_until(condition, seconds=120, process=None):
+    """What the condition gives once it holds; fails after this time, or with the process's end."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"still not so after {seconds} s"
+        assert process is None or process.poll() is None, "the process has ended"
+        time.sleep(0.05)
+    return found
+
+
+def is_alive(pid):
+    """Whether the process exists and is no zombie, which nobody has waited for."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @contextmanager
 def float64_by_default():
     """Where a caller has set another default type than torch's own."""
@@ -150,6 +185,12 @@ def edit_yaml(path, **changes):
             branch = branch[parent]
         branch[last] = value
     path.write_text(yaml.safe_dump(content))
+
+
+def edit_weights(folder, change):
+    """Change the weights of a run; its record still has their old checksum."""
+    weights = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(change(weights)))
 
 
 def history_with(run, accuracy):
@@ -219,11 +260,7 @@ def digits():
 @pytest.fixture(scope="session")
 def few_digits(digits):
     """320 digits to train on and 100 to test: for what needs many runs."""
-    parts = {
-        name: tuple(half[:count] for half in getattr(digits, name))
-        for name, count in (("train", 320), ("test", 100))
-    }
-    return dataclasses.replace(digits, **parts)
+    return first_images(digits, 320, 100)
 
 
 @pytest.fixture(scope="session")

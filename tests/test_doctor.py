@@ -153,7 +153,7 @@ def test_examine_names_damaged_data(tmp_path, monkeypatch):
         (folder / name).touch()
     monkeypatch.setattr("resnetlib.download.data_roots", lambda root=None: [tmp_path])
     _, problems = examine()
-    assert len([one for one in problems if "is damaged: delete it" in one]) == len(CIFAR10_MD5)
+    assert len([one for one in problems if "is damaged: its MD5 is" in one]) == len(CIFAR10_MD5)
 
 
 def test_examine_names_missing_files_and_a_damaged_archive(tmp_path, monkeypatch):

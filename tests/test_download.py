@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from click.testing import CliRunner
 
-from resnetlib import data, download, files, load_dataset
+from resnetlib import download, files, load_dataset
 from resnetlib.cli import main
 from resnetlib.download import check_cifar10
 from resnetlib.errors import DataError
@@ -212,7 +212,10 @@ def test_data_that_is_too_large_is_not_read(small_archive):
     folder = small_archive.parent / download.CIFAR10_FOLDER
     with (folder / "test_batch").open("wb") as file:
         file.truncate(2**33)
-    for read in (lambda: data._read_checked(folder, "test_batch"), lambda: check_cifar10(folder)):
+    for read in (
+        lambda: download.read_checked(folder / "test_batch"),
+        lambda: check_cifar10(folder),
+    ):
         with pytest.raises(DataError, match=r"test_batch cannot be read: it is larger than"):
             read()
 

@@ -1,11 +1,10 @@
 """The step, the evaluation and the analysis on a pretended CUDA or MPS device."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, first_images
 from fake_device import DeviceTensor, FakeDevice, Refused
 
 from resnetlib import build_model, evaluate, load_experiment, pickles, schema
@@ -28,11 +27,7 @@ CHANNELS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 @pytest.fixture(scope="module")
 def digits_60(digits):
     """60 images to train on, three batches of 16 and one of 12, and 20 to test."""
-    parts = {
-        name: tuple(half[:count] for half in getattr(digits, name))
-        for name, count in (("train", 60), ("test", 20))
-    }
-    return dataclasses.replace(digits, **parts)
+    return first_images(digits, 60, 20)
 
 
 @pytest.fixture(params=KINDS)

@@ -238,6 +238,8 @@ def test_check_injected_refuses_unknown_names():
         ConfigError, match=r"unknown parameter 'rnu'; did you mean 'run'\? One of: "
     ):
         check_injected(["", parameters, wrong])
+    with pytest.raises(ConfigError, match=r"unknown parameter 'zzzz'\. One of: "):
+        check_injected(["", parameters, "# Parameters\nzzzz = 3\n"])
     with pytest.raises(ConfigError, match="'rnu'"):  # run once more, after other cells
         check_injected(["", parameters, "print(1)", wrong])
     check_injected(["", parameters, wrong, "# Parameters\nrun = 'lite'\n"])  # put right

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import float64_by_default, size_by_torch
+from conftest import architecture_of, float64_by_default, size_by_torch
 from pydantic import ValidationError
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -17,10 +17,6 @@ from resnetlib.errors import ConfigError
 from resnetlib.resnet import BLOCKS
 from resnetlib.schema import PREACTIVATED, STEM_KERNELS, Architecture, block_names
 from resnetlib.size import Size, check_size, measure_memory, measure_size, model_summary
-
-
-def architecture_of(variant="lite", **overrides):
-    return load_experiment(variant, **overrides).architecture
 
 
 def kept_bytes(model, images):

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import float64_by_default, weights_of
+from conftest import first_images, float64_by_default, weights_of
 
 from resnetlib import model_summary, pickles, train
 from resnetlib import training as training_module
@@ -483,7 +483,7 @@ def test_divergence_between_two_looks_is_noticed(tiny, few_digits, exact_float16
 
 def test_float16_computes_the_network_in_float16(tiny, few_digits):
     """On four images: a CPU has no fast float16."""
-    few = dataclasses.replace(few_digits, train=tuple(part[:4] for part in few_digits.train))
+    few = first_images(few_digits, 4)
     training = float16_training(tiny, few, batch_size=4)
     kinds = []
     training.model.stem[0].register_forward_hook(lambda *given: kinds.append(given[2].dtype))

@@ -16,8 +16,8 @@ from ..config import changed_settings, read_variant
 from ..data import check_dataset_name, load_dataset
 from ..errors import ConfigError, RunError, shorten_line
 from ..evaluation import Evaluation, format_confidence
-from ..paths import display_path
-from ..runs.find import find_run, finished_runs, keeps
+from ..paths import display_path, real_path
+from ..runs.find import find_run, finished_runs
 from ..runs.run import RECIPE_CAVEAT, Run, group_by_seed, seed_accuracies
 from . import significance
 from .significance import SeedStatistics, format_p_value, format_points
@@ -249,7 +249,7 @@ def _correct_last_epoch(run: Run) -> np.ndarray | None:
     """(N,) which test images the last epoch gets right; None where its predictions are not kept."""
     is_last = run.metrics.get("selected_epoch") == run.metrics.get("epochs")
     try:
-        return run.evaluation.correct.numpy() if is_last and keeps(run, "predictions") else None
+        return run.evaluation.correct.numpy() if is_last and run.keeps("predictions.npz") else None
     except Exception:  # of any parser: one unreadable file does not disturb the other runs
         return None
 
@@ -390,7 +390,7 @@ def _same_test_set(run: Run, other: Run) -> bool:
 
 
 def _same_folder(run: Run, other: Run) -> bool:
-    return run.path.resolve() == other.path.resolve()
+    return real_path(run.path) == real_path(other.path)
 
 
 def _recipe(run: Run) -> str:

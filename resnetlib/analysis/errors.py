@@ -24,27 +24,22 @@ def confused_pairs(evaluation: Evaluation, count: int = 6) -> pd.DataFrame:
     Columns: number of `images`, `share of class` (the true one) and `share of errors` in per cent,
     and the number of errors in `reverse`.
     """
-    matrix = evaluation.confusion
+    matrix, names = evaluation.confusion, evaluation.per_class.index
     wrong = matrix * ~np.eye(len(matrix), dtype=bool)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    pairs = [np.unravel_index(index, wrong.shape) for index in order]
-    pairs = [(true, predicted) for true, predicted in pairs if wrong[true, predicted]]
-    names = evaluation.per_class.index
-    rows = [
+    order = np.argsort(-wrong, axis=None, kind="stable")[: min(count, np.count_nonzero(wrong))]
+    true, predicted = np.unravel_index(order, wrong.shape)
+    images = wrong[true, predicted]
+    table = pd.DataFrame(
         {
             "true": names[true],
             "predicted": names[predicted],
-            "images": wrong[true, predicted],
-            "share of class": 100 * wrong[true, predicted] / matrix[true].sum(),
-            "share of errors": 100 * wrong[true, predicted] / wrong.sum(),
+            "images": images,
+            "share of class": 100 * images / matrix[true].sum(1),
+            "share of errors": 100 * images / wrong.sum(),
             "reverse": wrong[predicted, true],
         }
-        for true, predicted in pairs
-    ]
-    columns = ["images", "share of class", "share of errors", "reverse"]
-    return pd.DataFrame(rows, columns=["true", "predicted", *columns]).set_index(
-        ["true", "predicted"]
     )
+    return table.set_index(["true", "predicted"])
 
 
 def misclassified_as(evaluation: Evaluation, true: str, predicted: str) -> Tensor:

@@ -99,18 +99,10 @@ class Comparison:
     def verdict(self) -> str:
         """The result in a sentence, differences in percentage points."""
         images = f"on these {self.images:,} images"
-        low, high = self.interval
         if not self.distinguishable:
-            return (
-                f"Not distinguishable {images}: {self.names[0]} minus {self.names[1]} is "
-                f"{format_points(self.difference)} points (95 % interval {format_points(low)} to "
-                f"{format_points(high)}; exact McNemar {_p(self.p_value)})."
-            )
-        better, worse, lead = _lead(self)
-        return (
-            f"Distinguishable {images}: {better} is better than {worse} by {lead}; "
-            f"exact McNemar {_p(self.p_value)})."
-        )
+            return f"Not distinguishable {images}: {_minus(self, 'exact McNemar')}."
+        better, worse, lead = _lead(self, "exact McNemar")
+        return f"Distinguishable {images}: {better} is better than {worse} by {lead}."
 
 
 def compare_predictions(
@@ -318,29 +310,37 @@ class SeedComparison:
             single = [name for name, values in sides.items() if len(values) < 2]
             reason = f"only one seed of {' and of '.join(single)}" if single else "zero spread"
             return f"The recipes cannot be compared: {reason}."
-        low, high = self.interval
         if not self.distinguishable:
             return (
-                f"The recipes are not distinguishable over these seeds: {self.names[0]} minus "
-                f"{self.names[1]} is {format_points(self.difference)} points (95 % interval "
-                f"{format_points(low)} to {format_points(high)}; Welch {_p(self.p_value)}). More "
-                f"seeds that would settle a difference of this size: {self.more_seeds}."
+                f"The recipes are not distinguishable over these seeds: {_minus(self, 'Welch')}. "
+                f"More seeds that would settle a difference of this size: {self.more_seeds}."
             )
-        better, worse, lead = _lead(self)
-        return (
-            f"The recipe {better} is better than {worse} over these seeds by {lead}; "
-            f"Welch {_p(self.p_value)})."
-        )
+        better, worse, lead = _lead(self, "Welch")
+        return f"The recipe {better} is better than {worse} over these seeds by {lead}."
 
 
-def _lead(comparison: Comparison | SeedComparison) -> tuple[str, str, str]:
-    """The better of the two, the worse, and by how many points, up to the interval's bracket."""
+def _minus(comparison: Comparison | SeedComparison, test: str) -> str:
+    """Such as `a minus b is +0.10 points (95 % interval −0.20 to +0.40; Welch p = 0.500)`."""
+    first, second = comparison.names
+    low, high = map(format_points, comparison.interval)
+    return (
+        f"{first} minus {second} is {format_points(comparison.difference)} points "
+        f"(95 % interval {low} to {high}; {test} {_p(comparison.p_value)})"
+    )
+
+
+def _lead(comparison: Comparison | SeedComparison, test: str) -> tuple[str, str, str]:
+    """The better of the two, the worse, and by how many points, with interval and p-value."""
     names, difference = comparison.names, comparison.difference
     better, worse = names if difference > 0 else names[::-1]
     sign = 1 if difference > 0 else -1
     least, most = sorted(round(100 * sign * bound, 2) + 0.0 for bound in comparison.interval)
-    points = f"{100 * abs(difference):.2f} points (95 % interval {least:.2f} to {most:.2f}"
-    return better, worse, points
+    return (
+        better,
+        worse,
+        f"{100 * abs(difference):.2f} points (95 % interval {least:.2f} to {most:.2f}; "
+        f"{test} {_p(comparison.p_value)})",
+    )
 
 
 def compare_seeds(

@@ -161,6 +161,7 @@ def draw_auto_augment(
 def draw_rand_augment(
     settings: schema.RandAugment, shape: Shape, generator: torch.Generator
 ) -> Operations:
+    """`num_ops` operations per image, each with a random sign."""
     table = magnitude_table("rand_augment", shape.height, shape.width)
     passes = (settings.num_ops, shape.count)
     place = torch.randint(len(RAND_AUGMENT), passes, generator=generator)
@@ -171,6 +172,7 @@ def draw_rand_augment(
 def draw_trivial_augment(
     settings: schema.TrivialAugment, shape: Shape, generator: torch.Generator
 ) -> Operations:
+    """One operation per image, of random magnitude and sign."""
     table = magnitude_table("trivial_augment", shape.height, shape.width)
     place = torch.randint(len(RAND_AUGMENT), (1, shape.count), generator=generator)
     sign = torch.randint(2, (1, shape.count), generator=generator)

@@ -285,7 +285,7 @@ def flip(images: Tensor, flip_mask: Tensor) -> Tensor:
 def replace(images: Tensor, others: Tensor, acts: Tensor) -> Tensor:
     """The other image where `acts` (N,) bool is true, the image itself elsewhere."""
     mask = to_device(_mask(acts), images.device)[:, None, None, None]
-    return _chosen(images, others, mask)
+    return _select(images, others, mask)
 
 
 def erase(
@@ -298,14 +298,14 @@ def erase(
 ) -> Tensor:
     """A rectangle in one colour; the part outside the image is cut off."""
     fill = _color(color, images.device).expand(images.shape[1:]).contiguous()
-    return _chosen(images, fill, _rectangle(images, top, left, height, width))
+    return _select(images, fill, _rectangle(images, top, left, height, width))
 
 
 def paste(
     images: Tensor, others: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor
 ) -> Tensor:
     """A rectangle of the other images pasted over these."""
-    return _chosen(images, others, _rectangle(images, top, left, height, width))
+    return _select(images, others, _rectangle(images, top, left, height, width))
 
 
 def blend(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
@@ -364,7 +364,7 @@ def _mask(where: Tensor) -> Tensor:
     return where.to(torch.uint8).neg_()
 
 
-def _chosen(images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
+def _select(images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
     """The others where the mask has all bits, the images elsewhere."""
     return (images ^ others).bitwise_and_(mask).bitwise_xor_(images)
 

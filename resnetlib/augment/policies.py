@@ -98,6 +98,7 @@ def apply_operations(images: Tensor, draws: Operations) -> Tensor:
 
 @cache
 def rand_augment_places() -> Tensor:
+    """Places in `NAMES` of the operations of `RAND_AUGMENT`."""
     return torch.tensor([NAMES.index(name) for name in RAND_AUGMENT])
 
 

@@ -115,9 +115,9 @@ def search(
             if smallest.parameters > budget:  # and so is every deeper one
                 continue
             further = [astuple(block_size(design, block.next)) for (block,) in design.blocks]
-            found = astuple(smallest) + grid @ np.array(further)  # (designs, 2)
+            found = np.array(astuple(smallest)) + grid @ np.array(further)  # (designs, 2)
             kept = np.flatnonzero(found[:, 0] <= budget)
-            depths += map(tuples.__getitem__, kept.tolist())
+            depths += [tuples[row] for row in kept.tolist()]
             widths += [design.widths] * len(kept)
             sizes.append(found[kept])
     parameters, macs = np.concatenate(sizes).T

@@ -30,7 +30,7 @@ from ..size import (
 )
 from .designs import published, rank_by_size, search, to_yaml
 
-BLUE, ORANGE = "#0173b2", "#d55e00"  # of seaborn's colour-blind safe palette
+BLUE, VERMILION = "#0173b2", "#d55e00"  # of seaborn's colour-blind safe palette
 DROPOUT = 0.4  # of block `dropout` where the start has none; as in the variant of this name
 MAX_SUMMARY = 50_000_000  # parameters of a network with a summary table: 200 MB, twice
 LABEL = {"style": {"description_width": "7em"}, "layout": {"width": "24em"}}
@@ -137,7 +137,7 @@ class ArchitectureExplorer(widgets.VBox):
 
     def _show(self) -> None:
         self._message.value = (
-            f'<div role="alert" style="color: {ORANGE}; max-width: 24em; line-height: 1.4">'
+            f'<div role="alert" style="color: {VERMILION}; max-width: 24em; line-height: 1.4">'
             f"{html.escape(self.error)}<br>The last valid network is displayed.</div>"
             if self.error
             else ""
@@ -193,7 +193,7 @@ def budget_bar(parameters: int, budget: int) -> str:
     """HTML: how much of the budget is used, as a bar and as text."""
     over = parameters > budget
     text = describe_budget(parameters, budget)
-    filled, color = min(100, 100 * parameters / budget), ORANGE if over else BLUE
+    filled, color = min(100, 100 * parameters / budget), VERMILION if over else BLUE
     hatch = "repeating-linear-gradient(45deg, transparent 0 6px, rgba(255, 255, 255, .5) 6px 12px)"
     return (
         f'<div style="width: 48em; max-width: 100%; line-height: 1.8">'

@@ -279,9 +279,9 @@ def find_submissions(folders: Sequence[Path]) -> list[Path]:
     Several folders are one submission each. So is a single one with a submitted file; otherwise its
     subfolders are. A submission whose files are in its only subfolder is that subfolder.
     """
-    inside = _subfolders(folders[0])
+    inside, others = _visible(folders[0])
     if len(folders) == 1 and not _has_files(folders[0]):
-        for path in _visible(folders[0], 2):
+        for path in others:
             print_line(f"{display_path(path)} is not a folder: skipped", to_stderr=True)
         folders = inside or folders
     if len(folders) > 1:
@@ -296,18 +296,18 @@ def _has_files(folder: Path) -> bool:
 MACOS = "__MACOSX"  # which archives made on a Mac bring along
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return _visible(folder, 1)
-
-
-def _visible(folder: Path, kind: int) -> list[Path]:
-    """Its subfolders (1) or other files (2), as `os.walk` gives them; none of an unreadable one."""
-    names = next(os.walk(folder), ("", [], []))[kind]
-    return [folder / name for name in sorted(names) if not name.startswith((".", MACOS))]
+def _visible(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Its subfolders and its other files, without hidden ones; none of an unreadable folder."""
+    _, *kinds = next(os.walk(folder), ("", [], []))
+    hidden = (".", MACOS)
+    folders, others = (
+        [folder / name for name in sorted(names) if not name.startswith(hidden)] for names in kinds
+    )
+    return folders, others
 
 
 def _only_subfolder(folder: Path) -> Path:
-    inside = _subfolders(folder)
+    inside, _ = _visible(folder)
     is_own = _has_files(folder) or folder.is_symlink()  # a link is refused, wherever it leads
     return inside[0] if not is_own and len(inside) == 1 else folder
 

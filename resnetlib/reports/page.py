@@ -9,7 +9,6 @@ from urllib.parse import quote
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
 from matplotlib.colors import to_hex
 
 from .. import files
@@ -105,9 +104,6 @@ def _environment() -> jinja2.Environment:
         "p_value": format_p_value,
         "points": format_points,
     }
-    environment.globals["inline"] = lambda name: Markup(  # noqa: S704  a file of this package
-        (TEMPLATES / name).read_text(encoding="utf-8")
-    )
     return environment
 
 

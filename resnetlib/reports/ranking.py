@@ -85,17 +85,20 @@ def significantly_best(rows: Sequence[dict[str, Any]]) -> list[bool]:
 
 
 def _beats_all(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bool:
+    if row["reproduced"] is None or row["changes"]:
+        return False
     rivals = [
         other
         for other in rows
-        if other["reproduced"] is not None
+        if other is not row
+        and other["reproduced"] is not None
         and not other["changes"]
         and other["dataset"] == row["dataset"]
     ]
-    if row not in rivals or row is not max(rivals, key=lambda other: other["reproduced"]):
-        return False
-    results = [_compare(row, other).distinguishable for other in rivals if other is not row]
-    return bool(results) and all(results)
+    return bool(rivals) and all(
+        other["reproduced"] < row["reproduced"] and _compare(row, other).distinguishable
+        for other in rivals
+    )
 
 
 def _compare(row: dict[str, Any], other: dict[str, Any]) -> SeedComparison:

@@ -247,7 +247,7 @@ def _training(run: Run) -> dict[str, Any]:
         "time": duration(metrics["train_seconds"]),
         "images_per_second": metrics["images_per_second"],
         "caveat": RECIPE_CAVEAT if run.recipe_selected_on_test else None,
-        "kept": run.headline.splitlines()[-1] if selected else None,
+        "kept": run.selection if selected else None,
     }
 
 

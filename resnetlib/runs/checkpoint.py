@@ -36,8 +36,8 @@ def save_checkpoint(
     """Write a checkpoint, then remove all but the last two.
 
     Its SHA-256 is written to `run.json` first. A run that is killed in between has a record that
-    names a missing file, which loading passes over; in the other order it would have a file that
-    nothing vouches for.
+    names a missing file, which loading passes over; in the other order it would have a file
+    without a recorded checksum.
 
     Args:
         folder: the run folder.
@@ -61,12 +61,7 @@ def save_checkpoint(
         del recorded[old]
 
 
-def checkpoint_checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every checkpoint file, by name, oldest first."""
-    return {path.name: files.sha256(path) for path in checkpoint_files(folder)}
-
-
-def describe_saved(folder: Path, *, fresh: bool = False) -> str:
+def describe_saved(folder: Path, *, fresh: bool) -> str:
     """What of an interrupted run is saved, and how it is resumed, in one line."""
     position = last_position(folder)
     if not position:
@@ -89,9 +84,7 @@ def describe_position(epochs: int, steps: int) -> str:
     return f"epoch {epochs + 1}, step {steps}" if steps else f"epoch {epochs}"
 
 
-def load_checkpoint(
-    folder: Path, recorded: Mapping[str, str] | None = None
-) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, recorded: Mapping[str, str] | None) -> dict[str, Any] | None:
     """The newest good checkpoint of a run; None where there is none at all.
 
     `recorded` has the SHA-256 of each checkpoint in the order of writing; a file with another
@@ -99,7 +92,7 @@ def load_checkpoint(
     undamaged file does. Bad files are passed over with a warning that names them and the one used
     instead; when all are bad, `RunError`: a run never starts over in silence.
     """
-    present = sorted(path.name for path in (folder / "checkpoints").glob(CHECKPOINTS))
+    present = sorted(path.name for path in folder.glob(CHECKPOINTS))
     expected = dict.fromkeys(present) if recorded is None else recorded
     bad = [name for name in present if name not in expected]
     for name in reversed(expected):

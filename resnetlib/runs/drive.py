@@ -19,11 +19,9 @@ from .. import files
 from ..errors import ConfigError
 from ..paths import display_path, real_path
 from ..training import Callback, Trainer
-from .run import ARTIFACTS, PAGES, load_run
-from .run import CHECKPOINTS as CHECKPOINT_FILES
+from .run import ARTIFACTS, CHECKPOINTS, PAGES, load_run
 
 DRIVE = Path("/content/drive")  # where Colab's documentation mounts it
-CHECKPOINTS = f"checkpoints/{CHECKPOINT_FILES}"
 RECORD = ".run.json"  # behind the name of a checkpoint: the record at that time, only on Drive
 
 

@@ -1,6 +1,5 @@
 """The evidence that a run folder gives: each file read once, of bounded size, whoever wrote it."""
 
-import io
 import json
 import re
 import stat
@@ -15,7 +14,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .. import files
 from ..config import load_experiment
 from ..data import Dataset, load_dataset, normalization
 from ..device import choose_device
@@ -28,10 +26,10 @@ from ..resnet import ResNet
 from ..schema import NUM_CLASSES
 from .record import RECORD_KEYS
 from .run import (
-    LARGEST_FILE,
+    LARGEST_FILES,
     LARGEST_OTHER_FILE,
     WEIGHTS,
-    check_shapes,
+    parse_predictions,
     parse_table,
     parse_weights,
 )
@@ -92,7 +90,7 @@ class Evidence:
             raise Damaged(f"{name} cannot be read: {error.strerror}") from None
         if not stat.S_ISREG(info.st_mode):
             raise Damaged(f"{name} is not a regular file")
-        if info.st_size > LARGEST_FILE.get(name, LARGEST_OTHER_FILE):
+        if info.st_size > LARGEST_FILES.get(name, LARGEST_OTHER_FILE):
             raise Damaged(f"{name} is too large: {info.st_size:,} bytes")
         return path
 
@@ -215,13 +213,10 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 def _read_predictions(path: Path) -> tuple[Evaluation, np.ndarray]:
     """The kept logits with labels and classes, and the kept predictions."""
-    content = path.read_bytes()
-    files.check_unpacked_size(content, LARGEST_FILE["predictions.npz"])
-    with np.load(io.BytesIO(content), allow_pickle=False) as kept:
-        logits, labels, predictions, classes = (
-            kept[name] for name in ("logits", "labels", "predictions", "classes")
-        )
-    check_shapes(logits, labels, classes)
+    kept = parse_predictions(path.read_bytes())
+    logits, labels, predictions, classes = (
+        kept[name] for name in ("logits", "labels", "predictions", "classes")
+    )
     if predictions.shape != labels.shape:
         raise ValueError("its arrays do not belong together")
     if not np.isfinite(logits).all():

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..config import known_variants, validate
 from ..errors import ConfigError, RunError, UserError, closest_match, shorten, shorten_line
-from ..paths import PROJECT, display_path, expand_home, output_folder
+from ..paths import PROJECT, display_path, expand_home, output_folder, real_path
 from ..schema import UnitInterval
 from .run import FINISHED, SELECTED, WEIGHTS, Run, folders_with, load_run
 
@@ -132,9 +132,9 @@ def find_run(
         folder = run_folder(wanted, output_root)
         if folder is not None:
             return _require_usable(load_run(folder), output_root, needs)
-    excluded = {run.path.resolve() for run in exclude}
+    excluded = {real_path(run.path) for run in exclude}
     runs = finished_runs(output_root, dataset=dataset, needs=needs)
-    found = runs = [run for run in runs if run.path.resolve() not in excluded]
+    found = runs = [run for run in runs if real_path(run.path) not in excluded]
     if wanted is not None:
         found = [run for run in runs if run.record["variant"] == str(wanted)]
         found.sort(key=lambda run: not run.has_own_recipe)
@@ -160,7 +160,7 @@ def _require_usable(run: Run, output_root: str | Path | None, needs: str) -> Run
         reason = f"is not finished: its status is {run.status!r}"
     elif not (run.path / NEEDS[needs]).is_file():
         reason = f"has no {needs}"
-    elif not keeps(run, needs):
+    elif not run.keeps(NEEDS[needs]):
         reason = f"cannot be used: {NEEDS[needs]} is damaged"
     else:
         return run
@@ -229,18 +229,15 @@ def finished_runs(
     runs = [
         run
         for run in readable
-        if run.status in statuses and dataset in (None, run.record["dataset"]) and keeps(run, needs)
+        if run.status in statuses
+        and dataset in (None, run.record["dataset"])
+        and (needs is None or run.keeps(NEEDS[needs]))
     ]
     own = [run for run in runs if not is_recorded(run)]
     recorded = [run for run in runs if is_recorded(run)]
     own.sort(key=lambda run: run.record.get("finished") or "", reverse=True)
     recorded.sort(key=lambda run: (run.record["variant"] != "lite", *_recorded_order(run)))
     return [*own, *recorded]
-
-
-def keeps(run: Run, needs: str | None) -> bool:
-    """Whether the run has an undamaged file of what is needed."""
-    return needs is None or run.keeps(NEEDS[needs])
 
 
 def _known_runs(output_root: str | Path | None) -> list[Run]:
@@ -291,7 +288,7 @@ def _reference() -> Path:
 
 def is_recorded(run: Run) -> bool:
     """Whether the run is under `outputs/reference/`, and so under version control."""
-    return run.path.resolve().is_relative_to(_reference())
+    return real_path(run.path).is_relative_to(real_path(_reference()))
 
 
 def find_runs(root: Path) -> list[Run]:

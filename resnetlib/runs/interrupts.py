@@ -3,13 +3,12 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 from typing import NoReturn
 
 from ..errors import OutOfTime
-from ..signals import STOP_SIGNALS, input_ended, stop_now
+from ..signals import STOP_SIGNALS, handled, input_ended, stop_now
 from ..training import Callback, Trainer
 from .checkpoint import Checkpointer
 
@@ -35,22 +34,13 @@ class StopOnSignal(Callback):
         self.received: list[int] = []
         self.deferred = True
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> AbstractContextManager[None]:
         """Where the signals are handled; only the main thread of a process can do so."""
         if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+            return nullcontext()
         defaults = (signal.SIG_DFL, signal.default_int_handler, stop_now)
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        before = {number: handler for number, handler in before.items() if handler in defaults}
-        for number in before:
-            signal.signal(number, self._handle)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        numbers = [number for number in SIGNALS if signal.getsignal(number) in defaults]
+        return handled(numbers, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)

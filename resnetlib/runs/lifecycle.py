@@ -33,7 +33,6 @@ from ..training import Callback, Trainer, fit
 from .artifacts import write_results
 from .checkpoint import (
     Checkpointer,
-    checkpoint_checksums,
     describe_position,
     describe_saved,
     last_position,
@@ -59,7 +58,7 @@ from .record import (
     write_record,
 )
 from .run import ARTIFACTS, PAGES, Run, load_run
-from .upkeep import drop_checkpoints, remove_leftovers
+from .upkeep import checkpoint_files, drop_checkpoints, remove_leftovers
 
 # What `run.json` has from the start of a run.
 OF_A_RUN = RECORD_KEYS | {"fingerprint": dict, "started": str, "inexact_resumes": list}
@@ -265,8 +264,8 @@ def _check_same(record: dict[str, Any], experiment: Experiment, folder: Path) ->
 def start_over(folder: Path, record: dict[str, Any]) -> None:
     """Replace the record, and remove what an earlier run wrote, and nothing else.
 
-    Report and notebook go first, so that none says more than the record. The new record vouches
-    for no other file, should this be cut short.
+    Report and notebook go first: they must not outlive the record that they were made from. The new
+    record lists no artifact, should this be cut short.
     """
     for name in PAGES:
         (folder / name).unlink(missing_ok=True)
@@ -314,9 +313,10 @@ def _resume(
 
 def _kept_checkpoints(folder: Path, before: dict[str, Any]) -> dict[str, str]:
     """The SHA-256 of the run's checkpoints that exist; of all, for a record of an older version."""
-    existing = checkpoint_checksums(folder)
-    recorded = before.get("checkpoints") or existing
-    return {name: checksum for name, checksum in recorded.items() if name in existing}
+    paths = {path.name: path for path in checkpoint_files(folder)}
+    recorded = before.get("checkpoints")
+    recorded = recorded or {name: files.sha256(path) for name, path in paths.items()}
+    return {name: checksum for name, checksum in recorded.items() if name in paths}
 
 
 def _run_to_end(

@@ -18,7 +18,7 @@ from ..paths import display_path
 WRAPPERS = ("state_dict", "net", "model", "model_state_dict")  # what scripts save weights under
 PREFIXES = ("module", "_orig_mod")  # of DataParallel and of torch.compile
 COUNTERS = ("num_batches_tracked", "n_averaged")  # these are not weights, and old files lack them
-LARGEST_FILE = 2**31  # bytes
+LARGEST_WEIGHTS = 2**31  # bytes
 BY_NAME, IN_ORDER = "by name", "in order"  # ways to match
 # Parts of a module's path that say what it is in its block.
 SHORTCUT = re.compile(r"short_?cut|down_?sample|skip|proj|identity", re.IGNORECASE)
@@ -44,8 +44,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     It may be under one of the keys in `WRAPPERS`. Prefixes of wrapped networks and counters are
     left out. Raises `DataError`, in one line, for anything else; code in the file never runs.
     """
-    if path.stat().st_size > LARGEST_FILE:
-        raise DataError(f"{display_path(path)} is too large: more than {LARGEST_FILE:,} bytes")
+    if path.stat().st_size > LARGEST_WEIGHTS:
+        raise DataError(f"{display_path(path)} is too large: more than {LARGEST_WEIGHTS:,} bytes")
     content = path.read_bytes()
     is_safetensors = content[8:9] == b"{"  # a header in JSON, after its length
     read = safetensors.torch.load if is_safetensors else pickles.unpickle_tensors

@@ -80,14 +80,9 @@ def read_picture(path: str | Path) -> Tensor:
             with Image.open(content, formats=FORMATS) as picture:
                 upright = _to_rgb(ImageOps.exif_transpose(picture))
     except Exception as error:  # a damaged picture may raise anything
-        is_format = isinstance(error, UnidentifiedImageError)
-        reason = (
-            f"its format is none of {', '.join(FORMATS)}"
-            if is_format
-            else " ".join(str(error).split())
-        )
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"its format is none of {', '.join(FORMATS)}"
         raise DataError(f"{display_path(path)} is not a readable picture: {reason}") from None
     resized = upright.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)

@@ -74,9 +74,8 @@ def describe_environment(experiment: Experiment) -> dict[str, str]:
     """Device, processor, how they are used, versions and commit, for reading."""
     git = _git_state()
     changed = " with changes" if git and git["modified"] else ""
-    settings = resolve_device_settings(experiment).describe()
     return {
-        **{name.replace("_", " "): _in_words(value) for name, value in settings.items()},
+        **resolve_device_settings(experiment).in_words(),
         "operating system": platform.platform(),
         **_versions(),
         "commit": f"{git['commit'][:12]}{changed}" if git else "not known",
@@ -84,12 +83,19 @@ def describe_environment(experiment: Experiment) -> dict[str, str]:
     }
 
 
-def _in_words(value: str | int | bool) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS_OF}}
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """The entries of `run.json` that say which experiment was run."""
+    return {
+        "variant": experiment.variant,
+        "dataset": experiment.dataset,
+        "seed": experiment.seed,
+        "experiment": experiment.digest,
+        "overrides": experiment.model_dump(mode="json")["overrides"],
+    }
 
 
 def new_record(
@@ -98,11 +104,7 @@ def new_record(
     """The content of `run.json` for a run that starts now."""
     return {
         "status": "running",
-        "variant": experiment.variant,
-        "dataset": experiment.dataset,
-        "seed": experiment.seed,
-        "experiment": experiment.digest,
-        "overrides": experiment.model_dump(mode="json")["overrides"],
+        **identity(experiment),
         "started": now(),
         "fingerprint": fingerprint(experiment, dataset, settings),
         "step_source": step_source(),
@@ -149,16 +151,9 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     files.write_json(folder / "run.json", record)
 
 
-def artifact_paths(folder: Path) -> list[Path]:
-    """The files that a run itself leaves, without `run.json`, notebook and report."""
-    return [folder / name for name in ARTIFACTS if (folder / name).is_file()]
-
-
 def artifact_checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every artifact, by path relative to the run folder."""
-    return {
-        path.relative_to(folder).as_posix(): files.sha256(path) for path in artifact_paths(folder)
-    }
+    """SHA-256 of every file that a run itself leaves, by path relative to the run folder."""
+    return {name: files.sha256(folder / name) for name in ARTIFACTS if (folder / name).is_file()}
 
 
 def record_checksums(folder: Path, names: Sequence[str]) -> None:

@@ -41,11 +41,12 @@ ARTIFACTS = (
     "figures/mistakes.png",
     "figures/reliability.png",
 )
-FINISHED = ("done", "imported")  # statuses whose artifacts are complete
+STATUSES = ("running", "done", "failed", "interrupted", "diverged", "imported")
+FINISHED = ("done", "imported")  # of these, those whose artifacts are complete
 PAGES = ("report.html", "notebook.ipynb")  # made from a run; older records have no checksum of them
 # Bytes that are read: ten times or more what a run of a thousand epochs leaves. Parsed, JSON of a
 # stranger's takes some twenty times as much memory.
-LARGEST_FILE = {
+LARGEST_FILES = {
     "run.json": files.LARGEST_JSON,  # with a checksum of each checkpoint: 0.1 MB
     "metrics.json": files.LARGEST_JSON,
     "history.csv": 2**22,
@@ -56,7 +57,7 @@ LARGEST_FILE = {
 }
 LARGEST_OTHER_FILE = 2**24  # a notebook has 0.8 MB
 MOST_COLUMNS = 100  # of a table; pandas takes minutes for a hundred thousand
-CHECKPOINTS = "epoch-*.pt"  # names in the folder `checkpoints`
+CHECKPOINTS = "checkpoints/epoch-*.pt"
 COMPARED = (  # label, name in `published` and in metrics.json, scale
     ("parameters", "parameters", 1),
     ("train accuracy, last epoch", "train_accuracy", 100),
@@ -101,7 +102,7 @@ class Run:
         """
         path = self.path / name
         with _named(path):
-            content = files.read_bytes(path, LARGEST_FILE.get(name, LARGEST_OTHER_FILE))
+            content = files.read_bytes(path, LARGEST_FILES.get(name, LARGEST_OTHER_FILE))
             if self.record["status"] in FINISHED:
                 self._check(name, content)
             return content
@@ -176,7 +177,7 @@ class Run:
         """One row an epoch; losses in nats, lr as used.
 
         Epoch 0 is the network before training, on the first 2,000 images of each split (in older
-        runs on all held-back images). Raises `RunError` for weights that were trained elsewhere.
+        runs on all of them). Raises `RunError` for weights that were trained elsewhere.
         """
         if self.is_imported:
             raise RunError(f"{display_path(self.path)} has no history: it was trained elsewhere")
@@ -204,20 +205,15 @@ class Run:
     @cached_property
     def evaluation(self) -> "Evaluation":
         """The selected weights on the test set, from the kept logits."""
-        import numpy as np
         import torch
 
         from ..evaluation import Evaluation
 
         content = self.read("predictions.npz")
         with _named(self.path / "predictions.npz"):
-            files.check_unpacked_size(content, LARGEST_FILE["predictions.npz"])
-            with np.load(io.BytesIO(content)) as kept:
-                logits, labels, classes = (kept[name] for name in ("logits", "labels", "classes"))
-            check_shapes(logits, labels, classes)
-            return Evaluation(
-                torch.from_numpy(logits), torch.from_numpy(labels), tuple(classes.tolist())
-            )
+            kept = parse_predictions(content)
+            logits, labels = (torch.from_numpy(kept[name]) for name in ("logits", "labels"))
+            return Evaluation(logits, labels, tuple(kept["classes"].tolist()))
 
     @property
     def summary(self) -> str:
@@ -229,13 +225,12 @@ class Run:
         metrics = self.metrics
         low, high = metrics["test_accuracy_interval_95"]
         epochs = "" if self.is_imported else f" after epoch {metrics['epochs']}"
-        chosen = "Trained elsewhere" if self.is_imported else self._selection
         caveat = f"\n{RECIPE_CAVEAT}" if self.recipe_selected_on_test else ""
         return (
             f"Test accuracy {metrics['test_accuracy']:.2%}{epochs} "
             f"(95 % interval {low:.2%} to {high:.2%} over {metrics['test_images']:,} images; "
             f"{self.origin}), cross-entropy {metrics['test_loss']:.4f}.{caveat}"
-            f"\n{chosen}, calibration error {metrics['ece']:.2%}."
+            f"\n{self.selection}"
         )
 
     @property
@@ -251,14 +246,16 @@ class Run:
         return own.recipe_selected_on_test or self.experiment.recipe_selected_on_test
 
     @property
-    def _selection(self) -> str:
-        """Which weights were kept, and so which the figures are of."""
-        metrics = self.metrics
-        how = SELECTED[metrics["select"]]
-        return (
-            f"Selected checkpoint: epoch {metrics['selected_epoch']} ({how}), "
-            f"test accuracy {metrics['selected_test_accuracy']:.2%}"
-        )
+    def selection(self) -> str:
+        """Which weights were kept, and so which the figures are of, with their calibration."""
+        metrics, chosen = self.metrics, "Trained elsewhere"
+        if not self.is_imported:
+            how = SELECTED[metrics["select"]]
+            chosen = (
+                f"Selected checkpoint: epoch {metrics['selected_epoch']} ({how}), "
+                f"test accuracy {metrics['selected_test_accuracy']:.2%}"
+            )
+        return f"{chosen}, calibration error {metrics['ece']:.2%}."
 
     @property
     def published(self) -> Published:
@@ -305,6 +302,8 @@ class Run:
 
     def model(self) -> "nn.Module":
         """The network with the selected weights: float32, on the CPU, in evaluation mode."""
+        from ..resnet import build_model
+
         if self.status not in FINISHED:
             raise RunError(
                 f"{display_path(self.path)} is not finished: its status is {self.status!r}"
@@ -315,7 +314,9 @@ class Run:
             )
         content = self.read(WEIGHTS)
         with _named(self.path / WEIGHTS):
-            return _with_weights(self.experiment, content)
+            model = build_model(self.experiment.architecture)
+            model.load_state_dict(parse_weights(content))
+            return model.eval()
 
     @property
     def has_weights(self) -> bool:
@@ -379,19 +380,17 @@ def _named(path: Path) -> Iterator[None]:
         raise RunError(f"{name} is damaged: {shorten_line(reason)}") from None
 
 
-def _with_weights(experiment: Experiment, content: bytes) -> "nn.Module":
-    from ..resnet import build_model
+def parse_predictions(content: bytes) -> "dict[str, np.ndarray]":
+    """The arrays of `predictions.npz`: logits (N, 10), labels (N,), classes (10,) and others."""
+    import numpy as np
 
-    model = build_model(experiment.architecture)
-    model.load_state_dict(parse_weights(content))
-    return model.eval()
-
-
-def check_shapes(logits: "np.ndarray", labels: "np.ndarray", classes: "np.ndarray") -> None:
-    """Raise `ValueError` unless they are (N, 10), (N,) and (10,), of at least one image."""
-    count = len(labels)
-    if not count or logits.shape != (count, NUM_CLASSES) or classes.shape != (NUM_CLASSES,):
+    files.check_unpacked_size(content, LARGEST_FILES["predictions.npz"])
+    with np.load(io.BytesIO(content)) as kept:
+        arrays = dict(kept)
+    count, shapes = len(arrays["labels"]), (arrays["logits"].shape, arrays["classes"].shape)
+    if not count or shapes != ((count, NUM_CLASSES), (NUM_CLASSES,)):
         raise ValueError(f"its arrays are not those of images of {NUM_CLASSES} classes")
+    return arrays
 
 
 def check_columns(table: bytes) -> None:

@@ -22,7 +22,7 @@ STATUS_CHARACTERS = 20  # displayed of a status, which a stranger may have writt
 
 def leftovers(folder: Path) -> list[Path]:
     """What killed processes left of the files that they were writing to a run folder."""
-    names = ["run.json", *ARTIFACTS, *PAGES, f"checkpoints/{CHECKPOINTS}"]
+    names = ["run.json", *ARTIFACTS, *PAGES, CHECKPOINTS]
     places = [folder / name for name in names]
     # A link may lead to another run's files.
     places = [path for path in places if path.parent == folder or not path.parent.is_symlink()]
@@ -40,13 +40,13 @@ def checkpoint_files(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     if (folder / "checkpoints").is_symlink():
         return []
-    return sorted(path for path in (folder / "checkpoints").glob(CHECKPOINTS) if path.is_file())
+    return sorted(path for path in folder.glob(CHECKPOINTS) if path.is_file())
 
 
 def drop_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a run, and their folder unless it holds other files."""
-    pattern = folder / "checkpoints" / CHECKPOINTS
-    for path in (*pattern.parent.glob(CHECKPOINTS), *files.temporaries(pattern)):
+    pattern = folder / CHECKPOINTS
+    for path in (*folder.glob(CHECKPOINTS), *files.temporaries(pattern)):
         with suppress(OSError):  # a folder of that name
             path.unlink(missing_ok=True)
     with suppress(OSError):

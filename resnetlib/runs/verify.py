@@ -41,10 +41,10 @@ from .evidence import (
     genuine_data,
     without_folder,
 )
-from .run import ARTIFACTS, FINISHED, WEIGHTS
+from .record import identity
+from .run import ARTIFACTS, FINISHED, STATUSES, WEIGHTS
 
 PASS, FAIL, NOT_CHECKED = "PASS", "FAIL", "NOT CHECKED"
-STATUSES = ("running", "done", "failed", "interrupted", "diverged", "imported")
 # Between processors float32 sums differ in their last bits, and some weights are kept in half
 # precision. Recomputed, the recorded runs differ by at most 0.02 points and 0.018 in a logit
 # (laptop94, half precision) and 0.00001 (lite, float32).
@@ -173,14 +173,7 @@ def _check_record(run: Evidence) -> Result:
 def _check_experiment(run: Evidence) -> Result:
     """experiment.yaml is what run.json says, and is the variant with the recorded overrides."""
     experiment, record = run.experiment, run.record
-    expected = {
-        "variant": experiment.variant,
-        "dataset": experiment.dataset,
-        "seed": experiment.seed,
-        "experiment": experiment.digest,
-        "overrides": experiment.model_dump(mode="json")["overrides"],
-    }
-    problems = _differences(expected, record, "run.json")
+    problems = _differences(identity(experiment), record, "run.json")
     if problems:
         return Result(FAIL, "; ".join(problems))
     name = experiment.variant

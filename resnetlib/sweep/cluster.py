@@ -82,25 +82,25 @@ class Cluster:
         self._warn_if_nothing_fits()
 
     def _warn_if_nothing_fits(self) -> None:
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        if not any(self._fitting(node) for node in nodes):
+        if not self._fitting():
             needs = f"{self.needs.cpus} CPUs, {self.needs.memory:g} GB"
             needs += f", {self.needs.gpus:g} GPU" if self.needs.gpus else ""
             print(f"no node of the cluster has {needs}; waiting for one", flush=True)
 
-    def _fitting(self, resources: dict[str, float]) -> int:
-        """How many runs fit on a node of these resources."""
+    def _fitting(self) -> int:
+        """How many runs the living nodes hold at once."""
         wanted = {"CPU": self.needs.cpus, "memory": self.needs.memory * GB, "GPU": self.needs.gpus}
-        shares = [
-            resources.get(name, 0) / amount + 1e-9 for name, amount in wanted.items() if amount
-        ]
-        return int(min(shares))
+        wanted = {name: amount for name, amount in wanted.items() if amount}
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        return sum(
+            int(min(node.get(name, 0) / amount + 1e-9 for name, amount in wanted.items()))
+            for node in nodes
+        )
 
     @property
     def slots(self) -> int:
         """The runs that fit now, and one more: so that a cluster that grows with its load does."""
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        return self.at_once or sum(self._fitting(node) for node in nodes) + 1
+        return self.at_once or self._fitting() + 1
 
     def start(self, task: Task, **settings: Any) -> None:
         root = task.folder.parents[1]

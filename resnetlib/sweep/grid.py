@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -15,7 +16,6 @@ from .task import Task
 
 MAX_RUNS = 10_000
 RANGE = re.compile(r"(-?\d{1,19})\.\.(-?\d{1,19})")
-OPENING, CLOSING = "[{(", "]})"
 
 
 def expand_grid(variants: Sequence[str], parameters: Iterable[tuple[str, str]]) -> list[Task]:
@@ -24,9 +24,7 @@ def expand_grid(variants: Sequence[str], parameters: Iterable[tuple[str, str]]) 
     Every experiment is checked. The first parameters vary slowest. Raises `ConfigError`.
     """
     grid = dict(read_alternatives(parameters))
-    count = len(variants)
-    for values in grid.values():
-        count *= len(values)
+    count = len(variants) * math.prod(map(len, grid.values()))
     if count > MAX_RUNS:
         raise ConfigError(f"{count:,} runs are more than {MAX_RUNS:,}; give fewer alternatives")
     combinations = [
@@ -94,7 +92,10 @@ def split_outside_brackets(text: str) -> list[str]:
             quote = "" if sign == quote else quote
         elif sign in "'\"":
             quote = sign
-        depth += (not quote) * ((sign in OPENING) - (sign in CLOSING))
+        elif sign in "[{(":
+            depth += 1
+        elif sign in "]})":
+            depth -= 1
         if sign == "," and not depth and not quote:
             parts.append("")
         else:

@@ -22,13 +22,17 @@ class Engine(Protocol):
 
     slots: int  # runs at a time
 
-    def start(self, task: Task, **settings: Any) -> None: ...
+    def start(self, task: Task, **settings: Any) -> None:
+        """Start a run; `settings` replace its overrides."""
 
-    def finished(self) -> list[tuple[Task, Exit]]: ...
+    def finished(self) -> list[tuple[Task, Exit]]:
+        """The runs that have ended, after a short wait."""
 
-    def stop(self, task: Task) -> None: ...
+    def stop(self, task: Task) -> None:
+        """Ask the run to save its state and end."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Stop all runs."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ def carry_out(
     """Carry out the tasks, in this order, and return what became of each."""
     outcomes = {task: Outcome("done") for task in tasks if task.is_complete}
     waiting = [task for task in tasks if task not in outcomes]
-    print_line(f"{len(outcomes)} of {len(tasks)} runs are done; {engine.slots} at once")
+    print_line(f"{len(outcomes)} of {len(tasks)} runs are done; up to {engine.slots} at once")
     comparable = len({(task.score, task.experiment.dataset) for task in tasks}) == 1
     work = sum(task.work for task in waiting)
     display = Display(work, len(tasks), len(outcomes), comparable=comparable)

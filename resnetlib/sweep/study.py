@@ -218,7 +218,7 @@ class Search:
         for trial in study.get_trials(states=[TrialState.COMPLETE]):
             name = describe(self.variant, self.overrides | self._values(trial))
             display.compare(trial.value, METRIC, name)
-        display.line(f"{done} of {trials} trials are done; {engine.slots} at once")
+        display.line(f"{done} of {trials} trials are done; up to {engine.slots} at once")
         active: dict[Task, list[Trial]] = {}
         with Scheduler(engine, display, seconds) as scheduler:
             while True:

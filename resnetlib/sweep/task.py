@@ -15,7 +15,7 @@ from ..config import FOLDERS, load_experiment, parse_value
 from ..errors import ConfigError, RunError
 from ..experiment import Execution, Experiment
 from ..paths import output_folder
-from ..runs.run import LARGEST_FILE, PAGES, Run, load_run
+from ..runs.run import LARGEST_FILES, PAGES, Run, load_run
 from ..size import measure_size
 
 
@@ -109,7 +109,7 @@ class Task:
     def history(self) -> list[dict[str, str]]:
         """The rows saved so far, without row 0 (the untrained network); none of a damaged file."""
         try:
-            path, largest = self.folder / "history.csv", LARGEST_FILE["history.csv"]
+            path, largest = self.folder / "history.csv", LARGEST_FILES["history.csv"]
             table = io.StringIO(files.read_bytes(path, largest).decode())
             rows = [row for row in csv.DictReader(table) if row["epoch"] != "0"]
             for row in rows:
@@ -148,6 +148,4 @@ def format_value(value: Any) -> str:
         return "None"
     if isinstance(value, str):
         return value if parse_value(value) == value else json.dumps(value, ensure_ascii=False)
-    if isinstance(value, float):
-        return repr(value)
     return json.dumps(value, ensure_ascii=False)

@@ -4,11 +4,10 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from conftest import TINY, benchmark, rewrite
+from conftest import TINY, benchmark, rewrite, wait_until
 
 from resnetlib import files, list_variants, load_experiment, load_run, train
 from resnetlib.errors import ConfigError
@@ -197,9 +196,7 @@ def test_stopped_queue_leaves_nothing_and_resumes(reproduce, tmp_path, monkeypat
     )
     (run,) = [reproduce.Task("lite", settings)]
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
-    until = time.monotonic() + 90
-    while not run.history() and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_until(run.history, process=process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
     assert not run.is_locked

@@ -2,15 +2,12 @@
 
 import pytest
 import yaml
+from conftest import architecture_of
 
 from resnetlib import build_model, count_parameters, explore, list_variants, load_experiment, size
 from resnetlib.errors import ConfigError
 from resnetlib.schema import Architecture
 from resnetlib.size import Size
-
-
-def architecture_of(variant="lite", **overrides):
-    return load_experiment(variant, **overrides).architecture
 
 
 def test_to_yaml_is_read_back_equal():

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import NOTEBOOKS
+from conftest import NOTEBOOKS, wait_until
 
 from resnetlib import load_run
 
@@ -118,12 +118,10 @@ def test_interrupted_cell_ends_in_one_line_in_jupyterlab(browser, lab, tmp_path)
         '\noverrides = {"depths": [1], "widths": [8]}',
     )
     choose(page, "Run", "Run All Cells")
-    until = time.monotonic() + WAIT / 1000
-    while not list(tmp_path.glob("outputs/lite/*/checkpoints/*.pt")):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_until(lambda: list(tmp_path.glob("outputs/lite/*/checkpoints/*.pt")), WAIT / 1000)
     choose(page, "Kernel", "Interrupt Kernel")
     saved = tmp_path / "project" / "notebooks" / "run_experiment.ipynb"
+    until = time.monotonic() + WAIT / 1000
     while not (errors := errors_in(saved)):
         assert time.monotonic() < until
         page.keyboard.press("Control+s")

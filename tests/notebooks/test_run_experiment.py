@@ -18,6 +18,7 @@ from conftest import (
     outputs_of,
     run_papermill,
     text_of,
+    wait_until,
     with_figure,
     with_warning,
 )
@@ -136,8 +137,7 @@ def test_interrupted_cell_shows_one_line(tmp_path):
 
 
 def _interrupt_once_saved(kernel, root):
-    while not list(root.glob("lite/*/checkpoints/*.pt")):
-        time.sleep(0.05)
+    wait_until(lambda: list(root.glob("lite/*/checkpoints/*.pt")))
     asyncio.run(kernel.interrupt_kernel())
 
 

@@ -1,16 +1,13 @@
 """Drawings of networks: their content, for every variant and for unusual ones."""
 
 import pytest
+from conftest import architecture_of
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from resnetlib import build_model, list_variants, load_experiment, plots, size
+from resnetlib import build_model, list_variants, plots, size
 from resnetlib.plots.architecture import MAX_BLOCKS
 from resnetlib.schema import Architecture
-
-
-def architecture_of(variant="lite", **overrides):
-    return load_experiment(variant, **overrides).architecture
 
 
 def texts_of(axes):

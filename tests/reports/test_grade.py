@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import PROJECT, TINY, edit_yaml
+from conftest import PROJECT, TINY, edit_weights, edit_yaml
 
 from resnetlib import count_parameters, load_experiment, train
 from resnetlib.cli import main
@@ -70,11 +70,6 @@ def submission(trained, tmp_path):
 @pytest.fixture(scope="session")
 def data(digits):
     return GradingData.of(digits)
-
-
-def edit_weights(folder, change):
-    weights = safetensors.torch.load((folder / WEIGHTS).read_bytes())
-    (folder / WEIGHTS).write_bytes(safetensors.torch.save(change(weights)))
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from conftest import copy_recorded, recorded_lite
 
 from resnetlib.runs import evidence
 from resnetlib.runs.evidence import Damaged, Evidence, LacksMemory, Unavailable
-from resnetlib.runs.run import LARGEST_FILE, WEIGHTS
+from resnetlib.runs.run import LARGEST_FILES, WEIGHTS
 
 LITE = recorded_lite().path
 
@@ -89,6 +89,6 @@ def test_small_file_takes_little_memory(folder, name):
 
 
 def test_limits_are_far_above_the_recorded_runs():
-    for name, largest in LARGEST_FILE.items():
+    for name, largest in LARGEST_FILES.items():
         sizes = [path.stat().st_size for path in LITE.parents[1].glob(f"*/*/{name}")]
         assert 10 * max(sizes) < largest, name

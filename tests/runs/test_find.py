@@ -17,7 +17,14 @@ from resnetlib.errors import ConfigError, RunError
 from resnetlib.files import sha256
 from resnetlib.reports.page import write_index
 from resnetlib.runs import record as record_module
-from resnetlib.runs.find import find_run, find_runs, finished_runs, reference_runs, split_unreadable
+from resnetlib.runs.find import (
+    find_run,
+    find_runs,
+    finished_runs,
+    is_recorded,
+    reference_runs,
+    split_unreadable,
+)
 from resnetlib.runs.record import describe_environment
 from resnetlib.runs.upkeep import describe_runs
 
@@ -168,6 +175,15 @@ def test_load_pretrained_names_what_is_recorded(monkeypatch):
         load_pretrained("liet")
     with pytest.raises(ConfigError, match="None is unknown"):
         load_pretrained(None)
+
+
+def test_recorded_runs_are_known_behind_a_link(tmp_path, monkeypatch):
+    """As on a cluster, where `outputs` lies on another disk."""
+    run = copy_recorded(recorded_lite().path, tmp_path / "disk" / "reference" / "lite")
+    (tmp_path / "outputs").symlink_to(tmp_path / "disk")
+    monkeypatch.setattr("resnetlib.runs.find.PROJECT", tmp_path)
+    assert is_recorded(load_run(tmp_path / "outputs" / "reference" / "lite"))
+    assert not is_recorded(load_run(shutil.copytree(run, tmp_path / "disk" / "own")))
 
 
 def test_reference_runs_hold_no_absolute_path():

@@ -392,7 +392,7 @@ def test_read_weights_needs_named_tensors(content, message, tmp_path):
 
 
 def test_read_weights_refuses_a_huge_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(matching, "LARGEST_FILE", 100)
+    monkeypatch.setattr(matching, "LARGEST_WEIGHTS", 100)
     path = tmp_path / "ckpt.pth"
     torch.save(TENSORS, path)
     with pytest.raises(DataError, match="more than 100 bytes"):

@@ -11,16 +11,15 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import safetensors.torch
 import torch
 from click.testing import CliRunner
-from conftest import PROJECT, TINY, copy_recorded, edit_yaml, recorded_lite
+from conftest import PROJECT, TINY, copy_recorded, edit_weights, edit_yaml, recorded_lite
 
 from resnetlib import build_model, files, load_experiment, load_run, train
 from resnetlib.cli import main
 from resnetlib.runs import evidence, verify
 from resnetlib.runs.artifacts import run_metrics
-from resnetlib.runs.evidence import DETAIL_CHARACTERS, LARGEST_FILE, PARSERS, Evidence, Unavailable
+from resnetlib.runs.evidence import DETAIL_CHARACTERS, LARGEST_FILES, PARSERS, Evidence, Unavailable
 from resnetlib.runs.find import reference_runs
 from resnetlib.runs.imports import import_weights
 from resnetlib.runs.record import ARTIFACTS
@@ -114,12 +113,8 @@ def edit_predictions(**changes):
     return edit
 
 
-def edit_weights(change):
-    def edit(folder):
-        weights = safetensors.torch.load((folder / WEIGHTS).read_bytes())
-        (folder / WEIGHTS).write_bytes(safetensors.torch.save(change(weights)))
-
-    return edit
+def change_weights(change):
+    return lambda folder: edit_weights(folder, change)
 
 
 def other_weights(weights):
@@ -205,21 +200,21 @@ DOCTORED = {
     ),
     "parameters": (edit_json("metrics.json", parameters=12), {"parameters"}),
     "macs": (edit_json("metrics.json", macs=12), {"parameters"}),
-    "weights_of_another_seed": (edit_weights(other_weights), MEASURED),
+    "weights_of_another_seed": (change_weights(other_weights), MEASURED),
     "weights_all_zero": (
-        edit_weights(lambda weights: {name: 0 * value for name, value in weights.items()}),
+        change_weights(lambda weights: {name: 0 * value for name, value in weights.items()}),
         MEASURED,
     ),
     "weights_not_finite": (
-        edit_weights(lambda weights: weights | {"linear.bias": torch.full((10,), torch.nan)}),
+        change_weights(lambda weights: weights | {"linear.bias": torch.full((10,), torch.nan)}),
         MEASURED,
     ),
     "weights_with_another_key": (
-        edit_weights(lambda weights: weights | {"extra": torch.zeros(1)}),
+        change_weights(lambda weights: weights | {"extra": torch.zeros(1)}),
         {"parameters"},
     ),
     "weights_of_another_shape": (
-        edit_weights(lambda weights: weights | {"linear.weight": torch.zeros(3, 3)}),
+        change_weights(lambda weights: weights | {"linear.weight": torch.zeros(3, 3)}),
         {"parameters"},
     ),
     "learning_rate": (edit_history(2, "lr", 0.05), {"learning rates"}),
@@ -390,7 +385,7 @@ def test_verify_does_not_vouch_for_the_last_epoch_where_another_is_kept(tiny):
 def test_verify_counts_trained_scales(tiny):
     run = train(tiny(batch_norm_scale=False))
     assert failing(run.path) == set()
-    edit_weights(lambda w: {n: 2 * v if n.endswith("bn1.weight") else v for n, v in w.items()})(
+    change_weights(lambda w: {n: 2 * v if n.endswith("bn1.weight") else v for n, v in w.items()})(
         run.path
     )
     renew_checksums(run.path)
@@ -514,7 +509,7 @@ def test_verify_reads_no_file_under_many_names(folder, name):
 
 def test_verify_bomb_in_predictions(folder):
     with zipfile.ZipFile(folder / "predictions.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("logits.npy", bytes(LARGEST_FILE["predictions.npz"] + 1))
+        archive.writestr("logits.npy", bytes(LARGEST_FILES["predictions.npz"] + 1))
     renew_checksums(folder)
     assert "too large" in verified(folder)["checksums"].detail
 
@@ -591,7 +586,7 @@ def test_verify_imported_run(trained, tmp_path):
     renew_checksums(folder)
     assert "nothing gives best_test_accuracy" in verified(folder)["metrics"].detail
     files.write_json(folder / "metrics.json", metrics)
-    edit_weights(other_weights)(folder)
+    change_weights(other_weights)(folder)
     renew_checksums(folder)
     assert failing(folder) == MEASURED
 
@@ -611,7 +606,7 @@ def test_verify_weights_in_half_precision(folder):
     def halve(weights):
         return {n: v.half() if v.is_floating_point() else v for n, v in weights.items()}
 
-    edit_weights(halve)(folder)
+    change_weights(halve)(folder)
     renew_checksums(folder)
     assert failing(folder) == set()
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, is_alive, wait_until
 
 from resnetlib import files, load_run, train
 from resnetlib.errors import STOPPED_IN_TIME, ConfigError
@@ -73,14 +73,6 @@ def starts(task):
     return [int(pid) for pid in (task.folder / "starts.txt").read_text().split()]
 
 
-def is_alive(pid):
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
-
-
 def test_lost_worker_is_replaced_and_failed_run_fails_alone(quick, engine, capsys, monkeypatch):
     tasks = [quick(lr=0.9), quick(lr=0.1), quick(lr=0.2, epochs=15)]
     finished = engine.finished
@@ -109,8 +101,7 @@ def test_node_without_our_files_sends_the_folder(quick, engine):
     task = quick()
     engine.probes.add(task.folder.parents[1])  # so that no node finds a probe file
     engine.start(task)
-    while not (ended := engine.finished()):
-        time.sleep(0.1)
+    ended = wait_until(engine.finished)
     assert ended == [(task, process.Exit(0))]
     engine.close()
     assert task.is_complete
@@ -179,9 +170,7 @@ def test_run_on_a_node_sends_no_empty_folder_and_keeps_to_the_time(quick):
 def test_closed_cluster_leaves_no_process(quick, engine):
     task = quick(epochs=1000)
     engine.start(task)
-    until = time.monotonic() + 60
-    while not task.history() and time.monotonic() < until:
-        time.sleep(0.1)
+    wait_until(task.history)
     engine.close()
     (pid,) = starts(task)
     assert not is_alive(pid)
@@ -210,16 +199,13 @@ def test_sweep_survives_a_lost_node_and_a_lost_driver(ray_cluster, tmp_path):
     def done():
         return sum(task.run is not None for task in tasks)
 
-    def wait_until(condition):
-        until = time.monotonic() + 1800
-        while not condition():
-            assert driver.poll() is None and time.monotonic() < until
-            time.sleep(0.2)
+    def is_under_way(ended):
+        return done() >= ended and any(task.history() and not task.run for task in tasks)
 
     driver = subprocess.Popen(command)
-    wait_until(lambda: done() >= 3 and any(t.history() and not t.run for t in tasks))
+    wait_until(lambda: is_under_way(3), 1800, driver)
     ray_cluster.remove_node(nodes[1], allow_graceful=False)
-    wait_until(lambda: done() >= 6 and any(t.history() and not t.run for t in tasks))
+    wait_until(lambda: is_under_way(6), 1800, driver)
     driver.kill()
     driver.wait()
     add_node(ray_cluster, 1)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from resnetlib.config import parse_value
@@ -36,6 +37,10 @@ def test_alternatives_reads_values(text, values):
 def test_format_value_is_read_back(value):
     read = parse_value(format_value(value))
     assert read == value and type(read) is type(value)
+
+
+def test_format_value_takes_numbers_of_numpy():
+    assert [format_value(value) for value in np.linspace(0.1, 0.3, 3)] == ["0.1", "0.2", "0.3"]
 
 
 def test_grid_is_the_product_of_variants_and_alternatives():

@@ -7,11 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, is_alive, wait_until
 
 from resnetlib import files
 from resnetlib.sweep import process, scheduler
@@ -48,7 +46,7 @@ def test_failed_run_fails_alone_with_its_message(quick, capsys):
     assert [outcomes[task].status for task in tasks] == ["failed", "done", "done"]
     assert exit_code(outcomes.values()) == 1
     printed = capsys.readouterr().out
-    assert "0 of 3 runs are done; 2 at once" in printed
+    assert "0 of 3 runs are done; up to 2 at once" in printed
     assert f"FAILED    {tasks[0].name}: it fails (full output in {tasks[0].log})" in printed
     assert f"finished  {tasks[1].name}: test 52.00%" in printed
     assert starts(tasks[0]) == 1
@@ -150,9 +148,7 @@ def test_locked_run_is_left_to_its_process(quick, capsys):
     task, other = quick(seed=0, epochs=20), quick(seed=1)
     words = [sys.executable, *process.PROGRAM, *task.words()]
     with subprocess.Popen(words, stdin=subprocess.PIPE) as elsewhere:
-        while not task.is_locked:
-            assert elsewhere.poll() is None
-            time.sleep(0.01)
+        wait_until(lambda: task.is_locked, process=elsewhere)
         outcomes = carry_out([task, other], local())
         elsewhere.stdin.close()
     assert statuses(outcomes) == ["done", "done"]
@@ -201,28 +197,16 @@ def test_runs_end_with_the_sweep(quick, end, tmp_path):
         "carry_out(tasks, LocalPool(Needs(), 2))\n"
     )
     driver = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
-    while not all(task.history() for task in tasks) and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_until(lambda: all(task.history() for task in tasks), process=driver)
     pids = [int((task.folder / "starts.txt").read_text()) for task in tasks]
     os.kill(driver.pid, end)
     _, errors = driver.communicate(timeout=60)
     if end == signal.SIGTERM:
         assert "interrupted; 0 of 2 runs are done: the same command resumes" in errors
-    until = time.monotonic() + 30
-    while any(map(is_alive, pids)) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not any(map(is_alive, pids))
+    wait_until(lambda: not any(map(is_alive, pids)))
     for task in tasks:
         assert files.read_json(task.folder / "run.json")["status"] == "interrupted"
         assert 0 < len(task.history()) < 100
-
-
-def is_alive(pid):
-    try:
-        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
 
 
 def test_lower_priority_holds_for_the_process(quick):
