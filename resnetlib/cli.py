@@ -84,6 +84,13 @@ def _explained() -> Iterator[None]:
     except click.BadParameter as error:
         error.message = shorten_line(error.message, LONGEST_MISTAKE)
         raise
+    except click.UsageError as error:
+        options = error.ctx.command.params if error.ctx else ()
+        about = getattr(error, "option_name", None)  # click gives no context with this one
+        if about == "-p" or any(option.name == "parameters" for option in options):
+            how = "a parameter is given as `-p epochs 5`, a list as `-p augment crop,flip`"
+            error.message = f"{error.message.rstrip('.')}; {how}"
+        raise
     except ConfigError as error:
         raise Failure(str(error), 2) from None
     except UserError as error:

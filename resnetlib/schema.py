@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from .errors import closest_match, shorten
+from .errors import closest_match, counted, shorten
 
 Count = Annotated[int, Field(ge=1, lt=2**53)]
 Natural = Annotated[int, Field(ge=0, lt=2**53)]
@@ -302,7 +302,8 @@ class Architecture(Model):
             values = getattr(self, name)
             if values and len(values) != stages:
                 raise ValueError(
-                    f"depths has {stages} stages and {name} {len(values)}; give one value per stage"
+                    f"depths has {counted(stages, 'stage')} and {name} {len(values)}; "
+                    "give one value per stage"
                 )
         if not any(self.depths) or not self.widths:
             raise ValueError("depths needs at least one block, and widths one value per stage")

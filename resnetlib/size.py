@@ -239,7 +239,7 @@ def check_size(experiment: Experiment) -> int:
     if published not in (None, count) and experiment.has_own_network:
         raise ConfigError(
             f"{experiment.variant}: published.parameters is {published:,}, "
-            f"and the architecture has {count:,}"
+            f"and the architecture has {count:,}; a network of your own has no `published`"
         )
     if experiment.budget != "none" and count > experiment.budget:
         raise ConfigError(

@@ -580,3 +580,14 @@ def test_lab_of_an_installed_package_opens_copies_where_the_user_works(tmp_path)
     assert (work / "run_experiment.ipynb").read_text() == "the user's own"
     copied = work / "compare_variants.ipynb"
     assert copied.read_bytes() == (NOTEBOOKS / copied.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("-p", "epochs=5"), ("epochs=5",), ("--epochs", "5"), ("-p", "augment", "crop", "flip")],
+)
+def test_parameter_in_another_form_is_answered_with_the_right_one(words):
+    done = invoke("run", "lite", *words)
+    assert done.exit_code == 2
+    assert "`-p epochs 5`, a list as `-p augment crop,flip`" in done.stderr
+    assert "epochs 5" not in invoke("list", "--nonsense").stderr

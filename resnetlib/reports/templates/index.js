@@ -47,7 +47,7 @@
     if (head.classList.contains("unsorted")) return;
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = head.textContent.trim();
+    button.textContent = head.dataset.name = head.textContent.trim();
     head.replaceChildren(button);
     button.addEventListener("click", () => sortBy(column));
   });
