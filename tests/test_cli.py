@@ -138,7 +138,7 @@ def test_fresh_run_that_fails_leaves_no_old_results(
     assert not (folder / "notebook.ipynb").exists()
     report = (folder / "report.html").read_text()
     assert load_run(folder).record["error"] in report
-    assert "There are no results" in report and "reproduced</span>" not in report
+    assert "There are no results" in report and " %</b>" not in report
 
 
 @pytest.mark.exhaustive
@@ -294,7 +294,7 @@ def test_interrupted_run_says_so_and_resumes(tmp_path):
     assert "resuming after epoch" in done.stdout
     assert len(load_run(folder).history) == 21
     assert (folder / "notebook.ipynb").exists()
-    assert "reproduced</span>" in (folder / "report.html").read_text()
+    assert " %</b> measured</span>" in (folder / "report.html").read_text()
 
 
 @pytest.mark.exhaustive

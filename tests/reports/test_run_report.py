@@ -208,7 +208,7 @@ def test_unfinished_run_has_no_measurements(recorded, status):
         text = write_report(run).read_text()
     assert f"seed 0: {status}</title>" in text
     assert "&lt;b&gt;KeyError" in text
-    assert "reproduced</span>" not in text
+    assert " %</b>" not in text
 
 
 def test_report_of_a_recorded_run_leaves_its_record(recorded, monkeypatch):
@@ -230,7 +230,7 @@ def test_summary_leaves_out_what_the_run_lacks(recorded, missing):
     text = write_report(load_run(recorded.path)).read_text()
     assert "The run cannot be read: " in text and missing in text
     assert "78,042" in text
-    assert "reproduced</span>" not in text
+    assert " %</b>" not in text
 
 
 def test_report_links_no_notebook_that_is_not_there(recorded):
