@@ -22,7 +22,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import nbformat
 import numpy as np
-import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -117,14 +116,6 @@ def wait_until(condition, seconds=120, process=None):
         assert process is None or process.poll() is None, "the process has ended"
         time.sleep(0.05)
     return found
-
-
-def is_alive(pid):
-    """Whether the process exists and is no zombie, which nobody has waited for."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @contextmanager

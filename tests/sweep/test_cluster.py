@@ -11,8 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from conftest import TINY, is_alive, wait_until
+from conftest import TINY, wait_until
 
 from resnetlib import files, load_run, train
 from resnetlib.errors import STOPPED_IN_TIME, ConfigError
@@ -173,7 +174,7 @@ def test_closed_cluster_leaves_no_process(quick, engine):
     wait_until(task.history)
     engine.close()
     (pid,) = starts(task)
-    assert not is_alive(pid)
+    assert not psutil.pid_exists(pid)  # no zombie either
     assert load_run(task.folder).status == "interrupted"
 
 

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
-from conftest import PROJECT, is_alive, wait_until
+from conftest import PROJECT, wait_until
 
 from resnetlib import files
 from resnetlib.sweep import process, scheduler
@@ -203,10 +204,18 @@ def test_runs_end_with_the_sweep(quick, end, tmp_path):
     _, errors = driver.communicate(timeout=60)
     if end == signal.SIGTERM:
         assert "interrupted; 0 of 2 runs are done: the same command resumes" in errors
-    wait_until(lambda: not any(map(is_alive, pids)))
+    wait_until(lambda: not any(map(is_alive, pids)), 30)
     for task in tasks:
         assert files.read_json(task.folder / "run.json")["status"] == "interrupted"
         assert 0 < len(task.history()) < 100
+
+
+def is_alive(pid):
+    """Whether the process exists and is no zombie, which nobody has waited for."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_lower_priority_holds_for_the_process(quick):
