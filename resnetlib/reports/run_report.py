@@ -45,6 +45,11 @@ DISPLAY_PRIORITY = (
 COALESCE_STREAMS = getattr(preprocessors, "CoalesceStreamsPreprocessor", None) or (
     preprocessors.coalesce_streams
 )
+# Sections that come first in a report, by their headings today and in recorded notebooks.
+RESULTS = {"Training", "Test set", "Published and reproduced"}
+RESULTS |= {"Curves", "Published beside reproduced"}
+# Cells with one of these help to use the notebook, not to read its results.
+NOTEBOOK_ONLY = ("This notebook trains one network", "**On Colab or Kaggle**", '"google.colab"')
 FACT_CHARACTERS = 2000
 SOFTWARE = ("python", "torch", "resnetlib")
 UNFINISHED = {
@@ -64,9 +69,9 @@ IMPORTED_FIGURES = {
 def write_report(run: Run) -> Path:
     """Write `report.html` into the run folder, atomically, and return its path.
 
-    It has the run's executed notebook. A run without one, such as a failed one, gets its summary
-    and the curves of its history; imported weights get their figures. Raises `RunError` where the
-    notebook is none, or is not the one that was recorded.
+    It has the run's executed notebook, results first. A run without one, such as a failed one, gets
+    its summary and the curves of its history; imported weights get their figures. Raises
+    `RunError` where the notebook is none, or is not the one that was recorded.
     """
     path = run.path / "report.html"
     page = report_html(run)
@@ -86,6 +91,7 @@ def report_html(run: Run) -> str:
     else:
         content = _figures_notebook(run) if run.is_imported else _history_notebook(run)
     _describe_images(content, run.record["variant"])
+    _put_results_first(content)
     unlink_notebooks(content)
     exporter = HTMLExporter(
         template_name="basic",
@@ -304,6 +310,25 @@ def unlink_notebooks(notebook: NotebookNode) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\[([^]]+)\]\((?!\w+:)[^)]*\.ipynb\)", r"\1", cell.source)
+
+
+def _put_results_first(notebook: NotebookNode) -> None:
+    """Put what was measured above how it was set up; leave out what only a notebook needs."""
+    sections: list[list[NotebookNode]] = [[]]
+    for cell in notebook.cells:
+        if _heading(cell):
+            sections.append([])
+        if not any(mark in cell.source for mark in NOTEBOOK_ONLY):
+            sections[-1].append(cell)
+    sections.sort(key=lambda cells: not (cells and _heading(cells[0]) in RESULTS))  # stable
+    notebook.cells = [cell for cells in sections for cell in cells]
+
+
+def _heading(cell: NotebookNode) -> str | None:
+    """The heading of the second level that the cell begins with."""
+    line = cell.source.lstrip().partition("\n")[0]
+    is_heading = cell.cell_type == "markdown" and line.startswith("## ")
+    return line.removeprefix("## ").strip() if is_heading else None
 
 
 def _describe_images(notebook: NotebookNode, variant: str) -> None:

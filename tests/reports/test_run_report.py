@@ -87,7 +87,7 @@ def test_report_needs_no_scripts_or_network(executed, open_page):
 def test_figures_are_drawn_and_described(executed, open_page):
     images = open_page(executed).locator("img")
     alts = [image.get_attribute("alt") for image in images.all()]
-    sections = ["Data", "Network", "Training", "Test set", "Test set", "Test set"]
+    sections = ["Training", "Test set", "Test set", "Test set", "Data", "Network"]
     for alt, section in zip(alts, sections, strict=True):
         assert alt.startswith(f"lite, {section}: ") and len(alt) > 30
     assert len(set(alts)) == len(alts)
@@ -112,6 +112,22 @@ def test_contents_lead_to_the_sections(executed, open_page):
     page = open_page(executed)
     page.get_by_role("navigation").get_by_role("link", name="Test set").click()
     assert 0 <= page.get_by_role("heading", name="Test set").bounding_box()["y"] < 200
+
+
+def test_results_come_before_how_they_were_made(executed, open_page):
+    notebook = nbformat.read(executed.parent / "notebook.ipynb", as_version=4)
+    written = [line for cell in notebook.cells for line in cell.source.split("\n")]
+    headings = [line.removeprefix("## ") for line in written if line.startswith("## ")]
+    results = ["Training", "Test set", "Published and reproduced"]
+    page = open_page(executed)
+    links = page.get_by_role("navigation").get_by_role("link").all_inner_texts()
+    assert links == results + [heading for heading in headings if heading not in results]
+    assert [
+        heading.removesuffix("¶") for heading in page.locator("article h2").all_inner_texts()
+    ] == links
+    for hint in ("Choose a variant in the parameters cell", "On Colab or Kaggle"):
+        assert any(hint in line for line in written)
+        assert page.get_by_text(hint).count() == 0
 
 
 def test_page_fits_a_phone(executed, open_page):
@@ -265,7 +281,7 @@ def test_contents_have_the_headings_of_text_cells(recorded, open_page):
         new_markdown_cell("## First part"),
     ]
     page = open_page(write_report(with_notebook(recorded, *cells)))
-    assert page.locator("nav a[href^='#']").all_inner_texts()[-1] == "First part"
+    assert page.locator("nav a[href^='#']").all_inner_texts() == ["First part"]
     assert "printed" not in page.locator("nav").first.inner_text()
 
 
