@@ -95,7 +95,7 @@ TITLES = {
     "parameters": "Best for their size in bold",
     "macs": "Best for their work in bold",
 }
-FIGSIZE = (6.2, 4.7)  # inches: two side by side on a wide page, one on a phone
+FIGSIZE = (6.2, 5.4)  # inches: two side by side on a wide page, one on a phone
 LEGEND_ROWS = 22  # of a column: as many as stand beside the Axes
 # Of experiments that share a colour: solid, dashed, dotted, then dashes and dots by turns.
 DASHES = (

@@ -32,6 +32,7 @@ VARIANT_COLORS = {
     "laptop": "#332288",  # indigo
     "laptop94": "#006633",  # dark green
     "champion": "#56b4e9",  # sky blue
+    "resnet110": "#661100",  # brown; of those shared below it would have that of `resnet20`
 }
 # All other variants share what is not used above of Paul Tol's colour-blind safe palette "muted".
 OTHER_COLORS = ("#44aa99", "#999933", "#cc6677", "#aa4499")  # teal, olive, rose, purple
