@@ -76,6 +76,8 @@ def write_all(folder: Path, address: str) -> None:
         sources = setup_cells(address, path.name)
         for cell in notebook.cells:
             cell.source = sources.get(cell.id, cell.source)
+            if cell.id == "setup":
+                cell.metadata["jupyter"] = {"source_hidden": True}  # folded in JupyterLab
         path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
     readme = folder / "README.md"
     before = readme.read_text(encoding="utf-8")
