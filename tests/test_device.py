@@ -388,7 +388,7 @@ def test_resume_of_a_compiled_run_is_bit_exact(tmp_path):
     """The last batch of an epoch, 67 images, is the first that the resumed process sees."""
     whole = compiled_run(tmp_path / "whole", copy=tmp_path / "killed")
     resumed = compiled_run(tmp_path / "killed")
-    assert resumed[0] == "resuming after epoch 2, step 2"
+    assert resumed[0] == "resuming after step 2 of epoch 2"
     assert resumed[-1] == whole[-1] and whole[-1].endswith("True")
 
 

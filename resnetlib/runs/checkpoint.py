@@ -80,8 +80,8 @@ def last_position(folder: Path) -> tuple[int, int] | None:
 
 
 def describe_position(epochs: int, steps: int) -> str:
-    """A position such as `epoch 3, step 20`, of the epochs done and the steps of the next."""
-    return f"epoch {epochs + 1}, step {steps}" if steps else f"epoch {epochs}"
+    """A position such as `step 20 of epoch 3`, from the epochs done and the steps of the next."""
+    return f"step {steps} of epoch {epochs + 1}" if steps else f"epoch {epochs}"
 
 
 def load_checkpoint(folder: Path, recorded: Mapping[str, str] | None) -> dict[str, Any] | None:

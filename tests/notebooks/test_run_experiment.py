@@ -131,7 +131,7 @@ def test_interrupted_cell_shows_one_line(tmp_path):
     (error,) = [o for o in notebook.cells[2].outputs if o.output_type == "error"]
     assert error.ename == "KeyboardInterrupt"
     (line,) = error.traceback
-    assert "interrupted; saved after epoch" in line and "run it again to resume" in line
+    assert "interrupted; saved after " in line and "run it again to resume" in line
     (folder,) = (tmp_path / "lite").iterdir()
     assert load_run(folder).status == "interrupted"
 
@@ -207,7 +207,7 @@ def test_resume_after_a_dead_kernel_is_bit_exact(tmp_path):
     assert load_run(folder).status == "interrupted"  # nothing works on it any more
     resumed = subprocess.run([*PAPERMILL, *words], cwd=tmp_path, capture_output=True, check=True)
     assert resumed.returncode == 0
-    assert "resuming after epoch" in (tmp_path / "out.ipynb").read_text()
+    assert "resuming after " in (tmp_path / "out.ipynb").read_text()
     whole = train(load_experiment("lite", **settings, **network), output=tmp_path / "whole")
     for name in ("model.safetensors", "predictions.npz"):
         assert load_run(folder).record["artifacts"][name] == whole.record["artifacts"][name]

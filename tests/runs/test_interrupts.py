@@ -141,13 +141,13 @@ def test_a_signal_during_the_evaluation_saves_the_epoch(tiny, tmp_path):
 def test_an_interrupted_run_says_what_would_resume_it(tiny):
     """The same call with `fresh` would delete what is saved."""
     experiment = tiny(epochs=3, fresh=True)
-    with pytest.raises(KeyboardInterrupt, match=r"epoch 2, step 2 .* without `fresh` to resume"):
+    with pytest.raises(KeyboardInterrupt, match=r"step 2 of epoch 2 .* without `fresh` to resume"):
         train(experiment, callbacks=[Sending(signal.SIGINT)])
     again = tiny(epochs=3)
     with pytest.raises(RunError, match="is not finished: its status is 'interrupted'"):
         load_run(again.folder).model()
     done, plan = execute._resume_point(again)
-    assert (done, plan) == (1, "interrupted; would resume after epoch 2, step 2")
+    assert (done, plan) == (1, "interrupted; would resume after step 2 of epoch 2")
     upkeep.drop_checkpoints(again.folder)
     assert execute._resume_point(again) == (0, "interrupted; would start over")
 
@@ -187,7 +187,7 @@ def test_stop_after_saves_at_the_next_step_and_resumes(tiny, tmp_path, monkeypat
                 later = time.monotonic() + 5400
                 monkeypatch.setattr("resnetlib.runs.interrupts.time.monotonic", lambda: later)
 
-    with pytest.raises(OutOfTime, match=r"saved after epoch 2, step 4 .* run it again to resume"):
+    with pytest.raises(OutOfTime, match=r"saved after step 4 of epoch 2 .* run it again to resume"):
         train(limited, callbacks=[Late()])
     monkeypatch.undo()
     run = load_run(experiment.folder)

@@ -533,7 +533,7 @@ def test_resume_refuses_another_number_of_threads(stopped):
         train(other, output=folder)
     run = train(apply_overrides(other, {"allow_inexact_resume": True}), output=folder)
     (resume,) = run.record["inexact_resumes"]
-    assert resume["after"] == "epoch 4, step 5"
+    assert resume["after"] == "step 5 of epoch 4"
     assert "threads" in resume["differences"][0]
     assert run.record["fingerprint"]["threads"] == threads + 1
 
