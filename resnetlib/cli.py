@@ -269,9 +269,10 @@ def _values(parameters: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
 )
 @click.option(
     "--gpus",
-    type=click.FloatRange(0),
-    help="The share of a GPU of each run; 1 by default where there are GPUs, else 0. "
-    "Runs that share a GPU share its memory too.",
+    type=float,
+    metavar="SHARE",
+    help="The share of a GPU of each run: 0, or 0.01 to 1; 1 by default where there are GPUs, "
+    "else 0. Runs that share a GPU share its memory too.",
 )
 @click.option(
     "--memory",
@@ -395,10 +396,12 @@ def list_command(of_class: bool) -> None:
     from .runs.find import find_runs
 
     runs = find_runs(output_folder())
-    if of_class:
-        click.echo(class_table(results_table(runs, list_class_variants())))
-    else:
-        click.echo(text_table(results_table(runs)))
+    rows = results_table(runs, list_class_variants() if of_class else None)
+    click.echo(class_table(rows) if of_class else text_table(rows))
+    if not any(row["runs"] for row in rows):
+        click.echo(
+            f"\nNo finished CIFAR-10 run of these recipes in {display_path(output_folder())}."
+        )
 
 
 @main.command("report", short_help="Write index.html: all runs on one page.")
@@ -457,10 +460,10 @@ def runs_command(folder: Path | None) -> None:
 )
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before removing.")
 def clean_command(folder: Path | None, leftovers: bool, checkpoints: bool, yes: bool) -> None:
-    """List leftovers and checkpoints of the runs under FOLDER (default: outputs); remove them.
+    """List leftovers and checkpoints of the runs under FOLDER (default: outputs).
 
-    FOLDER may be a single run. Runs that a process works on are left alone. Without an option
-    nothing is removed.
+    With --leftovers or --checkpoints they are removed. FOLDER may be a single run. Runs that a
+    process works on are left alone.
     """
     from . import files
     from .runs.upkeep import format_size, removable
@@ -535,7 +538,7 @@ def import_command(
 def predict_command(run: str, images: tuple[Path, ...], data_root: Path | None) -> None:
     """Print the three most likely classes of each IMAGE, which is resized to 32×32.
 
-    RUN is a run folder, or the name of a variant with kept weights.
+    RUN is a run folder, variant/folder-name, or a variant with kept weights.
     """
     from .runs.prediction import predict_pictures
 
@@ -577,8 +580,8 @@ def submit_command(
 ) -> None:
     """Predict the competition's FILE with the weights of RUN; write and check the CSV.
 
-    RUN is a run folder, or the name of a variant with kept weights. FILE is a pickle of a mapping:
-    `data`, uint8 (N, 32, 32, 3), and `ids`, N integers or strings.
+    RUN is a run folder, variant/folder-name, or a variant with kept weights. FILE is a pickle of a
+    mapping: `data`, uint8 (N, 32, 32, 3), and `ids`, N integers or strings.
     """
     from .kaggle import submit
 
@@ -624,10 +627,10 @@ def lab_command(options: tuple[str, ...]) -> None:
 def verify_command(runs: tuple[str, ...], data_root: Path | None, as_json: bool) -> None:
     """Recompute what each RUN claims, and print PASS, FAIL or NOT CHECKED with its reason.
 
-    RUN is a run folder or the name of a variant. Checked are checksums, record, experiment,
-    parameters, summary, learning rates, history, metrics, confusion matrix, per-class table, report
-    and, from the weights and the genuine test set, accuracy and predictions. Exit status 3 if
-    anything fails, 2 for a mistake in the command, else 0.
+    RUN is a run folder, variant/folder-name, or a variant. Checked are checksums, record,
+    experiment, parameters, summary, learning rates, history, metrics, confusion matrix, per-class
+    table, report and, from the weights and the genuine test set, accuracy and predictions. Exit
+    status 3 if anything fails, 2 for a mistake in the command, else 0.
     """
     from tqdm import tqdm
 

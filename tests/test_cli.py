@@ -288,10 +288,10 @@ def test_interrupted_run_says_so_and_resumes(tmp_path):
     refused = invoke(*command, "-p", "memory_format", other)
     assert refused.exit_code == 1
     assert "memory_format was" in refused.stderr and "allow_inexact_resume" in refused.stderr
-    assert "interrupted; would resume after epoch" in invoke(*command, "--dry-run").stdout
+    assert "interrupted; would resume after " in invoke(*command, "--dry-run").stdout
     done = invoke(*command)
     assert done.exit_code == 0, done.stderr
-    assert "resuming after epoch" in done.stdout
+    assert "resuming after " in done.stdout
     assert len(load_run(folder).history) == 21
     assert (folder / "notebook.ipynb").exists()
     assert " %</b> measured</span>" in (folder / "report.html").read_text()
@@ -330,7 +330,7 @@ def test_run_attached_ends_with_its_input(tmp_path):
         assert process.poll() is None
     _, errors = process.communicate(timeout=120)  # which closes the input
     assert process.returncode == 128 + signal.SIGTERM
-    assert errors.startswith("interrupted; saved after epoch")
+    assert errors.startswith("interrupted; saved after ")
 
 
 def test_signal_before_the_run_ends_the_command(tmp_path):
@@ -536,6 +536,14 @@ def test_report_skips_a_run_that_cannot_be_read(tmp_path):
     done = invoke("report", tmp_path)
     assert (done.exit_code, done.stderr) == (0, "")
     assert (tmp_path / "index.html").is_file()
+
+
+def test_list_says_where_it_found_no_run(tmp_path, monkeypatch):
+    """As in an installed package, which has no recorded runs."""
+    assert "No finished" not in invoke("list").stdout
+    monkeypatch.setattr("resnetlib.cli.output_folder", lambda: tmp_path / "outputs")
+    last = invoke("list").stdout.splitlines()[-1]
+    assert last.startswith("No finished CIFAR-10 run") and last.endswith("/outputs.")
 
 
 def test_list_has_every_variant_and_help_every_command():
