@@ -20,8 +20,9 @@ INTRODUCTION = """# A variant file
 
 <!-- Written by `python docs/reference.py` from resnetlib/schema.py and resnetlib/experiment.py. -->
 
-A variant is one file `params/<variant>.yaml`: a network and the recipe that trains it. Every key
-is listed here. An unknown key, a value out of range and contradictory settings are errors.
+A variant is one file `params/<variant>.yaml`: a network and the recipe that trains it. A file in
+another folder is run by its path: `resnetlib run mine.yaml`. Every key is listed here. An unknown
+key, a value out of range and contradictory settings are errors.
 
 ```yaml
 # yaml-language-server: $schema=schema.json

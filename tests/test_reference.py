@@ -23,6 +23,12 @@ def test_reference_pages_are_up_to_date(reference):
         assert path.read_text(encoding="utf-8") == text, "run: python docs/reference.py"
 
 
+def test_readme_shows_lite_as_its_file_is():
+    page = (PROJECT / "docs" / "variant_file.md").read_text(encoding="utf-8")
+    _, _, example = page.partition("schema=schema.json\n")
+    assert example.partition("```")[0] in (PROJECT / "README.md").read_text(encoding="utf-8")
+
+
 def test_reference_describes_every_key(reference):
     page = (PROJECT / "docs" / "variant_file.md").read_text(encoding="utf-8")
     for model in reference.models():

@@ -22,6 +22,7 @@ from resnetlib.reports.leaderboard import (
     BEGIN,
     END,
     experiments,
+    format_accuracy,
     latex_table,
     markdown_table,
     own_recipes,
@@ -37,6 +38,24 @@ from resnetlib.runs.run import RECIPE_CAVEAT, load_run
 def test_readme_table_equals_the_recorded_runs():
     readme = (PROJECT / "README.md").read_text()
     assert readme == with_table(readme, markdown_table(results_table(reference_runs())))
+
+
+def test_first_table_of_the_readme_agrees_with_the_recorded_runs():
+    readme = (PROJECT / "README.md").read_text()
+    table = readme.partition("## What is trained\n")[2].partition("\nCIFAR-10 test set")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| `") and "…" not in line]
+    rows = {row["variant"]: row for row in results_table(reference_runs()) if row["runs"]}
+    for line in lines:
+        row = rows.pop(re.match(r"\| `(\w+)`", line)[1])
+        mark = " †" if row["recipe_selected_on_test"] else ""
+        accuracies = [
+            format_accuracy(row["published"]),
+            format_accuracy(row["reproduced"], row["spread"]),
+        ]
+        published, accuracy = [text if text == "–" else f"{text} %" for text in accuracies]
+        cells = (f"`{row['variant']}`{mark}", f"{row['parameters']:,}", published, accuracy)
+        assert line.startswith(f"| {' | '.join(cells)} | {row['runs']} | ")
+    assert not rows
 
 
 def test_results_count_finished_seeds_of_the_own_recipe(runs_of):
