@@ -211,6 +211,17 @@ def test_compare_seeds_without_a_spread(first, second, reason):
     assert result.verdict.splitlines()[0] == f"The recipes cannot be compared: {reason}"
 
 
+def test_equal_accuracies_have_no_spread():
+    """Of these three, numpy's standard deviation is 1e-16."""
+    statistics = SeedStatistics((0.667,) * 3, sampling_sd=0.0)
+    assert (statistics.sd, statistics.interval, statistics.excess_sd) == (0, None, 0)
+
+
+def test_equal_accuracies_of_one_recipe_are_compared_without_a_warning(recwarn):
+    assert compare_seeds([0.98, 0.98], [0.96, 0.97]).p_value == pytest.approx(0.205, abs=1e-3)
+    assert not recwarn.list
+
+
 def test_interval_narrows_with_more_seeds():
     widths = [np.ptp(compare_seeds([0.80, 0.82] * n, [0.81, 0.83] * n).interval) for n in (1, 2, 8)]
     assert all(wide > narrow for wide, narrow in pairwise(widths))
@@ -338,6 +349,16 @@ def test_compare_recipes_is_dunnetts_test():
     result = stats.dunnett(*others.values(), control=control, random_state=1)
     assert table["p"].to_numpy() == pytest.approx(result.pvalue, abs=0.002)
     assert compare_recipes(control, others).equals(table)
+
+
+@pytest.mark.parametrize(("sizes", "baseline"), [((3, 5, 8), 3), ((12,) * 5, 2), ((2,) * 12, 9)])
+def test_dunnetts_p_values_are_scipys(sizes, baseline):
+    """But for its random points."""
+    random = np.random.default_rng(len(sizes))
+    control, *groups = (random.normal(0.9, 0.01, count) for count in (baseline, *sizes))
+    table = compare_recipes(control, {str(number): group for number, group in enumerate(groups)})
+    expected = stats.dunnett(*groups, control=control, random_state=1).pvalue
+    assert table["p"].tolist() == pytest.approx(expected.tolist(), abs=2e-3)
 
 
 def test_recipes_with_equal_accuracies_have_equal_p():
