@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -43,9 +43,6 @@ from .paths import (
 )
 from .signals import STOP_SIGNALS, handled, stop_now
 from .size import check_size
-
-if TYPE_CHECKING:
-    from .runs.run import Run
 
 LONGEST_NAME = 200  # characters of a path in a message
 LONGEST_MISTAKE = 500  # characters of what click says of an argument
@@ -540,22 +537,13 @@ def predict_command(run: str, images: tuple[Path, ...], data_root: Path | None) 
 
     RUN is a run folder, variant/folder-name, or a variant with kept weights.
     """
+    from .runs.find import find_run
     from .runs.prediction import predict_pictures
 
-    found = _find_cifar10_run(run)
+    found = find_run(run, dataset="cifar10")
     for path, classes in zip(images, predict_pictures(found, images, data_root), strict=True):
         listed = ", ".join(f"{name} {share:.1%}" for name, share in classes)
         click.echo(f"{display_path(path)}: {listed}")
-
-
-def _find_cifar10_run(wanted: str | Path) -> "Run":
-    """The run that is meant, for images of CIFAR-10's classes. Raises `ConfigError`."""
-    from .runs.find import find_run
-
-    run = find_run(wanted, dataset="cifar10")
-    if (dataset := run.experiment.dataset) != "cifar10":
-        raise ConfigError(f"{display_path(run.path)} was trained on {dataset}, not on CIFAR-10")
-    return run
 
 
 @main.command("submit", short_help="Write a competition's CSV from a run's weights.")
@@ -587,8 +575,7 @@ def submit_command(
 
     if not expand_home(file).is_file():
         raise ConfigError(f"{display_path(file)} is not a file")
-    found = _find_cifar10_run(run)
-    click.echo(display_path(submit(found, file, output, tta=tta, data_root=data_root)))
+    click.echo(display_path(submit(run, file, output, tta=tta, data_root=data_root)))
 
 
 @main.command(

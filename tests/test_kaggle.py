@@ -356,7 +356,7 @@ def test_submit_replaces_only_a_submission(run, digits, write, tmp_path):
     assert written["Labels"].tolist() == run.evaluation.predictions[:50].tolist()
 
     path.write_text("ID,Labels\nearlier,3\n")
-    assert kaggle.submit(run.path, file, output_root=tmp_path) == path
+    assert kaggle.submit(run, file, output_root=tmp_path) == path
     assert len(path.read_text().splitlines()) == 51
     mirrored = kaggle.submit(run, file, output_root=tmp_path, tta="flip")
     assert mirrored.name == f"{name}-flip.csv"
@@ -367,7 +367,7 @@ def test_command_refuses_a_network_of_other_images(run, write, pixels, command):
     file = write({b"data": pixels, b"ids": [7, 3, 5]})
     done = CliRunner().invoke(main, [command, str(run.path), str(file)])
     assert done.exit_code == 2
-    assert "was trained on digits, not on CIFAR-10" in done.stderr
+    assert "was trained on digits, not on cifar10" in done.stderr
 
 
 @pytest.mark.parametrize(

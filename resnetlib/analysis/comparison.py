@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -345,14 +346,12 @@ def compare_runs(
             if one is None or dataset is not None:
                 raise
             other = find_run(second, exclude=exclude, **places)
-        if one is not None and dataset is None and other.record["dataset"] != same:
-            one = find_run(first, dataset=other.record["dataset"], exclude=[other], **places)
+        if one is not None and (other.record["dataset"] != same or _same_folder(one, other)):
+            with suppress(ConfigError):  # where `first` is a variant with such a run
+                one = find_run(first, dataset=other.record["dataset"], exclude=[other], **places)
     if one is None:
         one = _partner(other, known) if other else find_run(dataset=dataset, **places)
     other = other or _partner(one, known)
-    for run in (one, other):
-        if dataset not in (None, run.record["dataset"]):
-            raise RunError(f"{display_path(run.path)} is on {run.record['dataset']}, not {dataset}")
     if _same_folder(one, other):
         raise RunError(f"{display_path(one.path)} is chosen twice; choose another run beside it")
     others = [

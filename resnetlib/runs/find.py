@@ -122,7 +122,7 @@ def find_run(
         wanted: a run folder, from the working directory or the project; or `variant/folder-name`
             under the output root or among the recorded runs; or a variant.
         output_root: folder of the user's runs, at any depth; `outputs/` by default.
-        dataset: choose only among runs on this data set. A folder is used as given.
+        dataset: choose only among runs on this data set. A folder on another one is refused.
         needs: "weights" or "predictions", which the run must have kept.
         exclude: runs not to choose. A folder is used as given.
 
@@ -131,7 +131,11 @@ def find_run(
     if wanted is not None:
         folder = run_folder(wanted, output_root)
         if folder is not None:
-            return _require_usable(load_run(folder), output_root, needs)
+            run = _require_usable(load_run(folder), output_root, needs)
+            if dataset not in (None, run.record["dataset"]):
+                place, other = display_path(run.path), run.record["dataset"]
+                raise ConfigError(f"{place} was trained on {other}, not on {dataset}")
+            return run
     excluded = {real_path(run.path) for run in exclude}
     runs = finished_runs(output_root, dataset=dataset, needs=needs)
     found = runs = [run for run in runs if real_path(run.path) not in excluded]
@@ -295,12 +299,11 @@ def find_runs(root: Path) -> list[Run]:
     """Every run folder at any depth under `root`, by path; of copies of one run only one.
 
     Copies have the same experiment, start and history; one that can be read is preferred, then
-    one with a report.
+    one that is not recorded, then one with a report.
     """
-    folders = folders_with("run.json", root)
-    folders.sort(key=lambda folder: not (folder / "report.html").is_file())
-    runs = _without_copies(map(Run, folders))
-    return sorted(runs, key=lambda run: run.path)
+    runs = list(map(Run, folders_with("run.json", root)))
+    runs.sort(key=lambda run: (is_recorded(run), not (run.path / "report.html").is_file()))
+    return sorted(_without_copies(runs), key=lambda run: run.path)
 
 
 def _without_copies(runs: Iterable[Run]) -> list[Run]:

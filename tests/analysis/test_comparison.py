@@ -18,7 +18,7 @@ from resnetlib.analysis.significance import (
 )
 from resnetlib.errors import ConfigError, RunError
 from resnetlib.plots.leaderboard import overlaid_curves
-from resnetlib.runs.find import reference_runs
+from resnetlib.runs.find import find_run, reference_runs
 from resnetlib.runs.run import RECIPE_CAVEAT
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
@@ -101,7 +101,16 @@ def test_compare_runs_finds_the_data_set_that_both_have(outputs):
 
 def test_compare_runs_refuses_a_folder_on_other_data(outputs):
     folder = str(recorded_lite().path)
-    with pytest.raises(RunError, match="is on cifar10, not digits"):
+    with pytest.raises(ConfigError, match="was trained on cifar10, not on digits"):
+        compare(outputs, folder, folder)
+
+
+def test_compare_runs_takes_another_run_of_the_variant_in_either_order(outputs):
+    """Also where the folder is the run that the variant alone would mean."""
+    folder = find_run("lite", outputs, dataset="digits", needs="predictions").path
+    for chosen in (("lite", folder), (folder, "lite")):
+        assert set(compare(outputs, *chosen).names) == {"lite seed 0", "lite seed 1"}
+    with pytest.raises(RunError, match="is chosen twice"):
         compare(outputs, folder, folder)
 
 

@@ -82,10 +82,16 @@ def test_notebook_submits_the_recorded_lite(cifar10, tmp_path):
     assert "kaggle competitions submit" in text_of(cells["upload"])
 
 
-def test_notebook_names_a_missing_file_in_one_line(run, tmp_path):
-    done = execute(tmp_path, run=run.path, output_root=tmp_path / "outputs", file="absent.pkl")
+def test_notebook_names_a_missing_file_in_one_line(tmp_path):
+    done = execute(tmp_path, run=REFERENCE, output_root=tmp_path / "outputs", file="absent.pkl")
     assert done.returncode == 1
     assert "DataError: absent.pkl cannot be read: No such file" in done.stderr
     assert "resnetlib/" not in done.stderr  # no traceback from deep inside
     assert not (tmp_path / "outputs").exists()
     assert not outputs_of(tmp_path / "out.ipynb")["prediction"]
+
+
+def test_notebook_refuses_a_network_of_other_images(run, tmp_path):
+    done = execute(tmp_path, run=run.path, output_root=tmp_path / "outputs", file="test.pkl")
+    assert done.returncode == 1
+    assert "was trained on digits, not on cifar10" in done.stderr

@@ -280,11 +280,12 @@ def test_find_run_uses_the_lowest_recorded_seed(tmp_path):
     assert second.path == recorded_lite(1).path
 
 
-def test_find_run_restricts_the_dataset_but_not_of_a_folder(outputs):
+def test_find_run_restricts_the_dataset(outputs):
     digits = outputs("digits")
     assert find_run("lite", outputs.root).path == digits
     assert find_run("lite", outputs.root, dataset="cifar10").path == recorded_lite().path
-    assert find_run(digits, outputs.root, dataset="cifar10").path == digits
+    with pytest.raises(ConfigError, match="was trained on digits, not on cifar10"):
+        find_run(digits, outputs.root, dataset="cifar10")
 
 
 def test_find_run_ignores_accuracy(outputs):
@@ -319,6 +320,17 @@ def test_finished_runs_counts_copies_once(outputs, tmp_path):
     assert len(paths) == 1 + len(reference_runs())
     assert tmp_path / "outputs" / "from a friend" in paths
     assert recorded_lite().path not in paths
+
+
+def test_of_copies_the_users_comes_before_a_recorded_one(outputs, monkeypatch):
+    """Also where the recorded one is first by path; it may have been trimmed of its weights."""
+    run, reference = outputs("whole"), outputs.root / "earlier"
+    recorded = shutil.copytree(run, reference / "lite" / run.name)
+    (recorded / "model.safetensors").unlink()
+    monkeypatch.setattr("resnetlib.runs.find._reference", lambda: reference)
+    assert recorded < run
+    assert [found.path for found in find_runs(outputs.root)] == [run]
+    assert find_run("lite", outputs.root).path == run
 
 
 def test_damaged_copy_does_not_hide_the_run(outputs):
