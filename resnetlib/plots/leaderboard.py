@@ -209,9 +209,7 @@ def claimed_accuracy(claims: pd.DataFrame) -> list[Axes]:
         for axes, size in zip(both, SIZES, strict=True):
             best = pareto_front(claims[size], claims["y"])
             named = best | (claims["y"].rank(ascending=False) <= NAMED_CLAIMS).to_numpy()
-            points = claims.assign(x=claims[size], bold=best)[named].sort_values(
-                "y", ascending=False
-            )
+            points = claims.assign(x=claims[size], bold=best)[named]
             budget = DEFAULT_BUDGET if size == "parameters" else None
             _label_points(axes, points, marks=claims[[size, "y"]].to_numpy(), budget=budget)
     return list(both)
@@ -225,7 +223,7 @@ def _claims_legend(figure: plt.Figure, claims: pd.DataFrame) -> None:
         if kind in set(claims["kind"])
     ]
     entries += [Patch(fc=color, label=label) for label, color in CLAIM_GROUPS.values()]
-    entries.append(Line2D([], [], ls="--", color="0.6", lw=1.2, label="Pareto front"))
+    entries.append(Line2D([], [], ls="--", color="0.6", lw=1.2, label="Pareto front, in bold"))
     figure.legend(
         handles=entries,
         loc="outside lower center",
@@ -385,7 +383,7 @@ def _label_points(
     places = [(-9, 0), (9, 0)]  # points to the right, points up; the nearest first
     places += [(right, up) for up in (11, -11, 22, -22) for right in (-18, 18)]
     places += [(right, up) for up in (33, -33, 44, -44) for right in (-18, 18, -45, 45)]
-    for point in points.sort_values("bold", ascending=False, kind="stable").itertuples():
+    for point in points.sort_values(["bold", "x"], ascending=[False, True]).itertuples():
         own = axes.transData.transform((point.x, point.y))
         others = [mark for mark in marked if not point.bold and not mark.contains(*own)]
         for right, up in places:
