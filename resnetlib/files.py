@@ -176,12 +176,14 @@ def read_checksummed(path: Path, expected: str | None = None) -> bytes:
     """The content of a file that `with_checksum` made.
 
     Raises `CorruptFile` if a single bit changed, or if the SHA-256 of the whole file is not the
-    expected one, or if the path is not a regular file.
+    expected one, or if the path is no regular file, and `OSError` if it cannot be read.
     """
     try:
         whole = read_bytes(path, LARGEST_CHECKPOINT)
     except OSError as error:
-        raise CorruptFile(f"{path}: {error.strerror}") from None
+        if error.errno in (errno.ENOENT, errno.EISDIR, errno.EINVAL, errno.EFBIG):
+            raise CorruptFile(f"{path}: {error.strerror}") from None
+        raise
     checksum, _, content = whole.partition(b"\n")
     if sha256_of(content).encode() != checksum or expected not in (None, sha256_of(whole)):
         raise CorruptFile(f"{path} is damaged: its content does not match its checksum")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import files, pickles
-from ..errors import RunError
+from ..errors import RunError, is_out_of_memory
 from ..paths import display_path
 from ..training import Callback, Trainer
 from .artifacts import write_history
@@ -90,25 +90,34 @@ def load_checkpoint(folder: Path, recorded: Mapping[str, str] | None) -> dict[st
     `recorded` has the SHA-256 of each checkpoint in the order of writing; a file with another
     content does not belong to the run. It is None for a record of an older version, where every
     undamaged file does. Bad files are passed over with a warning that names them and the one used
-    instead; when all are bad, `RunError`: a run never starts over in silence.
+    instead; when all are bad, `RunError`: a run never starts over in silence. Raises `OSError` when
+    none is good and one cannot be read, and what torch or Python raise for want of memory.
     """
     present = sorted(path.name for path in folder.glob(CHECKPOINTS))
     expected = dict.fromkeys(present) if recorded is None else recorded
     bad = [name for name in present if name not in expected]
+    unreadable = None
     for name in reversed(expected):
         if name not in present:
             continue
         try:
             content = files.read_checksummed(folder / "checkpoints" / name, expected[name])
             state = pickles.unpickle_tensors(content)
-        except Exception:  # whatever a parser raises on a damaged file
+        except OSError as error:  # the file may be sound
+            unreadable = error
+            bad.append(f"{name} ({error.strerror or error})")
+            continue
+        except Exception as error:  # whatever a parser raises on a damaged file
+            if is_out_of_memory(error):
+                raise
             bad.append(name)
             continue
         if bad:
-            warnings.warn(
-                f"{', '.join(bad)} damaged or not of this run; resuming from {name}", stacklevel=2
-            )
+            what = f"{'unreadable, ' if unreadable else ''}damaged or not of this run"
+            warnings.warn(f"{', '.join(bad)} {what}; resuming from {name}", stacklevel=2)
         return state
+    if unreadable:
+        raise unreadable
     if bad and expected:
         raise RunError(
             f"all checkpoints under {display_path(folder)} are damaged or not of this run "

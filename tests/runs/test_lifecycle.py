@@ -365,6 +365,33 @@ def test_resume_refuses_without_a_good_checkpoint(stopped):
     assert outcome(train(fresh, output=folder)) == outcome(whole)
 
 
+@pytest.mark.slow
+def test_resume_tells_an_unreadable_checkpoint_from_a_damaged_one(stopped, monkeypatch):
+    """`fresh`, which a run with damaged ones needs, would delete sound ones."""
+    experiment, folder, whole = stopped
+    *_, older, newest = sorted((folder / "checkpoints").iterdir())
+    unreadable, read = {older, newest}, files.read_bytes
+
+    def read_bytes(path, *largest):
+        if path in unreadable:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read(path, *largest)
+
+    monkeypatch.setattr(files, "read_bytes", read_bytes)
+    with pytest.raises(RunError, match=r"\.pt: Stale file handle.* saved up to"):
+        train(experiment, output=folder)
+    unreadable.remove(older)
+    with pytest.warns(UserWarning, match=rf"{newest.name} \(Stale .* resuming from {older.name}"):
+        assert outcome(train(experiment, output=folder)) == outcome(whole)
+
+
+def test_want_of_memory_is_no_damage_to_a_checkpoint(stopped, monkeypatch):
+    experiment, folder, _ = stopped
+    monkeypatch.setattr(pickles, "unpickle_tensors", Mock(side_effect=MemoryError))
+    with pytest.raises(RunError, match="out of memory"):
+        train(experiment, output=folder)
+
+
 def test_resume_refuses_checkpoints_without_a_record(stopped):
     experiment, folder, _ = stopped
     (folder / "run.json").unlink()
