@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import stat
 import sys
 import zipfile
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import combinations
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -257,14 +259,23 @@ def grade_submission(folder: Path, data: Dataset | GradingData, assignment: Assi
         evaluation.accuracy,
         evaluation.predictions,
         evaluation.correct,
-        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        {_place(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()},
         _sample_weights(model),
     )
 
 
+def _place(name: str) -> str:
+    """The name of a tensor without its numbers beside dropout, which acts in training only."""
+    return re.sub(r"\b(tail|attention)(\.\d+)+\.", r"\1.", name)
+
+
 def _sample_weights(model: nn.Module) -> Tensor:
-    """Evenly spaced trained weights of convolutions and linear layers, each layer to one scale."""
-    layers = [p.detach() for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    """Evenly spaced trained weights of convolutions and linear layers, each layer to one scale.
+
+    In the order of their places: networks that compute the same may define them in another one.
+    """
+    trained = [(_place(name), p) for name, p in model.named_parameters() if p.requires_grad]
+    layers = [p.detach() for _, p in sorted(trained, key=itemgetter(0)) if p.ndim > 1]
     step = math.ceil(sum(layer.numel() for layer in layers) / SAMPLED_WEIGHTS)
     scaled = [layer.flatten() / (layer.square().mean().sqrt() + 1e-12) for layer in layers]
     return torch.cat(scaled)[::step].clone()
@@ -277,7 +288,7 @@ def find_submissions(folders: Sequence[Path]) -> list[Path]:
     """The submissions that these folders mean, as `downloaded/` and `downloaded/*` mean the same.
 
     Several folders are one submission each. So is a single one with a submitted file; otherwise its
-    subfolders are. A submission whose files are in its only subfolder is that subfolder.
+    subfolders are. A submission whose files are below only subfolders is the last of these.
     """
     inside, others = _visible(folders[0])
     if len(folders) == 1 and not _has_files(folders[0]):
@@ -286,13 +297,14 @@ def find_submissions(folders: Sequence[Path]) -> list[Path]:
         folders = inside or folders
     if len(folders) > 1:
         folders = [folder for folder in folders if folder.name != MACOS]
-    return [_only_subfolder(folder) for folder in folders]
+    return [_innermost(folder) for folder in folders]
 
 
 def _has_files(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in SUBMITTED)
 
 
+DEEPEST = 10  # folders inside each other
 MACOS = "__MACOSX"  # which archives made on a Mac bring along
 
 
@@ -306,10 +318,14 @@ def _visible(folder: Path) -> tuple[list[Path], list[Path]]:
     return folders, others
 
 
-def _only_subfolder(folder: Path) -> Path:
-    inside, _ = _visible(folder)
-    is_own = _has_files(folder) or folder.is_symlink()  # a link is refused, wherever it leads
-    return inside[0] if not is_own and len(inside) == 1 else folder
+def _innermost(folder: Path) -> Path:
+    """The folder that has the files, as a zip file of `outputs/lite/<run>` is unpacked."""
+    for _ in range(DEEPEST):
+        inside, _ = _visible(folder)
+        if _has_files(folder) or folder.is_symlink() or len(inside) != 1:
+            break  # a link is refused, wherever it leads
+        (folder,) = inside
+    return folder
 
 
 class Similarity(NamedTuple):
@@ -466,7 +482,7 @@ def autograde(root: Path) -> None:
     """Grade `root/submission` as Gradescope asks; write `root/results/results.json`."""
     assignment = Assignment(**files.read_json(root / "source" / "assignment.json"))
     data = GradingData.read(root / "source" / "test.npz")
-    submission = _only_subfolder(root / "submission")
+    submission = _innermost(root / "submission")
     files.write_json(
         root / "results" / "results.json",
         results_of(grade_submission(submission, data, assignment)),

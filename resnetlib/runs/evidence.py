@@ -5,7 +5,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +150,15 @@ class Evidence:
             model = ResNet(self.experiment.architecture)
         try:
             model.load_state_dict(weights, assign=True)
+            fits = all(
+                tensor.is_floating_point()
+                for name, tensor in weights.items()
+                if not name.endswith("num_batches_tracked")
+            )
         except RuntimeError:
-            raise Unavailable(f"{WEIGHTS} does not fit experiment.yaml") from None
+            fits = False
+        if not fits:
+            raise Unavailable(f"{WEIGHTS} does not fit experiment.yaml")
         return model.eval()
 
     @cached_property
@@ -159,8 +166,15 @@ class Evidence:
         """The kept weights on the genuine test set, in float32."""
         model, dataset = self.model, self.dataset
         mean, std = normalization(self.experiment.recipe, dataset)
+        evaluated = partial(evaluate, model, *dataset.test, mean=mean, std=std)
+        device = choose_device("auto")
         try:
-            return evaluate(model, *dataset.test, mean=mean, std=std, device=choose_device("auto"))
+            try:
+                return evaluated(device=device)
+            except RuntimeError as error:
+                if device.type == "cpu" or not is_out_of_memory(error):
+                    raise
+                return evaluated(device="cpu")  # which often has more memory than a card
         except (MemoryError, RuntimeError) as error:  # the weights fit: it is this machine
             kind = LacksMemory if is_out_of_memory(error) else Unavailable
             raise kind(f"the weights cannot be evaluated here: {error}") from None

@@ -1,8 +1,9 @@
 """Verify run folders: recompute what each run claims; PASS, FAIL or NOT CHECKED with the reason.
 
 What cannot be found out from a folder, if it was changed together with its checksum: the seed, a
-number of the history but for the last test accuracy and loss, a time, machine, commit or resume, a
-figure, and other sentences of a report than its headline.
+number of the history but for the last test accuracy and loss, what a recipe has besides epochs,
+rates, batch size and normalisation, a title, source, time, machine, commit or resume, a figure, and
+other sentences of a report than its headline.
 """
 
 import json
@@ -196,15 +197,16 @@ def _unrecorded_changes(
     experiment: Experiment, variant: Experiment, compared: set[str]
 ) -> list[str]:
     """What differs from the variant's file and from the overrides that are recorded."""
+    content = experiment.model_dump(mode="json")
+    overrides, everything = content["overrides"], leaves(content)
+    problems = [
+        f"override {key} is recorded as {value!r} and is {everything.get(key)!r}"
+        for key, value in leaves(overrides).items()
+        if everything.get(key, ...) != value
+    ]
     own, variant = (
         leaves(source.model_dump(mode="json", include=compared)) for source in (experiment, variant)
     )
-    overrides = experiment.model_dump(mode="json")["overrides"]
-    problems = [
-        f"override {key} is recorded as {value!r} and is {own.get(key)!r}"
-        for key, value in leaves(overrides).items()
-        if own.get(key, ...) != value
-    ]
     # Another kind of optimizer or schedule brings keys of its own.
     recorded = [name.removesuffix(".name") for name in overrides]
     problems += [
@@ -398,7 +400,7 @@ def _check_report(run: Evidence) -> Result:
             stated[name] = findall(r"Test accuracy (\d+\.\d\d) ?% (?:after epoch|\(95)", text)
             if name == "report.html":
                 stated[name] += findall(
-                    r"(\d+\.\d\d) %(?:</title>|</b> (?:reproduced|imported))", text
+                    r"(\d+\.\d\d) %(?:</title>|</b> (?:reproduced|imported|measured))", text
                 )
     found = {name: values for name, values in stated.items() if values}
     if not found:

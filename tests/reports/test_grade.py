@@ -18,7 +18,7 @@ import yaml
 from click.testing import CliRunner
 from conftest import PROJECT, TINY, edit_weights, edit_yaml
 
-from resnetlib import count_parameters, load_experiment, train
+from resnetlib import build_model, count_parameters, load_experiment, train
 from resnetlib.cli import main
 from resnetlib.config import known_variants
 from resnetlib.data import normalization
@@ -322,11 +322,26 @@ def test_copy_is_found_whose_experiment_says_other_things(trained, tmp_path, dat
     folders = [submitted(run, tmp_path / run.path.name) for run in trained]
     edit_weights(folders[1], lambda _: safetensors.torch.load_file(folders[0] / WEIGHTS))
     edit_weights(folders[1], ALIKE["noise"])
-    edit_experiment(architecture__init="kaiming_fan_out", architecture__head_dropout=0.01)(
-        folders[1]
-    )
+    edit_experiment(
+        architecture__block="dropout",  # defines the same layers in another order
+        architecture__init="kaiming_fan_out",
+        architecture__head_dropout=0.01,
+    )(folders[1])
     one, other = (grade_submission(folder, data, DIGITS) for folder in folders)
     assert grade.compare_grades(one, other).weights > 0.95
+
+
+@pytest.mark.parametrize(("placement", "dropout"), [("block", "residual_end"), ("addition",) * 2])
+def test_place_of_a_layer_does_not_depend_on_dropout(placement, dropout):
+    attention = {"placement": placement, "reduction": 2}
+    own = {"depths": [1], "widths": [4], "squeeze_excitation": attention}
+    changes = {"stochastic_depth": 0.1, "dropout": 0.1, "dropout_place": dropout}
+    plain, other = (
+        build_model(load_experiment("lite", **own, **more).architecture).state_dict()
+        for more in ({}, changes)
+    )
+    assert plain.keys() != other.keys()
+    assert {grade._place(name) for name in plain} == {grade._place(name) for name in other}
 
 
 def test_near_identical_predictions_are_found_whatever_the_weights(trained, tmp_path, data):
@@ -418,6 +433,8 @@ def test_find_submissions(trained, tmp_path, capsys):
     assert "nested.zip is not a folder: skipped\n" in capsys.readouterr().err
     assert find_submissions([nested.parent]) == [nested]
     assert find_submissions([empty]) == [empty]
+    zipped = submitted(trained[0], tmp_path / "zipped" / "outputs" / "lite" / "digits-seed0")
+    assert find_submissions([one, tmp_path / "zipped"]) == [one, zipped]
     two = tmp_path / "all" / "submission_4"  # two networks of one student
     for name in "ab":
         submitted(trained[0], two / name)

@@ -7,6 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from conftest import copy_recorded, recorded_lite
 
 from resnetlib.runs import evidence
@@ -36,6 +37,22 @@ def test_weights_that_this_machine_has_no_memory_for_are_not_damaged(folder, mon
     monkeypatch.setattr(evidence, "parse_weights", lack)
     with pytest.raises(LacksMemory, match=r"model\.safetensors cannot be read: this machine"):
         read(folder, WEIGHTS)
+
+
+def test_weights_too_large_for_the_card_are_evaluated_on_the_processor(digits, monkeypatch):
+    """One such submission would otherwise end the grading of all."""
+    real, devices = evidence.evaluate, []
+
+    def evaluate(*given, device, **settings):
+        devices.append(device)
+        if device != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return real(*given, device=device, **settings)
+
+    monkeypatch.setattr(evidence, "evaluate", evaluate)
+    monkeypatch.setattr(evidence, "choose_device", lambda _: torch.device("cuda"))
+    assert len(Evidence(LITE, lambda _: digits).recomputed.labels) == len(digits.test[1])
+    assert [str(device) for device in devices] == ["cuda", "cpu"]
 
 
 def test_weights_that_speak_of_memory_are_damaged(folder):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from conftest import PROJECT, TINY, copy_recorded, edit_weights, edit_yaml, reco
 
 from resnetlib import build_model, files, load_experiment, load_run, train
 from resnetlib.cli import main
+from resnetlib.reports.run_report import write_report
 from resnetlib.runs import evidence, verify
 from resnetlib.runs.artifacts import run_metrics
 from resnetlib.runs.evidence import DETAIL_CHARACTERS, LARGEST_FILES, PARSERS, Evidence, Unavailable
@@ -209,6 +211,10 @@ DOCTORED = {
         change_weights(lambda weights: weights | {"linear.bias": torch.full((10,), torch.nan)}),
         MEASURED,
     ),
+    "weights_that_cannot_be_evaluated": (
+        change_weights(lambda w: w | {"stem.1.running_mean": w["stem.1.running_mean"].long()}),
+        {"parameters"},
+    ),
     "weights_with_another_key": (
         change_weights(lambda weights: weights | {"extra": torch.zeros(1)}),
         {"parameters"},
@@ -320,6 +326,16 @@ def digits_read_once(monkeypatch, digits):
         "load_dataset",
         lambda name, root: digits if name == "digits" else real(name, root),
     )
+
+
+@pytest.mark.slow
+def test_verify_reads_the_accuracy_on_top_of_a_report(folder):
+    """Here `measured`: for a run on the digits nothing is published."""
+    text = write_report(load_run(folder)).read_text()
+    ((_, number),) = re.findall(r"<b>((\d+\.\d\d) %</b> measured)", text)
+    (folder / "report.html").write_text(text.replace(f"<b>{number} %", "<b>99.99 %"))
+    renew_checksums(folder)
+    assert failing(folder) == {"report"}
 
 
 @pytest.mark.slow
@@ -726,6 +742,12 @@ def test_verify_run_of_an_earlier_recipe(tmp_path):
     )
     edit_experiment(published={"test_accuracy": 0.1})(folder)
     assert verified(folder)["experiment"].status == FAIL
+    overrides = {"seed": 1, "recipe.batch_size": 64, "recipe.optimizer.lr": 0.1}
+    folder = copy_recorded(recorded, tmp_path / "by overrides")
+    edit_experiment(overrides=overrides | {"recipe.augment": []}, digest=True)(folder)
+    assert verified(folder)["experiment"].status == PASS
+    edit_experiment(overrides=overrides | {"recipe.batch_size": 65}, digest=True)(folder)
+    assert "batch_size is recorded as 65 and is 64" in verified(folder)["experiment"].detail
     folder = copy_recorded(recorded, tmp_path / "another")
     edit_experiment(recipe__batch_size=32, digest=True)(folder)
     assert "batch_size differs from lite.yaml" in verified(folder)["experiment"].detail
