@@ -97,7 +97,8 @@ def load_experiment(variant: str | Path | None = None, /, **overrides: Any) -> E
         if validate(content, path, Variant).variant != name:
             raise ConfigError(f"{path}: variant is {content['variant']!r}; it must be {name!r}")
     experiment = apply_overrides(validate(content, path), overrides)
-    is_recorded = "overrides" in content  # older versions accepted settings that cannot act
+    # Older versions recorded settings that cannot act.
+    is_recorded = path.name == "experiment.yaml" and "overrides" in content
     if not is_recorded and (problem := experiment.contradiction()):
         raise ConfigError(f"{path}: {problem}")
     return experiment
@@ -509,6 +510,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
         message = "should be a number"
     elif kind.startswith("bool_"):
         message = "give true or false"
+    elif kind == "tuple_type":
+        message = "give a list, such as []"
     allowed = context.get("expected", context.get("expected_tags"))
     if allowed:
         key, value = (f"{key}.name", context["tag"]) if "tag" in context else (key, value)

@@ -167,6 +167,8 @@ def choose_device(name: str) -> torch.device:
         there = (device.index or 0) < torch.cuda.device_count()
     if not there:
         usable = ["cpu", *(kind for kind, has in available.items() if has)]
+        if available["cuda"]:
+            usable[1] = ", ".join(f"cuda:{number}" for number in range(torch.cuda.device_count()))
         raise ConfigError(f"device = {name!r}: this machine has none; it has {', '.join(usable)}")
     if device.type == "cuda" and not has_kernels(device):
         reason = f"torch {torch.__version__} has no kernels for the {processor(device)}"

@@ -195,8 +195,9 @@ def download_file(address: str, path: Path, md5: str, size: int) -> None:
     """Download a file, resuming an earlier attempt; it appears only when its MD5 is right.
 
     The part downloaded so far is kept as `<path>.part`, and is resumed from any address, since all
-    serve the same bytes. Raises `requests.RequestException`, or `CorruptFile` (and removes the
-    part) when the whole file has another MD5 or more bytes than `size`.
+    serve the same bytes. Raises `requests.RequestException`, or `CorruptFile` when an address
+    announces another number of bytes than `size`, or (and removes the part) when the whole file has
+    another MD5 or more bytes.
     """
     import requests
 
@@ -215,6 +216,8 @@ def download_file(address: str, path: Path, md5: str, size: int) -> None:
             resumed = response.status_code == requests.codes.partial_content
             start = start if resumed else 0
             left = response.headers.get("Content-Length")
+            if left and start + int(left) != size:  # another page; what is there so far is kept
+                raise files.CorruptFile(f"it has {start + int(left):,} bytes instead of {size:,}")
             with (
                 part.open("ab" if resumed else "wb") as file,
                 bar(

@@ -27,6 +27,7 @@ from .schema import (
     NUM_CLASSES,
     Architecture,
     Count,
+    Exponential,
     Model,
     OneCycle,
     Recipe,
@@ -280,6 +281,14 @@ class Experiment(Variant):
                 f"recipe.schedule.{names} = {warmup + hold:g}{counts}: give less than "
                 f"recipe.epochs = {epochs}, such as 0"
             )
+        if isinstance(schedule, Exponential) and schedule.interval == "epoch":
+            period = schedule.every_epochs
+            if period >= max(epochs - whole, 2):
+                after = f" after the warm-up of {whole}" if whole else ""
+                return (
+                    f"recipe.schedule.every_epochs = {period}: the rate would never drop; give "
+                    f"less than the {epochs - whole} epochs{after}"
+                )
         return None
 
     def _impossible_drops(self, schedule: StepDecay) -> str | None:

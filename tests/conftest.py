@@ -281,6 +281,7 @@ def small_archive(tmp_path, monkeypatch):
         tar.add(source, download.CIFAR10_FOLDER)
     monkeypatch.setattr(download, "CIFAR10_MD5", sums)
     monkeypatch.setattr(download, "CIFAR10_ARCHIVE_MD5", files.md5(archive))
+    monkeypatch.setattr(download, "CIFAR10_ARCHIVE_BYTES", archive.stat().st_size)
     monkeypatch.setattr(download, "project_folder", lambda: tmp_path / "project")
     monkeypatch.setattr(download, "TIMEOUT_SECONDS", (2, 0.5))
     for name in ("NO_PROXY", "no_proxy"):  # where a proxy is set, it is for other servers

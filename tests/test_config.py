@@ -15,6 +15,7 @@ from resnetlib.paths import params_folder
 from resnetlib.reports.leaderboard import experiments, results_table
 from resnetlib.schedule import learning_rate
 from resnetlib.sweep.task import Task, format_value
+from resnetlib.yaml_core import write_yaml
 
 
 def test_list_variants_has_the_published_ones():
@@ -127,6 +128,12 @@ MISTAKES = [
     ("lite", {"device": "gpu"}, ["execution.device = 'gpu'"]),
     ("lite", {"device": "cuda:01"}, ["execution.device = 'cuda:01'", "such as cuda:1"]),
     ("lite", {"optimizer": {"name": "adma", "lr": 1}}, ["'adma'", "'adam'"]),
+    (
+        "lite",
+        {"schedule": {"name": "exponential", "gamma": 0.5, "every_epochs": 40}},
+        ["every_epochs = 40", "never drop", "less than the 40 epochs"],
+    ),
+    ("lite", {"block_widths": [16, 32, 64]}, ["block_widths", "give a list"]),
     ("lite", {"schedule": {"name": "step"}}, ["recipe.schedule.milestones", "missing"]),
     ("lite", {"schedule": "step"}, ["recipe.schedule.milestones", "missing"]),
     ("lite", {"optimizer": {"lr": 0.1}}, ["recipe.optimizer", "its name"]),
@@ -348,6 +355,17 @@ def test_schedule_by_name_with_its_own_keys():
     schedule = load_experiment("lite", **given).recipe.schedule
     assert schedule.milestones == (20, 30)
     assert load_experiment("lite", **dict(reversed(given.items()))).recipe.schedule == schedule
+
+
+def test_variant_file_made_of_a_recorded_experiment_is_checked(tmp_path):
+    """A run of an older version may have settings that cannot act; a file that is new may not."""
+    content = load_experiment("resnet110").model_dump(mode="json", exclude={"execution"})
+    content["recipe"]["epochs"] = 20  # before the first milestone
+    for name in ("experiment.yaml", "mine.yaml"):
+        (tmp_path / name).write_text(write_yaml(content))
+    assert load_experiment(str(tmp_path / "experiment.yaml")).recipe.epochs == 20
+    with pytest.raises(ConfigError, match=r"mine\.yaml: .*milestones = "):
+        load_experiment(str(tmp_path / "mine.yaml"))
 
 
 def test_recorded_override_by_name_reloads_in_silence(tmp_path, capsys):

@@ -16,7 +16,7 @@ from resnetlib.errors import DataError
 
 
 @contextmanager
-def served(content, *, cut_after=None, stall=False, status=None):
+def served(content, *, cut_after=None, stall=False, status=None, length=True):
     """An HTTP server on this machine that gives `content`, with ranges; `requests` it has seen."""
     release = threading.Event()
 
@@ -28,7 +28,8 @@ def served(content, *, cut_after=None, stall=False, status=None):
                 self.send_error(status or 416)
                 return
             self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(content) - start))
+            if length:
+                self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             self.wfile.write(content[start:cut_after])
             if stall:
@@ -160,11 +161,38 @@ def test_download_resumes_from_the_next_address(small_archive, tmp_path, stall):
 
 def test_download_discards_wrong_bytes(small_archive, tmp_path):
     with (
-        served(b"<html>login" * 100) as (wrong, _),
+        served(b"<html>login" * 100, length=False) as (wrong, _),
         served(small_archive.read_bytes()) as (good, seen),
     ):
         download.obtain_cifar10(tmp_path / "wanted", [wrong, good])
     assert seen == [None]
+
+
+def test_another_page_costs_nothing_of_what_is_there(small_archive, tmp_path):
+    """Such as that of a network which asks for a password, sent as if it were the file."""
+    content = small_archive.read_bytes()
+    part = tmp_path / "wanted" / f"{download.CIFAR10_ARCHIVE}.part"
+    part.parent.mkdir()
+    part.write_bytes(content[:150_000])
+
+    class Page(http.server.BaseHTTPRequestHandler):  # which knows of no ranges
+        def do_GET(self):
+            page = b"<html>log in</html>"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{download.CIFAR10_ARCHIVE}"
+        with pytest.raises(DataError, match=r"it has 19 bytes instead of"):
+            download.obtain_cifar10(part.parent, [address])
+        server.shutdown()
+    assert part.read_bytes() == content[:150_000]
+    with served(content) as (good, seen):
+        download.obtain_cifar10(part.parent, [good])
+    assert seen == ["bytes=150000-"]
 
 
 def test_download_failure_names_every_attempt(small_archive, tmp_path):
@@ -189,14 +217,14 @@ def test_addresses_include_the_authors():
     assert len(set(hosts)) >= 2
 
 
-def test_download_stops_at_the_published_size(small_archive, tmp_path, monkeypatch):
+def test_download_stops_at_the_published_size(small_archive, tmp_path):
     """A server that sends more than the file has is cut off, and the next address is tried."""
     content = small_archive.read_bytes()
-    monkeypatch.setattr(download, "CIFAR10_ARCHIVE_BYTES", len(content))
-    with served(content * 3) as (endless, _), served(content) as (good, _):
+    with served(content * 3, length=False) as (endless, _), served(content) as (good, _):
         folder = download.obtain_cifar10(tmp_path / "wanted", [endless, good])
     assert (folder / "batches.meta").is_file()
-    with served(content * 3) as (endless, _), pytest.raises(DataError, match="content is wrong"):
+    wrong = pytest.raises(DataError, match="content is wrong")
+    with served(content * 3, length=False) as (endless, _), wrong:
         download.obtain_cifar10(tmp_path / "other", [endless])
     assert not list((tmp_path / "other").glob("*.part"))
 
@@ -223,5 +251,5 @@ def test_data_that_is_too_large_is_not_read(small_archive):
 def test_archive_that_is_too_large_is_not_read(small_archive, tmp_path):
     with small_archive.open("wb") as file:
         file.truncate(2**33)
-    with pytest.raises(DataError, match="it has 8,589,934,592 bytes instead of 170,498,071"):
+    with pytest.raises(DataError, match="it has 8,589,934,592 bytes instead of "):
         download._unpack(small_archive, tmp_path)

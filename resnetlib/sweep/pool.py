@@ -1,10 +1,7 @@
 """Runs on this machine: one process per core, or per share of a GPU."""
 
-import itertools
 import math
 import os
-import shutil
-import subprocess
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +67,7 @@ class LocalPool:
         self.places: dict[Task, int] = {}
 
     def start(self, task: Task, **settings: Any) -> None:
-        if self.needs.gpus and not self.gpus and not _torch_sees_a_gpu():
+        if self.needs.gpus and not self.gpus:
             raise ConfigError(f"--gpus {self.needs.gpus:g}: no GPU is visible on this machine")
         place = min(set(range(len(self.places) + 1)) - set(self.places.values()))
         environment = self.needs.environment()
@@ -116,21 +113,13 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _torch_sees_a_gpu() -> bool:
+def visible_gpus() -> list[str]:
+    """The GPUs that runs here would train on, as `CUDA_VISIBLE_DEVICES` names them."""
     import torch  # slow to import
 
-    return torch.cuda.is_available()
+    from ..device import choose_device
 
-
-def visible_gpus() -> list[str]:
-    """The NVIDIA GPUs that a process here sees, as `CUDA_VISIBLE_DEVICES` names them."""
-    named, program = os.environ.get("CUDA_VISIBLE_DEVICES"), shutil.which("nvidia-smi")
-    if program is None and not (named and _torch_sees_a_gpu()):
+    if choose_device("auto").type != "cuda":  # a card may be there that torch cannot use
         return []
-    if named is not None:
-        names = itertools.takewhile(lambda name: not name.startswith("-"), named.split(","))
-        return [name for name in names if name.strip()]  # CUDA sees no card from a -1 on
-    done = subprocess.run(  # noqa: S603  a fixed command
-        [program, "-L"], capture_output=True, text=True, check=False
-    )
-    return [str(n) for n, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
