@@ -15,6 +15,7 @@ from .task import Task
 
 ATTEMPTS = 3  # of a run whose process or node was lost
 LOCK_SECONDS = 2  # between two looks at a run that another process works on
+OVERTIME_SECONDS = 600  # for runs to evaluate and write what they have, after the time limit
 
 
 class Engine(Protocol):
@@ -64,6 +65,7 @@ class Scheduler:
         self.attempts: dict[Task, int] = {}
         self.not_before: dict[Task, float] = {}
         self.cancelled: set[Task] = set()
+        self.overtime_is_over = False
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +98,10 @@ class Scheduler:
     def poll(self) -> list[tuple[Task, Outcome]]:
         """Start what can be started; the tasks that have ended since the last call."""
         ended = self._start()
+        if not self.overtime_is_over and time.monotonic() > self.until + OVERTIME_SECONDS:
+            self.overtime_is_over = True  # a second request would end a run at once
+            for task in self.running:  # no node of the cluster may ever have taken it
+                self.engine.stop(task)
         for task, end in self.engine.finished():
             seconds = time.monotonic() - self.running.pop(task)
             outcome = self._outcome(task, end)
@@ -153,6 +159,8 @@ class Scheduler:
         if end.code == 0 and task.is_outdated:
             return _outdated(task)
         was_killed = end.code is None or not 0 < end.code <= 128
+        if was_killed and not self.has_time:
+            return Outcome("stopped", end.message)
         if was_killed and self.attempts[task] < ATTEMPTS:
             self.display.line(f"lost      {task.name}: {end.message or 'killed'}; started again")
             self.waiting.append(task)

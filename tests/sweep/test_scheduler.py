@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -73,6 +74,34 @@ def test_accuracies_of_two_kinds_are_not_compared(quick, monkeypatch, second):
         with pytest.raises(KeyError):  # no task has an outcome
             carry_out(tasks, local())
     assert [display.comparable for display in made] == [True, False]
+
+
+def test_time_limit_ends_what_no_node_takes(quick, monkeypatch):
+    class Full:
+        """A cluster without room, which never places a task."""
+
+        slots, given, stopped = 1, 0, ()
+        patience = time.monotonic() + 20
+
+        def start(self, task, **settings):
+            self.given += 1
+
+        def stop(self, task):
+            self.stopped = (task,)
+
+        def finished(self):
+            time.sleep(0.01)
+            assert time.monotonic() < self.patience, "the sweep waits although its time is over"
+            return [(task, process.Exit(None, "cancelled")) for task in self.stopped]
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(scheduler, "OVERTIME_SECONDS", 0.1)
+    engine = Full()
+    outcomes = carry_out([quick(seed=0), quick(seed=1)], engine, seconds=0.2)
+    assert (statuses(outcomes), exit_code(outcomes.values())) == (["stopped"] * 2, 4)
+    assert engine.given == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"x\n1\n", b"\xff\xfe", b"epoch,test_accuracy\n1,high\n"])
