@@ -74,7 +74,7 @@ KEYS = {
         "restart",
     ),
     "schedule.period_factor": ({"epochs": 3, "schedule": RESTARTS}, 2),
-    "schedule.every_epochs": ({"schedule": {"name": "exponential", "gamma": 0.5}}, 2),
+    "schedule.every_epochs": ({"epochs": 3, "schedule": {"name": "exponential", "gamma": 0.5}}, 2),
     "schedule.factor": ({"epochs": 3, "schedule": PLATEAU}, 0.1),
     "schedule.patience": ({"epochs": 3, "schedule": PLATEAU}, 1),
     "schedule.threshold": ({"epochs": 3, "schedule": PLATEAU}, 0.0),
